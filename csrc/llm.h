@@ -1,0 +1,502 @@
+/* llm.h - run a Llama-style language model from one flat file.
+ *
+ *     char err[256];
+ *     llm_model *m = llm_open("model.llm", err, sizeof err);                 // NULL: err says why
+ *     llm_session *s = llm_session_open(m, NULL, err, sizeof err);
+ *     float *logits = malloc(llm_model_header(m)->vocab_size * sizeof *logits);
+ *     llm_forward(s, n, tokens, NULL, NULL, logits, err, sizeof err);        // the logits after the last
+ *     token llm_session_close(s), llm_close(m);
+ *
+ * A model is immutable: any number of threads and sessions may use it. A session, a tokenizer's decoder and a
+ * sampler each belong to one thread at a time. Nothing here prints, exits or aborts. A function that can fail
+ * takes `err`, a buffer of `errlen` bytes (err may be NULL when errlen is 0), and leaves one NUL-terminated
+ * sentence in it when it fails; it leaves the buffer alone when it succeeds. Every pointer argument is
+ * required unless its line says that it may be NULL. Model files are untrusted: whatever is in one, opening
+ * it and running it ends in a result or an error.
+ *
+ * This header is also what the Python bindings are made from, and where the file format is written down. */
+#ifndef LLM_H
+#define LLM_H
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---------------------------------------------------------------------------------------------------------
+ * The flat file. Little-endian; every part begins where the one before it ends:
+ *
+ *     llm_header                                  LLM_HEADER_SIZE bytes
+ *     sections                                    header.text_size bytes, a multiple of 64 (see llm_section)
+ *     llm_layer[n_layers]                         what differs between layers
+ *     float[n_rope][head_dim / 2]                 rotary frequencies, radians a position; 0 does not rotate
+ *     zeros up to a multiple of 64
+ *     tensors                                     in the order of enum llm_tensor_id, see llm_layout
+ *     64 zero bytes                               so that a vector load may run past the last weight
+ *
+ * Matrices are row-major, one row per output, W (rows, cols) @ x (cols,) -> y (rows,). A row is padded with
+ * zeros to `stride` columns, a multiple of 64. An int8 matrix is its rows * stride weights, then rows *
+ * stride/64 scales in fp16, one for each 64 columns of a row: w = q * scale. */
+
+enum {
+    LLM_VERSION = 1,
+    LLM_HEADER_SIZE = 256,
+    LLM_GROUP = 64 /* columns that share an int8 scale; rows are padded to a multiple of it */
+};
+
+enum llm_dtype { LLM_FP16 = 0, LLM_INT8 = 1, LLM_FP32 = 2 };
+
+/* header.flags: the mathematics of a model. Bits without a name here must be 0. */
+enum llm_flag {
+    LLM_TIED = 1,            /* the output matrix is the embedding: there is no LLM_OUTPUT tensor */
+    LLM_QKV_BIAS = 2,        /* q, k and v have a bias (Qwen2) */
+    LLM_QK_NORM = 4,         /* RMSNorm over each head of q and k, before the rotation (Qwen3) */
+    LLM_ROUTER_NORMALIZE = 8 /* the weights of the chosen experts are divided by their sum (Mixtral, Qwen3-MoE
+                                with norm_topk_prob); without it they are the softmax over all experts */
+};
+
+typedef struct llm_header {
+    char magic[8];      /* "PYLLM\r\n\032" */
+    uint32_t version;   /* LLM_VERSION */
+    uint32_t dtype;     /* of the matrices: LLM_FP16 or LLM_INT8 */
+    uint64_t file_size; /* bytes, exact */
+    uint64_t text_size; /* bytes of the sections, a multiple of 64 */
+    uint32_t flags;     /* enum llm_flag */
+    uint32_t dim;       /* width of the residual stream */
+    uint32_t ffn_dim;   /* inner width of the feed-forward block, or of one expert */
+    uint32_t n_layers;
+    uint32_t n_heads;    /* query heads, a multiple of n_kv_heads */
+    uint32_t n_kv_heads; /* key and value heads */
+    uint32_t head_dim;   /* even; need not be dim / n_heads */
+    uint32_t vocab_size; /* rows of the embedding */
+    uint32_t context;    /* positions that the model was made for */
+    uint32_t n_rope;     /* rotary tables, at least 1 */
+    uint32_t n_experts;  /* 0: a dense feed-forward block */
+    uint32_t n_active;   /* experts that each token goes through; 0 when dense */
+    float norm_eps;      /* of every RMSNorm */
+    float attn_scale;    /* multiplies q . k; usually 1 / sqrt(head_dim) */
+    uint8_t reserved[160]; /* zeros */
+    uint64_t checksum;     /* llm_checksum() of all before */
+} llm_header;
+
+typedef struct llm_layer {
+    uint32_t rope;        /* index of the layer's rotary table */
+    uint32_t reserved[3]; /* zeros */
+} llm_layer;
+
+/* The tensors in file order. Those before LLM_ATTN_NORM occur once; the rest once a layer, a layer's tensors
+ * together; LLM_GATE_UP and LLM_DOWN once for each expert of a layer. q_dim = n_heads * head_dim, kv_dim =
+ * n_kv_heads * head_dim. */
+enum llm_tensor_id {
+    LLM_EMBED,     /* (vocab_size, dim)              the model's dtype */
+    LLM_OUT_NORM,  /* (1, dim)                       fp32 */
+    LLM_OUTPUT,    /* (vocab_size, dim)              the model's dtype; absent with LLM_TIED */
+    LLM_ATTN_NORM, /* (1, dim)                       fp32 */
+    LLM_QKV,       /* (q_dim + 2 * kv_dim, dim)      the model's dtype; rows of q, then k, then v. Element i of a
+                                                     head rotates with element i + head_dim / 2 (half-split) */
+    LLM_BIAS,      /* (1, q_dim + 2 * kv_dim)        fp32; only with LLM_QKV_BIAS */
+    LLM_Q_NORM,    /* (1, head_dim)                  fp32; only with LLM_QK_NORM */
+    LLM_K_NORM,    /* (1, head_dim)                  fp32; only with LLM_QK_NORM */
+    LLM_ATTN_OUT,  /* (dim, q_dim)                   the model's dtype */
+    LLM_FFN_NORM,  /* (1, dim)                       fp32 */
+    LLM_ROUTER,    /* (n_experts, dim)               fp16; only with experts */
+    LLM_GATE_UP,   /* (2 * ffn_dim, dim)             the model's dtype; rows of gate, then up */
+    LLM_DOWN,      /* (dim, ffn_dim)                 the model's dtype */
+    LLM_N_TENSORS
+};
+
+typedef struct llm_tensor {
+    uint64_t offset; /* of its first byte in the file, a multiple of 64 */
+    uint64_t size;   /* bytes, scales included, without the padding up to the next tensor; 0: the model has no such tensor */
+    uint64_t rows, cols;
+    uint64_t stride; /* columns stored a row */
+    uint32_t dtype;  /* enum llm_dtype */
+    uint32_t reserved;
+} llm_tensor;
+
+/* Where a tensor lies, from the header alone. `layer` and `expert` are 0 for what occurs once. Returns 0; or
+ * -1 with a reason in err when the header's fields are out of range or contradict each other, when its sizes
+ * overflow, or when id, layer or expert is out of range. header->magic, version and file_size are not looked
+ * at. */
+int llm_layout(const llm_header *header, uint32_t id, uint32_t layer, uint32_t expert, llm_tensor *tensor, char *err,
+               size_t errlen);
+
+/* The size in bytes of the file that this header describes, or 0 with a reason in err as from llm_layout. */
+uint64_t llm_file_size(const llm_header *header, char *err, size_t errlen);
+
+/* The checksum that belongs into this header once all its other fields are set: FNV-1a, 64 bits, over the
+ * bytes before it. */
+uint64_t llm_checksum(const llm_header *header);
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Sections: the texts and tables beside the weights. Each is an llm_section_head, then `size` bytes, then
+ * zeros up to a multiple of 16; a head with tag 0 or the end of the area ends the list. Readers pass over
+ * tags that they do not know. */
+
+typedef struct llm_section_head {
+    uint32_t tag; /* enum llm_section_tag */
+    uint32_t reserved;
+    uint64_t size;
+} llm_section_head;
+
+enum llm_section_tag {
+    LLM_NAME = 1,         /* UTF-8, the model's name */
+    LLM_ABOUT = 2,        /* UTF-8, what it is: family, source, licence, description; lines of "key: value" */
+    LLM_STOP = 3,         /* uint32[]: tokens that end a generation */
+    LLM_CHAT_TEMPLATE = 4,/* UTF-8: the model's own Jinja template */
+    LLM_CHAT_PARTS = 5,   /* six UTF-8 strings, each ended by NUL, that make a conversation without Jinja:
+                             0 before the system message, 1 between it and the first user message,
+                             2 before the first user message when there is no system message,
+                             3 between a user message and the reply, 4 between a reply and the next user message,
+                             5 "trim" if messages are stripped of white space at both ends, else "".
+                             Absent when the template cannot be reduced to this; LLM_CHAT_WHY then says why. */
+    LLM_CHAT_WHY = 6,     /* UTF-8: why there are no LLM_CHAT_PARTS */
+    LLM_TOKENIZER = 16,   /* llm_vocabulary; this and up to 31 are the tokenizer's, see below */
+    LLM_TOKEN_STARTS = 17,
+    LLM_TOKEN_BYTES = 18,
+    LLM_TOKEN_TYPES = 19,
+    LLM_TOKEN_ORDER = 20,
+    LLM_MERGE_STARTS = 21,
+    LLM_MERGES = 22,
+    LLM_ADDED = 23,
+    LLM_PATTERN = 24,
+    LLM_CLASSES = 25,
+    LLM_NFC = 26,
+    LLM_NORMALIZER = 27
+};
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Models */
+
+typedef struct llm_model llm_model;
+
+/* Maps the file and checks all of it but the values of the weights. Takes about a millisecond whatever the
+ * size: nothing is copied. Returns a model that llm_close frees, or NULL. The file must not be changed while
+ * it is open. */
+llm_model *llm_open(const char *path, char *err, size_t errlen);
+
+/* The same over `size` bytes at `data`, 64-byte aligned, which must outlive the model and are not copied. */
+llm_model *llm_open_memory(const void *data, size_t size, char *err, size_t errlen);
+
+/* Frees a model; sessions and tokenizers made from it must be closed before. NULL is allowed. */
+void llm_close(llm_model *model);
+
+/* The file's header, valid until llm_close. */
+const llm_header *llm_model_header(const llm_model *model);
+
+/* The first section with this tag, valid until llm_close, 16-byte aligned; its length in bytes goes to *size.
+ * NULL (and *size = 0) when the file has none. The bytes are not NUL-terminated, and nothing has checked
+ * them. */
+const void *llm_section(const llm_model *model, uint32_t tag, size_t *size);
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Sessions: the state of up to n_seqs sequences (their keys and values), and the buffers to extend them. */
+
+typedef struct llm_session llm_session;
+
+typedef struct llm_options {
+    uint32_t context; /* positions a sequence may have; 0: the model's. More than the model's is allowed. */
+    uint32_t n_seqs;  /* sequences, numbered from 0; 0: 1 */
+    uint32_t threads; /* 0: llm_default_threads(). Results do not depend on it. */
+    uint32_t batch;   /* tokens that go through the layers together, more are split; 0: 256 */
+} llm_options;
+
+/* Opens a session; `options` may be NULL for all defaults. Keys and values are reserved, not taken: memory is
+ * used as sequences grow. Fails when memory cannot be had, or when the environment variable PYLLM_ISA
+ * (scalar, avx2, avx512, neon) names an instruction set that this processor lacks; without it the best one is
+ * used. The model must outlive the session. */
+llm_session *llm_session_open(const llm_model *model, const llm_options *options, char *err, size_t errlen);
+void llm_session_close(llm_session *session); /* NULL is allowed */
+
+/* The options with the defaults filled in, and the name of the instruction set in use (static). */
+const llm_options *llm_session_options(const llm_session *session);
+const char *llm_session_isa(const llm_session *session);
+
+/* Appends n tokens, tokens[i] to sequence seqs[i], in order, and computes logits.
+ *   tokens  (n,), each < vocab_size
+ *   seqs    (n,), each < n_seqs; NULL: all are of sequence 0
+ *   want    (n,), whether the logits after token i are wanted; NULL: only those after the last token
+ *   logits  (number wanted, vocab_size) float32, rows in the order of the tokens; NULL: none are computed
+ * Returns 0; or -1 and changes nothing when an argument is out of range or a sequence would grow past the
+ * session's context. */
+int llm_forward(llm_session *session, size_t n, const uint32_t *tokens, const uint32_t *seqs, const uint8_t *want,
+                float *logits, char *err, size_t errlen);
+
+/* The number of positions in sequence `seq`; 0 when there is no such sequence. */
+size_t llm_length(const llm_session *session, uint32_t seq);
+
+/* Shortens sequence `seq` to its first `length` positions; 0 drops it and gives its memory back.
+ * Returns -1 and changes nothing when it is shorter than that, or does not exist. */
+int llm_truncate(llm_session *session, uint32_t seq, size_t length, char *err, size_t errlen);
+
+/* Makes sequence `to` a copy of the first `length` positions of sequence `from`; what `to` held is dropped.
+ * Returns -1 and changes nothing when `from` is shorter than that, or one of them does not exist. from == to
+ * truncates. */
+int llm_copy(llm_session *session, uint32_t from, uint32_t to, size_t length, char *err, size_t errlen);
+
+/* The keys and values of one position in bytes, over all layers (a head is padded to a multiple of 16). */
+size_t llm_kv_bytes(const llm_model *model);
+
+/* Copies the keys and values of the first `length` positions of sequence `seq` out to `state` (set = 0), or
+ * makes the sequence those in `state` (set = 1). `state` has length * llm_kv_bytes() bytes: fp16 [layer][k,
+ * v][kv head][position][head_dim padded to 16]. Returns -1 and changes nothing when there is no such
+ * sequence, it is shorter, or length is more than the session's context. */
+int llm_state(llm_session *session, uint32_t seq, size_t length, void *state, int set, char *err, size_t errlen);
+
+/* The processors that this process may really use: its affinity mask, then the cgroup's CPU quota rounded
+ * down, at least 1; 1 in a build without OpenMP. */
+uint32_t llm_default_threads(void);
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Tokenizer (tokenizer.c): text to ids and back, ids identical to the Hugging Face tokenizer's. Text is any
+ * bytes of any length, NUL included; bytes that are not UTF-8 are taken as U+FFFD, as Python's
+ * decode(errors="replace") does it.
+ *
+ * Its sections hold a program, not a family's name: the converter turns every tokenizer into these steps.
+ *
+ *   1. Added tokens are cut out of the text (LLM_ADDED: leftmost first, the longest of those that begin
+ *   there). 2. What is between them is normalised (LLM_NORMALIZER, LLM_NFC), and cut again at the added
+ *   tokens that are looked for in
+ *      normalised text.
+ *   3. What is left is split by each stage of LLM_PATTERN in turn, a regular expression over LLM_CLASSES.
+ *   4. Each piece begins as one symbol a byte (LLM_BYTE_LEVEL) or a character. Of the neighbours that
+ *   LLM_MERGES knows, the pair of the
+ *      lowest rank, the leftmost among equals, is replaced by its result, again and again.
+ *
+ * Token texts are what the tokens decode to: bytes, with plain spaces where vocabularies write U+2581 or
+ * U+0120. A tokenizer that writes spaces as U+2581 therefore gets its text with U+2581 replaced by a space,
+ * which is the same thing the other way round.
+ *
+ *   LLM_TOKENIZER     llm_vocabulary
+ *   LLM_TOKEN_STARTS  uint32[n_tokens + 1]: token i is bytes [starts[i], starts[i + 1]) of LLM_TOKEN_BYTES
+ *   LLM_TOKEN_TYPES   uint8[n_tokens]: enum llm_token_type
+ *   LLM_TOKEN_ORDER   uint32[]: the tokens that text can be looked up as, sorted by their bytes
+ *   LLM_MERGE_STARTS  uint32[n_tokens + 1]: the merges whose left side is token i are LLM_MERGES[starts[i]]
+ *                     up to [starts[i + 1]]
+ *   LLM_MERGES        llm_merge[], each left side's sorted by their right side
+ *   LLM_ADDED         llm_added_head, llm_added[n_raw + n_normal], their texts; each of the two groups sorted
+ *                     by text. Optional.
+ *   LLM_NORMALIZER    llm_normalize_step[], each followed by its two texts; in order. Optional.
+ *   LLM_PATTERN       llm_pattern_head, llm_stage[n_stages], llm_instruction[n_instructions]. Optional.
+ *   LLM_CLASSES       llm_class_head, llm_class[n_classes], llm_range[n_ranges]. Optional unless something
+ *                     refers to a class. Class 0 is the white space that LLM_ADDED_LSTRIP and RSTRIP take
+ *                     along, class 1 what LLM_ADDED_WORD takes for part of a word.
+ *   LLM_NFC           llm_nfc_head, llm_nfc_char[n_chars] sorted by code, uint32 points[n_points],
+ *                     llm_nfc_pair[n_pairs] sorted. Hangul syllables are left out. Only with
+ *                     LLM_NORMALIZE_NFC. */
+
+enum llm_vocabulary_flag {
+    LLM_BYTE_LEVEL = 1,    /* symbols begin as bytes, not as characters */
+    LLM_BYTE_FALLBACK = 2, /* a character that is no token becomes the tokens of its bytes */
+    LLM_FUSE_UNKNOWN = 4,  /* neighbouring unknown characters make one unknown token */
+    LLM_WHOLE_WORDS = 8,   /* a piece that is a token is that token, whatever the merges would make of it */
+    LLM_ADD_BOS = 16,      /* before every text, unless told otherwise */
+    LLM_ADD_EOS = 32,
+    LLM_PREFIX_SPACE = 64,  /* a space goes before each text between added tokens that does not begin with one */
+    LLM_PREFIX_FIRST = 128, /* ... but only at the very start */
+    LLM_STRIP_SPACE = 256,  /* decoding: one space is dropped at the start of the text */
+    LLM_STRIP_SPACES = 512  /* decoding: all spaces of the first token are dropped */
+};
+
+typedef struct llm_vocabulary {
+    uint32_t flags; /* enum llm_vocabulary_flag */
+    uint32_t n_tokens;
+    uint32_t bos, eos, unknown; /* UINT32_MAX: none */
+    uint32_t reserved[3];       /* zeros */
+    uint32_t bytes[256];        /* the token of each byte; UINT32_MAX: none */
+} llm_vocabulary;
+
+enum llm_token_type {
+    LLM_TOKEN_SPECIAL = 1, /* a control token: no text unless asked for */
+    LLM_TOKEN_BYTE = 2,    /* a byte of a character that is no token */
+    LLM_TOKEN_ABSENT = 4   /* an id that no token has */
+};
+
+typedef struct llm_merge {
+    uint32_t right, rank, result;
+} llm_merge;
+
+enum llm_added_flag {
+    LLM_ADDED_SPECIAL = 1, /* plain text unless LLM_SPECIAL is given */
+    LLM_ADDED_LSTRIP = 2,  /* takes white space on its left along */
+    LLM_ADDED_RSTRIP = 4,  /* takes white space on its right along */
+    LLM_ADDED_WORD = 8     /* only where neither neighbour is part of a word */
+};
+
+typedef struct llm_added_head {
+    uint32_t n_raw;    /* tokens looked for in the text as it comes */
+    uint32_t n_normal; /* tokens looked for in normalised text */
+} llm_added_head;
+
+typedef struct llm_added {
+    uint32_t id, flags;     /* enum llm_added_flag */
+    uint32_t start, length; /* of its text, behind the last llm_added; length > 0 */
+} llm_added;
+
+enum llm_normalize_kind {
+    LLM_NORMALIZE_NFC = 1,     /* Unicode normalization form C */
+    LLM_NORMALIZE_PREPEND = 2, /* `to` before every text that is not empty */
+    LLM_NORMALIZE_REPLACE = 3, /* every `from` by `to` */
+    LLM_NORMALIZE_TRIM = 4     /* runs of spaces become one, none at the start, none (and no U+2581) at the end */
+};
+
+typedef struct llm_normalize_step {
+    uint32_t kind;              /* enum llm_normalize_kind */
+    uint32_t from_size, to_size; /* bytes of the two texts that follow */
+} llm_normalize_step;
+
+/* What becomes of the text that a stage's expression matches. */
+enum llm_split {
+    LLM_SPLIT_ISOLATED = 0,   /* a piece of its own */
+    LLM_SPLIT_REMOVED = 1,
+    LLM_SPLIT_PREVIOUS = 2,   /* joined to the unmatched text before it */
+    LLM_SPLIT_NEXT = 3,       /* joined to the unmatched text behind it */
+    LLM_SPLIT_CONTIGUOUS = 4, /* joined to matches beside it */
+    LLM_SPLIT_INVERT = 8      /* added: the other way round, what is between the matches counts as matched */
+};
+
+enum llm_op {
+    LLM_OP_MATCH = 0, /* done */
+    LLM_OP_RUN = 1,   /* b to c characters of class a, as many as let the rest match */
+    LLM_OP_EAT = 2,   /* b to c characters of class a, as many as there are */
+    LLM_OP_ALT = 3,   /* what follows, or else what is at a */
+    LLM_OP_JUMP = 4,  /* on at a */
+    LLM_OP_LOOK = 5,  /* on at a if what follows, up to its LLM_OP_MATCH, matches here (b = 0) or does not (b = 1) */
+    LLM_OP_END = 6    /* only at the end of the text or before a newline */
+};
+
+enum { LLM_MAX_STAGES = 16, LLM_MAX_INSTRUCTIONS = 1024 };
+
+typedef struct llm_pattern_head {
+    uint32_t n_stages, n_instructions;
+} llm_pattern_head;
+
+typedef struct llm_stage {
+    uint32_t start; /* its first instruction */
+    uint32_t split; /* enum llm_split */
+} llm_stage;
+
+typedef struct llm_instruction { /* every place that it names is behind it; the last one is LLM_OP_MATCH */
+    uint32_t op;             /* enum llm_op */
+    uint32_t a, b, c;        /* c: UINT32_MAX is without limit */
+} llm_instruction;
+
+typedef struct llm_class_head {
+    uint32_t n_classes, n_ranges;
+} llm_class_head;
+
+typedef struct llm_class {
+    uint32_t ascii[4];      /* a bit for each character below 128 */
+    uint32_t start, length; /* its ranges above that, sorted */
+} llm_class;
+
+typedef struct llm_range {
+    uint32_t first, last;
+} llm_range;
+
+typedef struct llm_nfc_head {
+    uint32_t n_chars, n_points, n_pairs;
+} llm_nfc_head;
+
+typedef struct llm_nfc_char { /* a character from U+00C0 that does not just stay as it is */
+    uint32_t code;
+    uint32_t order;         /* combining class; + 256: a starter that combines with what is before it */
+    uint32_t start, length; /* its full decomposition in points; length 0: none */
+} llm_nfc_char;
+
+typedef struct llm_nfc_pair {
+    uint32_t first, second, result;
+} llm_nfc_pair;
+
+typedef struct llm_tokenizer llm_tokenizer;
+
+/* Opens the model's tokenizer. It may be shared by threads and must be closed before the model. NULL: err
+ * says what is wrong or missing. */
+llm_tokenizer *llm_tokenizer_open(const llm_model *model, char *err, size_t errlen);
+void llm_tokenizer_close(llm_tokenizer *tokenizer); /* NULL is allowed */
+
+/* Flags of llm_encode. By default a BOS (and for the few models that want it an EOS) is added where the
+ * Hugging Face tokenizer adds it. */
+enum llm_encode_flag {
+    LLM_NO_BOS = 1,  /* never add BOS or EOS */
+    LLM_BOS = 2,     /* add BOS, unless the text's own first token is already BOS; no EOS */
+    LLM_SPECIAL = 4  /* recognise special (control) tokens in the text; without it they are plain text */
+};
+
+/* Writes the ids of text (len bytes) to tokens, at most capacity of them, and returns how many there are
+ * (which may be more: call again with more room; capacity 0 with tokens NULL only counts). Returns -1 when
+ * memory runs out, or when the file's pattern is so bad that it would take forever. */
+int64_t llm_encode(const llm_tokenizer *tokenizer, const char *text, size_t len, uint32_t flags, uint32_t *tokens,
+                   size_t capacity, char *err, size_t errlen);
+
+/* A decoder holds back the bytes of an unfinished character. Zero-initialise it to start a text. */
+typedef struct llm_decoder {
+    uint8_t held[8];
+    uint32_t n_held;
+    uint32_t started; /* bit 0: text has been given out, so that a leading space stays; the rest is the decoder's own */
+} llm_decoder;
+
+/* Decodes one token after those that the decoder has seen. Writes whole UTF-8 characters to out (not
+ * NUL-terminated), at most capacity bytes, and returns how many; llm_token_max_bytes() is always room enough.
+ * Special tokens give nothing unless `special`. Bytes that can no longer become a character give U+FFFD. An
+ * id that the tokenizer does not have gives nothing. */
+size_t llm_decode(const llm_tokenizer *tokenizer, llm_decoder *decoder, uint32_t token, int special, char *out,
+                  size_t capacity);
+
+/* Ends a text: what is still held back gives U+FFFD. The same room. Resets the decoder. */
+size_t llm_decode_end(llm_decoder *decoder, char *out, size_t capacity);
+
+size_t llm_token_max_bytes(const llm_tokenizer *tokenizer);
+
+/* The number of ids, and BOS, EOS (or -1 when the tokenizer has none). */
+uint32_t llm_token_count(const llm_tokenizer *tokenizer);
+int64_t llm_token_bos(const llm_tokenizer *tokenizer);
+int64_t llm_token_eos(const llm_tokenizer *tokenizer);
+
+/* Whether generation ends at this token (section LLM_STOP, else EOS), and whether it is a special (control)
+ * token. */
+int llm_token_is_stop(const llm_tokenizer *tokenizer, uint32_t token);
+int llm_token_is_special(const llm_tokenizer *tokenizer, uint32_t token);
+
+/* The id of a token given by its exact text, spaces as spaces ("<|im_end|>", " the"), or -1. */
+int64_t llm_token_find(const llm_tokenizer *tokenizer, const char *text, size_t len);
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Sampler (sampler.c): logits to a token. In this order: penalties, logit bias, temperature, top-k, top-p,
+ * min-p. */
+
+typedef struct llm_sampling {
+    float temperature;       /* >= 0; 0: always the most likely token (the lowest id among equals) */
+    float top_p;             /* in (0, 1]: the fewest most likely tokens whose probabilities reach it; 1: off (Holtzman et al. 2020) */
+    float min_p;             /* in [0, 1]: drop tokens less likely than this times the most likely one; 0: off (Nguyen et al. 2024) */
+    uint32_t top_k;          /* keep the k most likely tokens; 0: off */
+    float repeat_penalty;    /* > 0; 1: off. Divides positive and multiplies negative logits of tokens seen, prompt included (CTRL, Keskar 2019) */
+    float presence_penalty;  /* subtracted once from tokens already generated; 0: off (OpenAI's definition) */
+    float frequency_penalty; /* subtracted once for each time they were generated; 0: off */
+    uint32_t n_bias;         /* entries in the two arrays below */
+    const uint32_t *bias_tokens; /* (n_bias,); may be NULL when n_bias is 0. Copied by llm_sampler_open. */
+    const float *bias_values;    /* (n_bias,), added to the logits; -INFINITY forbids a token */
+    uint64_t seed;           /* the same seed and logits give the same tokens, on every machine with the same floating point */
+} llm_sampling;
+
+/* The defaults: temperature 0.8, top_p 0.95, everything else off, seed 0. */
+llm_sampling llm_sampling_default(void);
+
+typedef struct llm_sampler llm_sampler;
+
+/* Checks the parameters and makes a sampler for logits of vocab_size entries. NULL: err names the field. */
+llm_sampler *llm_sampler_open(const llm_sampling *params, size_t vocab_size, char *err, size_t errlen);
+void llm_sampler_close(llm_sampler *sampler); /* NULL is allowed */
+
+/* Tells the sampler of a token of the prompt (generated = 0) or of the text (generated = 1), for the
+ * penalties. llm_sample does it itself for the token it returns. */
+void llm_sampler_accept(llm_sampler *sampler, uint32_t token, int generated);
+
+/* Draws a token from logits (vocab_size,), which are not changed. NaN counts as -infinity; if nothing is
+ * left, the most likely token wins. */
+uint32_t llm_sample(llm_sampler *sampler, const float *logits);
+
+/* Natural-log probabilities under softmax(logits), before any penalty or temperature. Writes the n most
+ * likely tokens, most likely first (lower id first among equals), to top_tokens and top_logprobs (both (n,);
+ * may be NULL when n is 0; n is cut to vocab_size), and returns that of `token`. */
+float llm_logprobs(const float *logits, size_t vocab_size, uint32_t token, size_t n, uint32_t *top_tokens,
+                   float *top_logprobs);
+
+#endif
