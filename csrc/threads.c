@@ -13,37 +13,59 @@
 #include <omp.h>
 #endif
 
-/* Reads up to two numbers from a file; returns how many there were ("max 100000" has none). */
-static int read_numbers(const char *path, double *a, double *b) {
+/* The first number in the file root + group + name, and the second to *other if there is one; -1 without ("max"). */
+static double read_number(const char *root, const char *group, const char *name, double *other) {
+    char path[640];
+    double number = -1;
+    snprintf(path, sizeof path, "%s%s/%s", root, group, name);
     FILE *f = fopen(path, "r");
-    const int n = f ? fscanf(f, "%lf %lf", a, b) : 0;
+    if (f && fscanf(f, "%lf %lf", &number, other) < 1)
+        number = -1;
     if (f)
         fclose(f);
-    return n < 0 ? 0 : n;
+    return number;
 }
 
-/* The smallest quota / period of this process's cgroup and the groups around it, in processors; without a
- * limit a large number. Version 2 is /proc/self/cgroup's line "0::/path" and cpu.max; version 1 is asked for
- * its root only, which in a container is its own. */
-static double cpu_quota(void) {
-    double quota, period, least = 1e9;
-    char group[512] = "", line[512], path[640];
-    FILE *f = fopen("/proc/self/cgroup", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (!strncmp(line, "0::/", 4))
-            snprintf(group, sizeof group, "%.*s", (int)strcspn(line + 3, "\n"), line + 3);
-    if (f)
-        fclose(f);
-    for (char *slash = group; slash; slash = strrchr(group, '/')) {
-        if (slash != group || !*group || strrchr(group, '/') == group)
-            *slash = slash == group && *group && slash[1] ? *slash : 0;
-        snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group);
-        if (read_numbers(path, &quota, &period) == 2 && quota > 0 && period > 0 && quota / period < least)
+/* The smallest CPU limit of this cgroup and the groups around it, in processors; without one a large number. Version 2
+ * has cpu.max, "quota period" or "max period"; version 1 has two files, where quota is -1 without a limit. */
+static double group_limit(const char *root, char *group, int version) {
+    double least = 1e9;
+    for (char *slash = group + strlen(group);; slash = strrchr(group, '/')) {
+        double period = 0, none = 0, quota;
+        if (!slash)
+            return least;
+        *slash = 0;
+        quota = read_number(root, group, version == 2 ? "cpu.max" : "cpu.cfs_quota_us", &period);
+        if (version == 1)
+            period = read_number(root, group, "cpu.cfs_period_us", &none);
+        if (quota > 0 && period > 0 && quota / period < least)
             least = quota / period;
     }
-    if (read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &quota, &period) == 1 && quota > 0 &&
-        read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &period, &period) == 1 && quota / period < least)
-        least = quota / period;
+}
+
+/* The limit of the groups that /proc/self/cgroup names: a line "0::/path" for version 2, "N:cpu,cpuacct:/path" for 1. A
+ * container sees its own group at the root, which is asked last either way. */
+static double cpu_quota(void) {
+    double least = 1e9;
+    char line[512];
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        char *names = strchr(line, ':'), *group = names ? strchr(names + 1, ':') : NULL;
+        if (!group)
+            continue;
+        *group++ = 0;
+        group[strcspn(group, "\n")] = 0;
+        const int cpu =
+            !strcmp(names, ":cpu") || !strncmp(names, ":cpu,", 5) || strstr(names, ",cpu,") != NULL;
+        double limit = 1e9;
+        if (cpu)
+            limit = group_limit("/sys/fs/cgroup/cpu", group, 1);
+        else if (names[1] == 0)
+            limit = group_limit("/sys/fs/cgroup", group, 2);
+        least = limit < least ? limit : least;
+    }
+    if (f)
+        fclose(f);
     return least;
 }
 

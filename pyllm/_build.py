@@ -1,0 +1,81 @@
+"""Compiles the C side: the extension module pyllm._llm through cffi's API mode, and the command `pyllm`.
+
+The declarations come from csrc/llm.h itself, so that they are written down once. The environment variables CC and
+PYLLM_CFLAGS choose the compiler and add flags to compiling and linking.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ["csrc/llm.c", "csrc/threads.c", "csrc/tokenizer.c", "csrc/sampler.c"]
+CFLAGS = ["-O3", "-std=gnu11", *os.environ.get("PYLLM_CFLAGS", "").split()]
+
+
+def declarations() -> str:
+    """The text of llm.h without its comments and preprocessor lines, as cffi's cdef wants it."""
+    text = (ROOT / "csrc" / "llm.h").read_text()
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def compiler() -> list[str]:
+    """The C compiler's command line: CC, else what Python was built with, else cc."""
+    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    words = command.split()
+    try:
+        subprocess.run([words[0], "--version"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        if "CC" not in os.environ and words[0] != "cc":
+            os.environ["CC"] = "cc"
+            return compiler()
+        sys.exit(f"pyllm needs a C compiler, and {words[0]!r} does not run. Install one (Debian, Ubuntu: "
+                 "apt install gcc; macOS: xcode-select --install) or name one in the environment variable CC.")
+    return words
+
+
+def openmp_flags() -> list[str]:
+    """["-fopenmp"] where the compiler and linker accept it; where they do not (Apple's clang) a flag for silence."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "omp.c"
+        source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+        done = subprocess.run([*compiler(), "-fopenmp", str(source), "-o", str(Path(folder) / "omp")],
+                              capture_output=True)
+    return ["-fopenmp"] if done.returncode == 0 else ["-Wno-unknown-pragmas"]
+
+
+def make_ffi() -> FFI:
+    """The FFI object that setup.py's cffi_modules asks for."""
+    flags = [*CFLAGS, *openmp_flags()]
+    ffi = FFI()
+    ffi.cdef(declarations())
+    ffi.set_source(
+        "pyllm._llm",
+        '#include "llm.h"',
+        sources=LIBRARY,
+        depends=["csrc/llm.h", "csrc/fail.h"],
+        include_dirs=["csrc"],
+        extra_compile_args=[*flags, "-fvisibility=hidden"],
+        extra_link_args=flags,
+        libraries=["m"],
+        py_limited_api=True,
+    )
+    return ffi
+
+
+def build_command(out: Path, version: str) -> None:
+    """Compiles the command `pyllm` to `out`, with the built-in model inside."""
+    model = ROOT / "pyllm" / "models" / "stories.llm"
+    defines = [f'-DPYLLM_VERSION="{version}"', f'-DPYLLM_BUILTIN="{model}"']
+    sources = [str(ROOT / name) for name in [*LIBRARY, "csrc/main.c"]]
+    command = [*compiler(), *CFLAGS, *openmp_flags(), *defines, *sources, "-lm", "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"the command pyllm does not compile:\n{' '.join(command)}\n{done.stderr}")

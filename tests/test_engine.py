@@ -1,0 +1,483 @@
+"""The engine through its C interface, on tiny random models: against an independent forward pass, every instruction
+set against the scalar one, sequences, threads, memory, and files that are not what they should be."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from pyllm._llm import ffi, lib
+from reference import FIELDS, FP16, HEADER, INT8, QK_NORM, QKV_BIAS, ROUTER_NORMALIZE, TIED, Reference, make_model
+
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+
+MODELS = {
+    "plain": {},
+    "odd sizes": dict(dim=172, ffn_dim=288, n_heads=9, n_kv_heads=3, head_dim=20, n_rope=2, n_layers=3),
+    "one kv head": dict(dim=100, ffn_dim=90, n_heads=5, n_kv_heads=1, head_dim=34, vocab_size=131),
+    "bias, norm, tied": dict(dim=288, n_heads=6, n_kv_heads=6, head_dim=48, flags=TIED | QKV_BIAS | QK_NORM),
+    "14 on 2 heads": dict(dim=896, ffn_dim=1000, n_heads=14, n_kv_heads=2, head_dim=64, flags=QKV_BIAS),
+    "experts": dict(n_experts=5, n_active=2, flags=ROUTER_NORMALIZE, ffn_dim=72),
+    "experts, not normalised": dict(n_experts=8, n_active=3, dim=172, flags=QK_NORM),
+}
+
+
+def isas() -> list[str]:
+    """The instruction sets that this build and processor have."""
+    data = Model(make_model())
+    return [name for name in ("scalar", "avx2", "avx512", "avx512vnni", "neon") if data.has(name)]
+
+
+class Model:
+    """A model in memory; session() opens sessions, run() computes all logits of one sequence."""
+
+    def __init__(self, data: bytes):
+        room = np.zeros(len(data) + 64, np.uint8)
+        start = -room.ctypes.data % 64
+        self.data = room[start:start + len(data)]
+        self.data[:] = np.frombuffer(data, np.uint8)
+        self.err = ffi.new("char[512]")
+        model = lib.llm_open_memory(ffi.cast("void *", self.data.ctypes.data), len(data), self.err, 512)
+        if not model:
+            raise ValueError(ffi.string(self.err).decode())
+        self.c = ffi.gc(model, lib.llm_close)
+        self.vocab = lib.llm_model_header(model).vocab_size
+
+    def session(self, isa: str | None = None, **options: int) -> Session:
+        """A session with this instruction set; None: as the environment says, or the best."""
+        with pytest.MonkeyPatch.context() as patch:
+            if isa is not None:
+                patch.setenv("PYLLM_ISA", isa)
+            return Session(self, **options)
+
+    def has(self, isa: str) -> bool:
+        try:
+            self.session(isa)
+        except ValueError:
+            return False
+        return True
+
+    def run(self, ids: list[int], isa: str | None = None, **options: int) -> np.ndarray:
+        return self.session(isa, **options).forward(ids)
+
+
+class Session:
+    def __init__(self, model: Model, **options: int):
+        self.model, self.err = model, model.err
+        s = lib.llm_session_open(model.c, ffi.new("llm_options *", options), self.err, 512)
+        if not s:
+            raise ValueError(ffi.string(self.err).decode())
+        self.c = ffi.gc(s, lib.llm_session_close)
+
+    def check(self, result: int) -> None:
+        if result:
+            raise ValueError(ffi.string(self.err).decode())
+
+    def forward(self, ids: list[int], seqs: list[int] | None = None, want: bytes | None = None) -> np.ndarray:
+        want = want if want is not None else b"\1" * len(ids)
+        out = np.zeros((sum(want), self.model.vocab), np.float32)
+        self.check(lib.llm_forward(self.c, len(ids), ids, ffi.NULL if seqs is None else seqs, want,
+                                   ffi.cast("float *", out.ctypes.data), self.err, 512))
+        return out
+
+    def length(self, seq: int = 0) -> int:
+        return lib.llm_length(self.c, seq)
+
+    def truncate(self, seq: int, length: int) -> None:
+        self.check(lib.llm_truncate(self.c, seq, length, self.err, 512))
+
+    def copy(self, source: int, to: int, length: int) -> None:
+        self.check(lib.llm_copy(self.c, source, to, length, self.err, 512))
+
+
+def some_ids(n: int, vocab: int, seed: int = 1) -> list[int]:
+    return np.random.default_rng(seed).integers(0, vocab, n).tolist()
+
+
+@pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_the_reference(name, dtype):
+    """The reference is float64 throughout. The engine rounds keys and values to fp16 (2^-11 relative) and, with int8
+    weights, activations to 16 bits of their group's largest; in these models, whose attention is sharp because
+    their weights are large, that comes to at most 1 % of the logits' spread, and 0.3 % on average over all logits."""
+    data = make_model(7, dtype=dtype, **MODELS[name])
+    want = Reference(data).logits(ids := some_ids(50, 96))
+    got = Model(data).run(ids)
+    error = abs(got - want) / want.std()
+    assert error.max() < 0.01 and error.mean() < 0.003
+    assert (got.argmax(1) == want.argmax(1)).mean() >= 0.96
+
+
+@pytest.mark.parametrize("feature", ["bias", "q_norm", "k_norm", "router", "rope", "attn_norm"])
+def test_the_reference_would_notice_a_missing_feature(feature):
+    """The comparison above is sharp: with one feature changed in the reference, the logits are far off."""
+    kind = dict(n_experts=4, n_active=2, flags=ROUTER_NORMALIZE) if feature == "router" else dict(flags=QKV_BIAS | QK_NORM)
+    data = make_model(7, **kind)
+    wrong = Reference(data)
+    for layer in wrong.layers:
+        if feature in layer:
+            layer[feature] = [np.ones_like(w) if feature.endswith("norm") else 0 * w for w in layer[feature]]
+    if feature == "rope":
+        wrong.rope = wrong.rope * 0
+    want = wrong.logits(ids := some_ids(50, 96))
+    assert abs(Model(data).run(ids) - want).max() / want.std() > 0.1
+
+
+@pytest.mark.parametrize("isa", [i for i in isas() if i != "scalar"])
+@pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
+@pytest.mark.parametrize("name", MODELS)
+def test_instruction_sets_agree_with_scalar(name, dtype, isa):
+    """They differ in the order of float32 sums only: 1e-6 relative a sum. Where that flips the rounding of a key, a value
+    (fp16) or an activation (int16), one number moves by 2^-11 or 2^-15, which the next layers carry on."""
+    model = Model(make_model(3, dtype=dtype, **MODELS[name]))
+    ids = some_ids(40, 96)
+    want, got = model.run(ids, "scalar"), model.run(ids, isa)
+    assert abs(got - want).max() < 5e-3 * want.std()
+    assert abs(got - want).mean() < 3e-4 * want.std()
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
+@pytest.mark.parametrize("name", ["odd sizes", "experts"])
+def test_results_do_not_depend_on_batch_or_threads(name, dtype, isa):
+    """Bit for bit: a prompt whole, in chunks, token by token, on 1 to 4 threads, and beside another sequence."""
+    model = Model(make_model(5, dtype=dtype, **MODELS[name]))
+    ids, other = some_ids(45, 96), some_ids(45, 96, seed=2)
+    whole = model.run(ids, isa, threads=1)
+    for options in (dict(batch=7), dict(batch=1), dict(threads=2), dict(threads=4, batch=16)):
+        assert (model.run(ids, isa, **options) == whole).all(), options
+    s = model.session(isa, n_seqs=3)
+    steps = np.concatenate([s.forward([t], [1]) for t in ids])
+    assert (steps == whole).all()
+    mixed = list(itertools.chain(*zip(ids, other, strict=True)))
+    both = s.forward(mixed, [2, 0] * 45)
+    assert (both[::2] == whole).all() and (both[1::2] == model.run(other, isa)).all()
+
+
+def test_only_wanted_logits_are_returned_in_order():
+    model = Model(make_model())
+    ids, whole = some_ids(30, 96), Model(make_model()).run(some_ids(30, 96))
+    want = bytes(i % 4 == 1 for i in range(30))
+    assert (model.session(batch=8).forward(ids, want=want) == whole[1::4]).all()
+    last = np.zeros(96, np.float32)
+    s = model.session(batch=8)
+    s.check(lib.llm_forward(s.c, 30, ids, ffi.NULL, ffi.NULL, ffi.cast("float *", last.ctypes.data), s.err, 512))
+    assert (last == whole[-1]).all()
+    s.check(lib.llm_forward(s.c, 1, ids, ffi.NULL, ffi.NULL, ffi.NULL, s.err, 512))
+    s.check(lib.llm_forward(s.c, 0, ids, ffi.NULL, ffi.NULL, ffi.NULL, s.err, 512))
+    assert s.length() == 31
+
+
+def test_truncate_and_copy_give_the_same_logits():
+    model = Model(make_model(4, **MODELS["odd sizes"]))
+    ids = some_ids(40, 96)
+    whole = model.run(ids)
+    s = model.session(n_seqs=3)
+    s.forward(ids[:30] + some_ids(9, 96, 3))
+    s.truncate(0, 25)
+    assert (s.forward(ids[25:]) == whole[25:]).all()
+    s.forward([1, 2, 3], [2, 2, 2])
+    s.copy(0, 2, 20)
+    assert [s.length(i) for i in range(3)] == [40, 0, 20]
+    assert (s.forward(ids[20:], [2] * 20) == whole[20:]).all()
+    s.copy(0, 0, 10)
+    s.truncate(2, 0)
+    assert [s.length(i) for i in range(3)] == [10, 0, 0]
+    assert (s.forward(ids, [2] * 40) == whole).all(), "after a drop a sequence starts anew"
+
+
+def test_state_moves_between_sessions():
+    model = Model(make_model(4, **MODELS["odd sizes"]))
+    ids = some_ids(40, 96)
+    whole = model.run(ids)
+    s, other = model.session(), model.session(n_seqs=2, context=77)
+    s.forward(ids[:30])
+    state = bytearray(28 * lib.llm_kv_bytes(model.c))
+    s.check(lib.llm_state(s.c, 0, 28, ffi.from_buffer(state), 0, s.err, 512))
+    other.check(lib.llm_state(other.c, 1, 28, ffi.from_buffer(state), 1, other.err, 512))
+    assert other.length(1) == 28 and (other.forward(ids[28:], [1] * 12) == whole[28:]).all()
+    with pytest.raises(ValueError, match="28"):
+        small = model.session(context=20)
+        small.check(lib.llm_state(small.c, 0, 28, ffi.from_buffer(state), 1, small.err, 512))
+
+
+def test_errors_name_both_numbers_and_change_nothing():
+    model = Model(make_model())
+    s = model.session(context=50, n_seqs=2)
+    whole = model.run(ids := some_ids(50, 96))
+    s.forward(ids[:40])
+    for call, words in [
+        (lambda: s.forward(ids[:11]), ["51", "50"]),
+        (lambda: s.forward([1, 96]), ["token 1", "96"]),
+        (lambda: s.forward([1, 2], [0, 2]), ["sequence 2", "2"]),
+        (lambda: s.truncate(0, 41), ["40", "41"]),
+        (lambda: s.truncate(2, 0), ["sequence 2"]),
+        (lambda: s.copy(0, 1, 41), ["40", "41"]),
+        (lambda: s.copy(0, 7, 1), ["sequence 7"]),
+    ]:
+        with pytest.raises(ValueError) as error:
+            call()
+        assert all(word in str(error.value) for word in words), error.value
+        assert s.length(0) == 40 and s.length(1) == 0
+    assert (s.forward(ids[40:]) == whole[40:]).all()
+
+
+def test_unknown_instruction_set_is_refused_by_name():
+    model = Model(make_model())
+    with pytest.raises(ValueError, match="PYLLM_ISA.*pentium"):
+        model.run([1], "pentium")
+
+
+def test_impossible_sessions_are_refused():
+    model = Model(make_model())
+    for options in (dict(context=2**31), dict(n_seqs=10**6), dict(threads=5000), dict(batch=10**6),
+                    dict(context=2**28, n_seqs=2**16)):
+        with pytest.raises(ValueError, match=r"over 2\^28|no memory"):
+            model.session(**options)
+
+
+def test_numbers_that_are_not_finite_do_not_crash():
+    """NaN and infinite weights give NaN logits, also through the choice of experts and the quantization."""
+    for dtype, value in itertools.product([FP16, INT8], [b"\x00\x7e", b"\x00\x7c"]):
+        data = bytearray(make_model(dtype=dtype, n_experts=3, n_active=2))
+        at = 256 + 2 * 16 + 32 + 64  # inside the embedding (fp16) or the file's first scales (int8)
+        data[at + 6000:at + 12000] = value * 3000
+        assert Model(bytes(data)).run(some_ids(20, 96)).shape == (20, 96)
+
+
+def test_layout_covers_the_file_without_overlap():
+    for dtype, kind in itertools.product([FP16, INT8], MODELS.values()):
+        data = make_model(dtype=dtype, **kind)
+        header = ffi.new("llm_header *")
+        ffi.memmove(header, data, 256)
+        h = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True))
+        once, layer = reference.shapes(h)
+        tensor, err, end = ffi.new("llm_tensor *"), ffi.new("char[256]"), None
+        found = []
+        for number, ids in [(0, range(lib.LLM_ATTN_NORM))] + [
+                (i, range(lib.LLM_ATTN_NORM, lib.LLM_N_TENSORS)) for i in range(h["n_layers"])]:
+            for i in ids:
+                experts = max(1, h["n_experts"]) if i in (lib.LLM_GATE_UP, lib.LLM_DOWN) else 1
+                for e in range(experts):
+                    assert lib.llm_layout(header, i, number, e, tensor, err, 256) == 0
+                    if tensor.size:
+                        assert tensor.offset % 64 == 0 and (end is None or tensor.offset == reference.up(end))
+                        end = tensor.offset + tensor.size
+                        found.append((tensor.rows, tensor.cols, tensor.dtype))
+                assert lib.llm_layout(header, i, number, experts, tensor, err, 256) == -1
+        wanted = [item[1:4] for item in once for _ in range(item[4])]
+        wanted += [item[1:4] for item in layer for _ in range(item[4])] * h["n_layers"]
+        assert found == wanted and reference.up(end) + 64 == len(data) == lib.llm_file_size(header, err, 256)
+
+
+def test_sections_are_found():
+    model = Model(make_model(sections={1: b"name", 30: b"", 999: bytes(1000)}))
+    size = ffi.new("size_t *")
+    for tag, want in [(1, b"name"), (999, bytes(1000)), (30, b"")]:
+        at = lib.llm_section(model.c, tag, size)
+        assert bytes(ffi.buffer(at, size[0])) == want and int(ffi.cast("uintptr_t", at)) % 16 == 0
+    for tag in (0, 2, 2**32 - 1):
+        assert lib.llm_section(model.c, tag, size) == ffi.NULL and size[0] == 0
+
+
+def opens(data: bytes) -> str:
+    """The error of opening these bytes, or "" when they open, in which case they are also run."""
+    try:
+        model = Model(data)
+    except ValueError as error:
+        return str(error)
+    model.session(context=8).forward([0, 1, 2])
+    return ""
+
+
+def test_file_cut_or_extended_is_refused():
+    data = make_model(sections={1: b"name"})
+    for n in [*range(0, 700), *range(700, len(data), 997), len(data) - 1]:
+        assert opens(data[:n]), n
+    assert opens(data + b"\0") and opens(data + bytes(64)) and not opens(data)
+
+
+def test_header_with_any_bit_flipped_is_refused():
+    """Each of its 2048 bits alone, and 8,000 times several at once."""
+    data = make_model(sections={1: b"name"})
+    rng = random.Random(1)
+    cases = [[bit] for bit in range(2048)] + [rng.sample(range(2048), rng.randint(2, 9)) for _ in range(8000)]
+    for bits in cases:
+        flipped = bytearray(data)
+        for bit in bits:
+            flipped[bit // 8] ^= 1 << bit % 8
+        assert opens(bytes(flipped)), bits
+
+
+def test_crafted_headers_do_not_crash():
+    """A header with a right checksum and random or extreme fields, around the right and the wrong file size."""
+    data = make_model(sections={1: b"name"}, n_experts=3, n_active=2)
+    h = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True))
+    rng = random.Random(2)
+    extreme = [0, 1, 2, 3, 63, 64, 65, 2**16, 2**20, 2**24, 2**28, 2**31 - 1, 2**31, 2**32 - 1]
+    names = [n for n in FIELDS if n not in ("magic", "reserved", "checksum", "norm_eps", "attn_scale")]
+    refused = 0
+    for _ in range(5000):
+        bad = dict(h)
+        for name in rng.sample(names, rng.randint(1, 4)):
+            bad[name] = rng.choice([*extreme, rng.randrange(2**32), h[name] + 1, max(0, h[name] - 1)])
+        bad["norm_eps"] = rng.choice([h["norm_eps"], float("nan"), -1.0, 1e30])
+        refused += bool(opens(reference.seal(HEADER.pack(*(bad[n] for n in FIELDS))) + data[256:]))
+    assert refused > 4900
+
+
+def test_crafted_sections_and_tables_do_not_crash():
+    data = make_model(sections={1: b"name", 2: b"about" * 9}, n_rope=2)
+    text = struct.unpack_from("<Q", data, 24)[0]
+    rng = random.Random(3)
+    for _ in range(5000):
+        bad = bytearray(data)
+        for _ in range(rng.randint(1, 4)):
+            bad[rng.randrange(256, 256 + text + 64)] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+        opens(bytes(bad))
+    bad = bytearray(data)
+    struct.pack_into("<I", bad, 256 + text, 2)
+    assert "layer 0: no rotary table 2" in opens(bytes(bad))
+    bad = bytearray(data)
+    struct.pack_into("<Q", bad, 256 + 8, 2**64 - 16)
+    assert "section" in opens(bytes(bad))
+
+
+def test_open_names_the_file_and_the_reason(tmp_path):
+    err = ffi.new("char[512]")
+    (tmp_path / "text.llm").write_text("not a model, but longer than its header is" * 20)
+    (tmp_path / "empty.llm").write_bytes(b"")
+    for name, why in [("missing.llm", "No such file"), ("text.llm", "not a pyllm model"), ("empty.llm", "not a pyllm model"),
+                      ("", "not a pyllm model")]:
+        path = str(tmp_path / name).encode()
+        assert lib.llm_open(path, err, 512) == ffi.NULL
+        assert path in ffi.string(err) and why in ffi.string(err).decode()
+    assert lib.llm_open(b"nowhere", ffi.NULL, 0) == ffi.NULL
+
+
+def resident() -> int:
+    """Bytes of anonymous and file memory that this process has resident."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+plain = pytest.mark.skipif("san" in os.environ.get("PYLLM_CFLAGS", ""), reason="sanitizers shadow memory")
+
+
+@linux
+@plain
+def test_session_takes_memory_only_as_it_fills():
+    """32 sequences of 8,192 positions of a model with 8 KB of KV a position: 2.1 GB when full."""
+    model = Model(make_model(n_layers=4, n_heads=8, n_kv_heads=8, head_dim=64, context=8192))
+    before = resident()
+    s = model.session(n_seqs=32, context=8192)
+    s.forward(some_ids(100, 96), [7] * 100)
+    assert resident() - before < 30e6
+    for seq in range(32):
+        lib.llm_forward(s.c, 250, [1] * 250, [seq] * 250, ffi.NULL, ffi.NULL, s.err, 512)
+    full = resident() - before
+    assert full > 60e6
+    for seq in range(32):
+        s.truncate(seq, 0)
+    assert resident() - before < full / 2, "a dropped sequence gives its memory back"
+
+
+@linux
+@plain
+def test_opening_a_large_file_takes_no_memory(tmp_path):
+    """A sparse file of 1 GB; one token runs through it."""
+    data = make_model(n_layers=1)
+    h = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True))
+    h.update(n_layers=2, ffn_dim=2**20, dim=64, file_size=0)
+    header = ffi.new("llm_header *")
+    err = ffi.new("char[256]")
+    h.update(n_layers=3)
+    ffi.memmove(header, HEADER.pack(*(h[n] for n in FIELDS)), 256)
+    h["file_size"] = lib.llm_file_size(header, err, 256)
+    path = tmp_path / "large.llm"
+    with path.open("wb") as f:
+        f.write(reference.seal(HEADER.pack(*(h[n] for n in FIELDS))))
+        f.truncate(h["file_size"])
+    assert path.stat().st_size > 1e9
+    before = resident()
+    model = lib.llm_open(str(path).encode(), err, 256)
+    assert model != ffi.NULL, ffi.string(err)
+    assert resident() - before < 1e6
+    lib.llm_close(model)
+
+
+def default_threads(*prefix: str) -> int:
+    code = "from pyllm._llm import lib; print(lib.llm_default_threads())"
+    return int(subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+
+
+@linux
+def test_default_threads_follow_the_affinity_mask():
+    assert 1 <= default_threads() <= len(os.sched_getaffinity(0))
+    taskset = shutil.which("taskset")
+    if not taskset:
+        pytest.skip("no taskset")
+    first = min(os.sched_getaffinity(0))
+    assert default_threads(taskset, "-c", str(first)) == 1
+
+
+@linux
+def test_default_threads_follow_the_cgroup_quota():
+    """A limit of 1.5 processors gives one thread."""
+    group = Path("/sys/fs/cgroup/cpu/pyllm-test")
+    second = not group.parent.is_dir()
+    if second:
+        group = Path("/sys/fs/cgroup/pyllm-test")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"cannot make a cgroup here: {error}")
+    try:
+        try:
+            (group / ("cpu.max" if second else "cpu.cfs_quota_us")).write_text("150000 100000" if second else "150000")
+        except OSError as error:
+            pytest.skip(f"cannot limit a cgroup here: {error}")
+        assert default_threads("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh") == 1
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
+@pytest.mark.parametrize("name", MODELS)
+def test_neon_build_agrees_with_the_reference(tmp_path_factory, name, dtype):
+    """The aarch64 build under an emulator: NEON and scalar kernels, with the tolerances of the tests above."""
+    cc, qemu = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if not cc or not qemu:
+        pytest.skip("needs aarch64-linux-gnu-gcc and qemu-aarch64")
+    program = tmp_path_factory.getbasetemp() / "logits-aarch64"
+    if not program.exists():
+        sources = [str(CSRC / "llm.c"), str(CSRC / "threads.c"), str(Path(__file__).with_name("logits.c"))]
+        subprocess.run([cc, "-O3", "-std=gnu11", "-fopenmp", "-static", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", *sources,
+                        "-lm", "-o", str(program)], check=True)
+    data = make_model(3, dtype=dtype, **MODELS[name])
+    path = tmp_path_factory.mktemp("neon") / "m.llm"
+    path.write_bytes(data)
+    ids = some_ids(25, 96)
+    vocab = MODELS[name].get("vocab_size", 96)
+    got = {}
+    for isa in ("scalar", "neon"):
+        done = subprocess.run([qemu, str(program), str(path), *map(str, ids)], capture_output=True, check=True,
+                              env={**os.environ, "PYLLM_ISA": isa, "OMP_NUM_THREADS": "1"})
+        assert done.stderr.decode().strip() == isa
+        got[isa] = np.frombuffer(done.stdout, np.float32).reshape(-1, vocab)
+    here = Model(data).run(ids, "scalar")
+    want = Reference(data).logits(ids)
+    assert abs(got["neon"] - want).max() < 0.01 * want.std()
+    for other in (got["scalar"], here):
+        assert abs(got["neon"] - other).max() < 5e-3 * want.std()
+        assert abs(got["neon"] - other).mean() < 3e-4 * want.std()
