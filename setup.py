@@ -1,7 +1,7 @@
-"""Builds pyllm: the extension module (pyllm/_build.py) and the command `pyllm`; metadata is in pyproject.toml."""
+"""Builds pyllm: the extension module (pyllm/_build.py) and the command `pyllm`; metadata is in
+pyproject.toml."""
 
 import runpy
-import sys
 from pathlib import Path
 
 from setuptools import setup

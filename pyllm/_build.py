@@ -1,7 +1,7 @@
 """Compiles the C side: the extension module pyllm._llm through cffi's API mode, and the command `pyllm`.
 
-The declarations come from csrc/llm.h itself, so that they are written down once. The environment variables CC and
-PYLLM_CFLAGS choose the compiler and add flags to compiling and linking.
+The declarations come from csrc/llm.h itself, so that they are written down once. The environment variables CC
+and PYLLM_CFLAGS choose the compiler and add flags to compiling and linking.
 """
 
 import os
@@ -36,18 +36,22 @@ def compiler() -> list[str]:
         if "CC" not in os.environ and words[0] != "cc":
             os.environ["CC"] = "cc"
             return compiler()
-        sys.exit(f"pyllm needs a C compiler, and {words[0]!r} does not run. Install one (Debian, Ubuntu: "
-                 "apt install gcc; macOS: xcode-select --install) or name one in the environment variable CC.")
+        sys.exit(
+            f"pyllm needs a C compiler, and {words[0]!r} does not run. Install one (Debian, Ubuntu: "
+            "apt install gcc; macOS: xcode-select --install) or name one in the environment variable CC."
+        )
     return words
 
 
 def openmp_flags() -> list[str]:
-    """["-fopenmp"] where the compiler and linker accept it; where they do not (Apple's clang) a flag for silence."""
+    """["-fopenmp"] where the compiler and linker accept it; where they do not (Apple's clang) a flag for
+    silence."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "omp.c"
         source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
-        done = subprocess.run([*compiler(), "-fopenmp", str(source), "-o", str(Path(folder) / "omp")],
-                              capture_output=True)
+        done = subprocess.run(
+            [*compiler(), "-fopenmp", str(source), "-o", str(Path(folder) / "omp")], capture_output=True
+        )
     return ["-fopenmp"] if done.returncode == 0 else ["-Wno-unknown-pragmas"]
 
 

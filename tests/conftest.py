@@ -18,7 +18,8 @@ if not list((ROOT / "pyllm").glob("_llm*.so")):  # `python -m pytest` puts the c
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 if importlib.util.find_spec("pyllm.tools") is None:
     spec = importlib.util.spec_from_file_location(
-        "pyllm.tools", ROOT / "tools" / "__init__.py", submodule_search_locations=[str(ROOT / "tools")])
+        "pyllm.tools", ROOT / "tools" / "__init__.py", submodule_search_locations=[str(ROOT / "tools")]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["pyllm.tools"] = module
     spec.loader.exec_module(module)

@@ -1,8 +1,8 @@
 """An independent forward pass over a flat file, in NumPy float64, for tests.
 
-It shares no code with the engine: the file's layout is worked out here a second time from the description in llm.h, matrices
-are dequantized to float64, and attention is computed over all positions at once. It does not round keys and values
-to fp16 nor activations to int16, which is what the tolerances in the tests allow for.
+It shares no code with the engine: the file's layout is worked out here a second time from the description in
+llm.h, matrices are dequantized to float64, and attention is computed over all positions at once. It does not
+round keys and values to fp16 nor activations to int16, which is what the tolerances in the tests allow for.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 HEADER = struct.Struct("<8sIIQQ12Iff160sQ")
-FIELDS = ("magic version dtype file_size text_size flags dim ffn_dim n_layers n_heads n_kv_heads head_dim vocab_size "
-          "context n_rope n_experts n_active norm_eps attn_scale reserved checksum").split()
+FIELDS = (
+    "magic version dtype file_size text_size flags dim ffn_dim n_layers n_heads n_kv_heads head_dim vocab_size
+    " "context n_rope n_experts n_active norm_eps attn_scale reserved checksum"
+).split()
 TIED, QKV_BIAS, QK_NORM, ROUTER_NORMALIZE = 1, 2, 4, 8
 FP16, INT8, FP32 = 0, 1, 2
 
@@ -25,7 +27,8 @@ def up(n: int, to: int = 64) -> int:
 
 
 def shapes(h: dict) -> tuple[list, list]:
-    """The (name, rows, cols, dtype, count) of the tensors that occur once and of those in a layer, in file order."""
+    """(name, rows, cols, dtype, count) of the tensors that occur once and of those in a layer, in file
+    order."""
     q, kv, experts = h["n_heads"] * h["head_dim"], h["n_kv_heads"] * h["head_dim"], max(1, h["n_experts"])
     dim, ffn, dtype, flags = h["dim"], h["ffn_dim"], h["dtype"], h["flags"]
     once = [("embed", h["vocab_size"], dim, dtype, 1), ("out_norm", 1, dim, FP32, 1)]
@@ -41,7 +44,9 @@ def shapes(h: dict) -> tuple[list, list]:
 
 def tensor_bytes(rows: int, cols: int, dtype: int) -> int:
     """The bytes of one tensor, without the padding up to the next."""
-    return rows * up(cols) * {FP16: 2, INT8: 1, FP32: 4}[dtype] + (rows * up(cols) // 64 * 2 if dtype == INT8 else 0)
+    return rows * up(cols) * {FP16: 2, INT8: 1, FP32: 4}[dtype] + (
+        rows * up(cols) // 64 * 2 if dtype == INT8 else 0
+    )
 
 
 def seal(header: bytes) -> bytes:
@@ -129,7 +134,7 @@ class Reference:
                 q, k = self.norm(q, layer["q_norm"][0][0]), self.norm(k, layer["k_norm"][0][0])
             angle = np.arange(n)[:, None] * self.rope[self.layer_rope[number]].astype(np.float64)
             turn = np.exp(1j * angle)[:, None, :]
-            q, k = (((a := z[..., : hd // 2] + 1j * z[..., hd // 2:]) * turn) for z in (q, k))
+            q, k = (((a := z[..., : hd // 2] + 1j * z[..., hd // 2 :]) * turn) for z in (q, k))
             q, k = (np.concatenate([z.real, z.imag], -1) for z in (q, k))
             k, v = (np.repeat(z, heads // kv, axis=1) for z in (k, v))
             scores = np.einsum("ihd,jhd->hij", q, k) * h["attn_scale"] + mask
@@ -137,25 +142,65 @@ class Reference:
             p /= p.sum(-1, keepdims=True)
             x = x + np.einsum("hij,jhd->ihd", p, v).reshape(n, -1) @ layer["attn_out"][0].T
             y = self.norm(x, layer["ffn_norm"][0][0])
-            x = x + (self.mixture(y, layer) if h["n_experts"] else self.ffn(y, layer["gate_up"][0], layer["down"][0]))
+            x = x + (
+                self.mixture(y, layer)
+                if h["n_experts"]
+                else self.ffn(y, layer["gate_up"][0], layer["down"][0])
+            )
         out = self.once["embed" if h["flags"] & TIED else "output"][0]
         return self.norm(x, self.once["out_norm"][0][0]) @ out.T
 
 
-def make_model(seed: int = 0, *, dtype: int = FP16, flags: int = 0, dim: int = 64, ffn_dim: int = 128, n_layers: int = 2,
-               n_heads: int = 4, n_kv_heads: int = 2, head_dim: int = 16, vocab_size: int = 96, context: int = 128,
-               n_experts: int = 0, n_active: int = 0, n_rope: int = 1, theta: float = 10000.0,
-               sections: dict[int, bytes] | None = None) -> bytes:
+def make_model(
+    seed: int = 0,
+    *,
+    dtype: int = FP16,
+    flags: int = 0,
+    dim: int = 64,
+    ffn_dim: int = 128,
+    n_layers: int = 2,
+    n_heads: int = 4,
+    n_kv_heads: int = 2,
+    head_dim: int = 16,
+    vocab_size: int = 96,
+    context: int = 128,
+    n_experts: int = 0,
+    n_active: int = 0,
+    n_rope: int = 1,
+    theta: float = 10000.0,
+    sections: dict[int, bytes] | None = None,
+) -> bytes:
     """The bytes of a flat file with random weights, large enough that attention and every feature matter."""
     rng = np.random.default_rng(seed)
     text = b""
     for tag, payload in (sections or {}).items():
-        text += struct.pack("<IIQ", tag, 0, len(payload)) + payload + bytes(up(len(payload), 16) - len(payload))
+        text += (
+            struct.pack("<IIQ", tag, 0, len(payload)) + payload + bytes(up(len(payload), 16) - len(payload))
+        )
     text += bytes(up(len(text)) - len(text))
-    h = dict(magic=b"PYLLM\r\n\x1a", version=1, dtype=dtype, file_size=0, text_size=len(text), flags=flags, dim=dim,
-             ffn_dim=ffn_dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
-             vocab_size=vocab_size, context=context, n_rope=n_rope, n_experts=n_experts, n_active=n_active,
-             norm_eps=1e-5, attn_scale=head_dim**-0.5, reserved=bytes(160), checksum=0)
+    h = dict(
+        magic=b"PYLLM\r\n\x1a",
+        version=1,
+        dtype=dtype,
+        file_size=0,
+        text_size=len(text),
+        flags=flags,
+        dim=dim,
+        ffn_dim=ffn_dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocab_size,
+        context=context,
+        n_rope=n_rope,
+        n_experts=n_experts,
+        n_active=n_active,
+        norm_eps=1e-5,
+        attn_scale=head_dim**-0.5,
+        reserved=bytes(160),
+        checksum=0,
+    )
     body = b"".join(struct.pack("<IIII", i % n_rope, 0, 0, 0) for i in range(n_layers))
     for i in range(n_rope):
         body += (1.0 / (theta * (i + 1)) ** (np.arange(0, head_dim, 2) / head_dim)).astype("<f4").tobytes()
@@ -167,8 +212,13 @@ def make_model(seed: int = 0, *, dtype: int = FP16, flags: int = 0, dim: int = 6
             for _ in range(count):
                 w = np.zeros((rows, up(cols)))
                 gain = {"embed": 1.0, "bias": 0.5, "router": 2.0}.get(name, 1.5)
-                w[:, :cols] = (1 + 0.3 * rng.standard_normal((rows, cols)) if name.endswith("norm")
-                               else gain * rng.standard_normal((rows, cols)) / (1 if name in ("embed", "bias") else cols**0.5))
+                w[:, :cols] = (
+                    1 + 0.3 * rng.standard_normal((rows, cols))
+                    if name.endswith("norm")
+                    else gain
+                    * rng.standard_normal((rows, cols))
+                    / (1 if name in ("embed", "bias") else cols**0.5)
+                )
                 if kind == INT8:
                     groups = w.reshape(rows, -1, 64)
                     scale = (abs(groups).max(-1) / 127).astype("<f2")

@@ -1,5 +1,6 @@
-"""The engine through its C interface, on tiny random models: against an independent forward pass, every instruction
-set against the scalar one, sequences, threads, memory, and files that are not what they should be."""
+"""The engine through its C interface, on tiny random models: against an independent forward pass, every
+instruction set against the scalar one, sequences, threads, memory, and files that are not what they should
+be."""
 
 from __future__ import annotations
 
@@ -17,7 +18,18 @@ import numpy as np
 import pytest
 import reference
 from pyllm._llm import ffi, lib
-from reference import FIELDS, FP16, HEADER, INT8, QK_NORM, QKV_BIAS, ROUTER_NORMALIZE, TIED, Reference, make_model
+from reference import (
+    FIELDS,
+    FP16,
+    HEADER,
+    INT8,
+    QK_NORM,
+    QKV_BIAS,
+    ROUTER_NORMALIZE,
+    TIED,
+    Reference,
+    make_model,
+)
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
@@ -44,7 +56,7 @@ class Model:
     def __init__(self, data: bytes):
         room = np.zeros(len(data) + 64, np.uint8)
         start = -room.ctypes.data % 64
-        self.data = room[start:start + len(data)]
+        self.data = room[start : start + len(data)]
         self.data[:] = np.frombuffer(data, np.uint8)
         self.err = ffi.new("char[512]")
         model = lib.llm_open_memory(ffi.cast("void *", self.data.ctypes.data), len(data), self.err, 512)
@@ -86,8 +98,18 @@ class Session:
     def forward(self, ids: list[int], seqs: list[int] | None = None, want: bytes | None = None) -> np.ndarray:
         want = want if want is not None else b"\1" * len(ids)
         out = np.zeros((sum(want), self.model.vocab), np.float32)
-        self.check(lib.llm_forward(self.c, len(ids), ids, ffi.NULL if seqs is None else seqs, want,
-                                   ffi.cast("float *", out.ctypes.data), self.err, 512))
+        self.check(
+            lib.llm_forward(
+                self.c,
+                len(ids),
+                ids,
+                ffi.NULL if seqs is None else seqs,
+                want,
+                ffi.cast("float *", out.ctypes.data),
+                self.err,
+                512,
+            )
+        )
         return out
 
     def length(self, seq: int = 0) -> int:
@@ -107,9 +129,10 @@ def some_ids(n: int, vocab: int, seed: int = 1) -> list[int]:
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_the_reference(name, dtype):
-    """The reference is float64 throughout. The engine rounds keys and values to fp16 (2^-11 relative) and, with int8
-    weights, activations to 16 bits of their group's largest; in these models, whose attention is sharp because
-    their weights are large, that comes to at most 1 % of the logits' spread, and 0.3 % on average over all logits."""
+    """The reference is float64 throughout. The engine rounds keys and values to fp16 (2^-11 relative) and,
+    with int8 weights, activations to 16 bits of their group's largest; in these models, whose attention is
+    sharp because their weights are large, that comes to at most 1 % of the logits' spread, and 0.3 % on
+    average over all logits."""
     data = make_model(7, dtype=dtype, **MODELS[name])
     want = Reference(data).logits(ids := some_ids(50, 96))
     got = Model(data).run(ids)
@@ -121,7 +144,11 @@ def test_logits_are_those_of_the_reference(name, dtype):
 @pytest.mark.parametrize("feature", ["bias", "q_norm", "k_norm", "router", "rope", "attn_norm"])
 def test_the_reference_would_notice_a_missing_feature(feature):
     """The comparison above is sharp: with one feature changed in the reference, the logits are far off."""
-    kind = dict(n_experts=4, n_active=2, flags=ROUTER_NORMALIZE) if feature == "router" else dict(flags=QKV_BIAS | QK_NORM)
+    kind = (
+        dict(n_experts=4, n_active=2, flags=ROUTER_NORMALIZE)
+        if feature == "router"
+        else dict(flags=QKV_BIAS | QK_NORM)
+    )
     data = make_model(7, **kind)
     wrong = Reference(data)
     for layer in wrong.layers:
@@ -137,8 +164,9 @@ def test_the_reference_would_notice_a_missing_feature(feature):
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 @pytest.mark.parametrize("name", MODELS)
 def test_instruction_sets_agree_with_scalar(name, dtype, isa):
-    """They differ in the order of float32 sums only: 1e-6 relative a sum. Where that flips the rounding of a key, a value
-    (fp16) or an activation (int16), one number moves by 2^-11 or 2^-15, which the next layers carry on."""
+    """They differ in the order of float32 sums only: 1e-6 relative a sum. Where that flips the rounding of a
+    key, a value (fp16) or an activation (int16), one number moves by 2^-11 or 2^-15, which the next layers
+    carry on."""
     model = Model(make_model(3, dtype=dtype, **MODELS[name]))
     ids = some_ids(40, 96)
     want, got = model.run(ids, "scalar"), model.run(ids, isa)
@@ -150,7 +178,8 @@ def test_instruction_sets_agree_with_scalar(name, dtype, isa):
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 @pytest.mark.parametrize("name", ["odd sizes", "experts"])
 def test_results_do_not_depend_on_batch_or_threads(name, dtype, isa):
-    """Bit for bit: a prompt whole, in chunks, token by token, on 1 to 4 threads, and beside another sequence."""
+    """Bit for bit: a prompt whole, in chunks, token by token, on 1 to 4 threads, and beside another
+    sequence."""
     model = Model(make_model(5, dtype=dtype, **MODELS[name]))
     ids, other = some_ids(45, 96), some_ids(45, 96, seed=2)
     whole = model.run(ids, isa, threads=1)
@@ -171,7 +200,9 @@ def test_only_wanted_logits_are_returned_in_order():
     assert (model.session(batch=8).forward(ids, want=want) == whole[1::4]).all()
     last = np.zeros(96, np.float32)
     s = model.session(batch=8)
-    s.check(lib.llm_forward(s.c, 30, ids, ffi.NULL, ffi.NULL, ffi.cast("float *", last.ctypes.data), s.err, 512))
+    s.check(
+        lib.llm_forward(s.c, 30, ids, ffi.NULL, ffi.NULL, ffi.cast("float *", last.ctypes.data), s.err, 512)
+    )
     assert (last == whole[-1]).all()
     s.check(lib.llm_forward(s.c, 1, ids, ffi.NULL, ffi.NULL, ffi.NULL, s.err, 512))
     s.check(lib.llm_forward(s.c, 0, ids, ffi.NULL, ffi.NULL, ffi.NULL, s.err, 512))
@@ -240,8 +271,13 @@ def test_unknown_instruction_set_is_refused_by_name():
 
 def test_impossible_sessions_are_refused():
     model = Model(make_model())
-    for options in (dict(context=2**31), dict(n_seqs=10**6), dict(threads=5000), dict(batch=10**6),
-                    dict(context=2**28, n_seqs=2**16)):
+    for options in (
+        dict(context=2**31),
+        dict(n_seqs=10**6),
+        dict(threads=5000),
+        dict(batch=10**6),
+        dict(context=2**28, n_seqs=2**16),
+    ):
         with pytest.raises(ValueError, match=r"over 2\^28|no memory"):
             model.session(**options)
 
@@ -251,7 +287,7 @@ def test_numbers_that_are_not_finite_do_not_crash():
     for dtype, value in itertools.product([FP16, INT8], [b"\x00\x7e", b"\x00\x7c"]):
         data = bytearray(make_model(dtype=dtype, n_experts=3, n_active=2))
         at = 256 + 2 * 16 + 32 + 64  # inside the embedding (fp16) or the file's first scales (int8)
-        data[at + 6000:at + 12000] = value * 3000
+        data[at + 6000 : at + 12000] = value * 3000
         assert Model(bytes(data)).run(some_ids(20, 96)).shape == (20, 96)
 
 
@@ -265,7 +301,8 @@ def test_layout_covers_the_file_without_overlap():
         tensor, err, end = ffi.new("llm_tensor *"), ffi.new("char[256]"), None
         found = []
         for number, ids in [(0, range(lib.LLM_ATTN_NORM))] + [
-                (i, range(lib.LLM_ATTN_NORM, lib.LLM_N_TENSORS)) for i in range(h["n_layers"])]:
+            (i, range(lib.LLM_ATTN_NORM, lib.LLM_N_TENSORS)) for i in range(h["n_layers"])
+        ]:
             for i in ids:
                 experts = max(1, h["n_experts"]) if i in (lib.LLM_GATE_UP, lib.LLM_DOWN) else 1
                 for e in range(experts):
@@ -320,7 +357,8 @@ def test_header_with_any_bit_flipped_is_refused():
 
 
 def test_crafted_headers_do_not_crash():
-    """A header with a right checksum and random or extreme fields, around the right and the wrong file size."""
+    """A header with a right checksum and random or extreme fields, around the right and the wrong file
+    size."""
     data = make_model(sections={1: b"name"}, n_experts=3, n_active=2)
     h = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True))
     rng = random.Random(2)
@@ -343,7 +381,9 @@ def test_crafted_sections_and_tables_do_not_crash():
     for _ in range(5000):
         bad = bytearray(data)
         for _ in range(rng.randint(1, 4)):
-            bad[rng.randrange(256, 256 + text + 64)] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+            bad[rng.randrange(256, 256 + text + 64)] = rng.choice(
+                [0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)]
+            )
         opens(bytes(bad))
     bad = bytearray(data)
     struct.pack_into("<I", bad, 256 + text, 2)
@@ -357,8 +397,12 @@ def test_open_names_the_file_and_the_reason(tmp_path):
     err = ffi.new("char[512]")
     (tmp_path / "text.llm").write_text("not a model, but longer than its header is" * 20)
     (tmp_path / "empty.llm").write_bytes(b"")
-    for name, why in [("missing.llm", "No such file"), ("text.llm", "not a pyllm model"), ("empty.llm", "not a pyllm model"),
-                      ("", "not a pyllm model")]:
+    for name, why in [
+        ("missing.llm", "No such file"),
+        ("text.llm", "not a pyllm model"),
+        ("empty.llm", "not a pyllm model"),
+        ("", "not a pyllm model"),
+    ]:
         path = str(tmp_path / name).encode()
         assert lib.llm_open(path, err, 512) == ffi.NULL
         assert path in ffi.string(err) and why in ffi.string(err).decode()
@@ -418,7 +462,11 @@ def test_opening_a_large_file_takes_no_memory(tmp_path):
 
 def default_threads(*prefix: str) -> int:
     code = "from pyllm._llm import lib; print(lib.llm_default_threads())"
-    return int(subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    return int(
+        subprocess.run(
+            [*prefix, sys.executable, "-c", code], capture_output=True, check=True, text=True
+        ).stdout
+    )
 
 
 @linux
@@ -444,7 +492,9 @@ def test_default_threads_follow_the_cgroup_quota():
         pytest.skip(f"cannot make a cgroup here: {error}")
     try:
         try:
-            (group / ("cpu.max" if second else "cpu.cfs_quota_us")).write_text("150000 100000" if second else "150000")
+            (group / ("cpu.max" if second else "cpu.cfs_quota_us")).write_text(
+                "150000 100000" if second else "150000"
+            )
         except OSError as error:
             pytest.skip(f"cannot limit a cgroup here: {error}")
         assert default_threads("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh") == 1
@@ -455,15 +505,35 @@ def test_default_threads_follow_the_cgroup_quota():
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 @pytest.mark.parametrize("name", MODELS)
 def test_neon_build_agrees_with_the_reference(tmp_path_factory, name, dtype):
-    """The aarch64 build under an emulator: NEON and scalar kernels, with the tolerances of the tests above."""
-    cc, qemu = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    """The aarch64 build under an emulator: NEON and scalar kernels, with the tolerances of the tests
+    above."""
+    cc, qemu = (
+        shutil.which("aarch64-linux-gnu-gcc"),
+        shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static"),
+    )
     if not cc or not qemu:
         pytest.skip("needs aarch64-linux-gnu-gcc and qemu-aarch64")
     program = tmp_path_factory.getbasetemp() / "logits-aarch64"
     if not program.exists():
         sources = [str(CSRC / "llm.c"), str(CSRC / "threads.c"), str(Path(__file__).with_name("logits.c"))]
-        subprocess.run([cc, "-O3", "-std=gnu11", "-fopenmp", "-static", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", *sources,
-                        "-lm", "-o", str(program)], check=True)
+        subprocess.run(
+            [
+                cc,
+                "-O3",
+                "-std=gnu11",
+                "-fopenmp",
+                "-static",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                f"-I{CSRC}",
+                *sources,
+                "-lm",
+                "-o",
+                str(program),
+            ],
+            check=True,
+        )
     data = make_model(3, dtype=dtype, **MODELS[name])
     path = tmp_path_factory.mktemp("neon") / "m.llm"
     path.write_bytes(data)
@@ -471,8 +541,12 @@ def test_neon_build_agrees_with_the_reference(tmp_path_factory, name, dtype):
     vocab = MODELS[name].get("vocab_size", 96)
     got = {}
     for isa in ("scalar", "neon"):
-        done = subprocess.run([qemu, str(program), str(path), *map(str, ids)], capture_output=True, check=True,
-                              env={**os.environ, "PYLLM_ISA": isa, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            [qemu, str(program), str(path), *map(str, ids)],
+            capture_output=True,
+            check=True,
+            env={**os.environ, "PYLLM_ISA": isa, "OMP_NUM_THREADS": "1"},
+        )
         assert done.stderr.decode().strip() == isa
         got[isa] = np.frombuffer(done.stdout, np.float32).reshape(-1, vocab)
     here = Model(data).run(ids, "scalar")
