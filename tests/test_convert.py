@@ -1,0 +1,1399 @@
+"""The converter: every source becomes the same flat file, and what cannot be converted is named and leaves no
+file behind.
+
+The models are random and tiny; they are written here in each source's format with numpy alone (GGUF: its own
+library)."""
+
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pyllm.tools
+import pytest
+from pyllm._llm import ffi, lib
+from pyllm.tools import convert as command
+from pyllm.tools import families, flatfile, rope, vocabulary
+from pyllm.tools.convert import convert
+from pyllm.tools.sources import ConvertError
+
+import pyllm
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 48,  # not a multiple of 64, so that rows are padded
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,  # not hidden_size / heads
+    "vocab_size": 70,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+CONFIGS = {
+    "llama": LLAMA,
+    "llama bias": LLAMA | {"attention_bias": True},
+    "mistral": LLAMA | {"architectures": ["MistralForCausalLM"], "sliding_window": None},
+    "mixtral": LLAMA
+    | {"architectures": ["MixtralForCausalLM"], "num_local_experts": 3, "num_experts_per_tok": 2},
+    "qwen2": LLAMA | {"architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True},
+    "qwen3": LLAMA | {"architectures": ["Qwen3ForCausalLM"], "rms_norm_eps": 1e-6},
+    "qwen3moe": LLAMA
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+}
+BIAS = {"llama bias", "qwen2"}
+QK_NORM = {"qwen3", "qwen3moe"}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Making sources
+
+
+def make_tensors(kind, config, seed=0):
+    """Every tensor of a model, float32 values that fp16 and bf16 hold exactly, under the names in the hub's
+    files."""
+    rng = np.random.default_rng(seed)
+    dim, hd = config["hidden_size"], config["head_dim"]
+    q, kv = config["num_attention_heads"] * hd, config["num_key_value_heads"] * hd
+
+    def w(*shape):
+        return (rng.integers(-120, 121, shape) / 1024).astype(np.float32)
+
+    def norm(n):
+        return (rng.integers(64, 192, n) / 128).astype(np.float32)
+
+    t = {"model.embed_tokens.weight": w(config["vocab_size"], dim), "model.norm.weight": norm(dim)}
+    if not config["tie_word_embeddings"]:
+        t["lm_head.weight"] = w(config["vocab_size"], dim)
+    for i in range(config["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+        t[p + "input_layernorm.weight"], t[p + "post_attention_layernorm.weight"] = norm(dim), norm(dim)
+        for name, rows in (("q", q), ("k", kv), ("v", kv)):
+            t[f"{p}self_attn.{name}_proj.weight"] = w(rows, dim)
+            if kind in BIAS:
+                t[f"{p}self_attn.{name}_proj.bias"] = w(rows)
+        t[p + "self_attn.o_proj.weight"] = w(dim, q)
+        if kind in QK_NORM:
+            t[p + "self_attn.q_norm.weight"], t[p + "self_attn.k_norm.weight"] = norm(hd), norm(hd)
+        if kind in ("mixtral", "qwen3moe"):
+            mixtral = kind == "mixtral"
+            block = p + ("block_sparse_moe." if mixtral else "mlp.")
+            names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+            ffn = config["intermediate_size" if mixtral else "moe_intermediate_size"]
+            t[block + "gate.weight"] = w(3, dim)
+            for e in range(3):
+                for name, shape in zip(names, ((ffn, dim), (ffn, dim), (dim, ffn)), strict=True):
+                    t[f"{block}experts.{e}.{name}.weight"] = w(*shape)
+        else:
+            ffn = config["intermediate_size"]
+            t[p + "mlp.gate_proj.weight"], t[p + "mlp.up_proj.weight"] = w(ffn, dim), w(ffn, dim)
+            t[p + "mlp.down_proj.weight"] = w(dim, ffn)
+    return t
+
+
+def to_bytes(array, dtype):
+    """The array in safetensors' dtype; bf16 by dropping the lower half of a float32, which must be zero."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(array, "<f4").view("<u4")
+        assert not (bits & 0xFFFF).any()
+        return (bits >> 16).astype("<u2").tobytes()
+    return array.astype({"F32": "<f4", "F16": "<f2", "F64": "<f8", "I32": "<i4"}[dtype]).tobytes()
+
+
+def save_safetensors(path, tensors, dtype="F32"):
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, array in tensors.items():
+        raw = to_bytes(array, dtype)
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(array.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def save(folder, config, tensors, dtype="F32", shards=1):
+    """A Hugging Face directory without a tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if shards == 1:
+        save_safetensors(folder / "model.safetensors", tensors, dtype)
+        return folder
+    names, where = list(tensors), {}
+    for i in range(shards):
+        shard = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = {name: tensors[name] for name in names[i::shards]}
+        save_safetensors(folder / shard, part, dtype)
+        where |= dict.fromkeys(part, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder
+
+
+def permute(array, heads):
+    """Half-split rows to interleaved ones, as llama.cpp's converter and Meta's checkpoints have them."""
+    return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
+def save_gguf(path, kind, config, tensors, quantize=None, freqs=None, metadata=()):
+    gguf = pytest.importorskip("gguf")
+    arch = {"llama bias": "llama", "mistral": "llama", "mixtral": "llama"}.get(kind, kind)
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_name("Tiny")
+    writer.add_license("mit")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if kind in ("mixtral", "qwen3moe"):
+        writer.add_expert_count(3)
+        writer.add_expert_used_count(2)
+    if kind == "qwen3moe":
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    for add in metadata:
+        add(writer)
+    plain = {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "mlp.gate": "ffn_gate_inp",
+        "block_sparse_moe.gate": "ffn_gate_inp",
+    }
+    experts = {
+        "w1": "gate",
+        "w3": "up",
+        "w2": "down",
+        "gate_proj": "gate",
+        "up_proj": "up",
+        "down_proj": "down",
+    }
+    stacks = {}
+    for name, array in tensors.items():
+        if not name.startswith("model.layers."):
+            new = {
+                "model.embed_tokens.weight": "token_embd.weight",
+                "model.norm.weight": "output_norm.weight",
+                "lm_head.weight": "output.weight",
+            }[name]
+        else:
+            layer, rest = name.removeprefix("model.layers.").split(".", 1)
+            stem, _, tail = rest.rpartition(".")
+            if ".experts." in stem:
+                stacks.setdefault(
+                    f"blk.{layer}.ffn_{experts[stem.rsplit('.', 1)[1]]}_exps.weight", []
+                ).append(array)
+                continue
+            new = f"blk.{layer}.{plain[stem]}.{tail}"
+            if arch == "llama" and plain[stem] in ("attn_q", "attn_k"):
+                array = permute(
+                    array, config["num_attention_heads" if plain[stem] == "attn_q" else "num_key_value_heads"]
+                )
+        if quantize and array.ndim == 2:
+            writer.add_tensor(new, gguf.quants.quantize(array, quantize), raw_dtype=quantize)
+        else:
+            writer.add_tensor(new, array)
+    for name, arrays in stacks.items():
+        writer.add_tensor(name, np.stack(arrays))
+    if freqs is not None:
+        writer.add_tensor("rope_freqs.weight", freqs)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def save_llama2c(path, config, t, version):
+    """A checkpoint as export.py of llama2.c writes it: legacy_export, version1_export, version2_export."""
+    n, heads, kv = config["num_hidden_layers"], config["num_attention_heads"], config["num_key_value_heads"]
+    tied = "lm_head.weight" not in t
+    sizes = [config["hidden_size"], config["intermediate_size"], n, heads, kv, config["vocab_size"], 32]
+
+    def layers(name):
+        found = [t[f"model.layers.{i}.{name}.weight"] for i in range(n)]
+        return (
+            [permute(a, heads) for a in found]
+            if "q_proj" in name
+            else ([permute(a, kv) for a in found] if "k_proj" in name else found)
+        )
+
+    attention = [a for x in "qkvo" for a in layers(f"self_attn.{x}_proj")]
+    ffn = [a for x in ("gate", "down", "up") for a in layers(f"mlp.{x}_proj")]
+    first, second = layers("input_layernorm"), layers("post_attention_layernorm")
+    embed, norm, output = (
+        t["model.embed_tokens.weight"],
+        t["model.norm.weight"],
+        [] if tied else [t["lm_head.weight"]],
+    )
+    if version == 0:
+        sizes[5] *= 1 if tied else -1
+        table = np.zeros(32 * config["head_dim"], np.float32)
+        arrays = [embed, *first, *attention, *second, *ffn, norm, table, *output]
+        path.write_bytes(struct.pack("<7i", *sizes) + b"".join(a.astype("<f4").tobytes() for a in arrays))
+        return None
+    head = struct.pack("<Ii7iB", 0x616B3432, version, *sizes, tied)
+    if version == 1:
+        body = b"".join(
+            a.astype("<f4").tobytes() for a in [*first, *second, norm, embed, *attention, *ffn, *output]
+        )
+        path.write_bytes(head.ljust(256, b"\0") + body)
+        return None
+    body = b"".join(a.astype("<f4").tobytes() for a in [*first, *second, norm])
+    scales, group = b"", 16
+    for a in [embed, *attention, *ffn, *output]:
+        blocks = a.reshape(-1, group)
+        scale = np.abs(blocks).max(axis=1).astype(np.float32) / np.float32(127)
+        scale[scale == 0] = 1
+        body += np.rint(blocks / scale[:, None]).astype(np.int8).tobytes()
+        scales += scale.astype("<f4").tobytes()
+    path.write_bytes((head + struct.pack("<i", group)).ljust(256, b"\0") + body + scales)
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Reading flat files
+
+
+class Flat:
+    """A flat file taken apart with llm_layout alone."""
+
+    def __init__(self, path):
+        self.data = path.read_bytes()
+        self.header = ffi.new("llm_header *")
+        ffi.memmove(self.header, self.data, ffi.sizeof("llm_header"))
+        model = lib.llm_open(str(path).encode(), err := ffi.new("char[256]"), len(err))
+        assert model, ffi.string(err)  # the engine takes the file
+        lib.llm_close(model)
+
+    def place(self, name, layer=0, expert=0):
+        out, err = ffi.new("llm_tensor *"), ffi.new("char[256]")
+        assert lib.llm_layout(self.header, getattr(lib, name), layer, expert, out, err, len(err)) == 0, (
+            ffi.string(err)
+        )
+        return out
+
+    def raw(self, name, layer=0, expert=0):
+        """(rows, stride) of an fp16 or fp32 tensor; that and the scales of an int8 one."""
+        t = self.place(name, layer, expert)
+        if t.dtype == lib.LLM_INT8:
+            q = np.frombuffer(self.data, np.int8, t.rows * t.stride, t.offset).reshape(t.rows, t.stride)
+            s = np.frombuffer(self.data, "<f2", t.rows * t.stride // 64, t.offset + t.rows * t.stride)
+            return q, s.reshape(t.rows, -1)
+        kind = "<f4" if t.dtype == lib.LLM_FP32 else "<f2"
+        return np.frombuffer(self.data, kind, t.rows * t.stride, t.offset).reshape(t.rows, t.stride)
+
+    def values(self, name, layer=0, expert=0):
+        """(rows, cols) float32."""
+        t, raw = self.place(name, layer, expert), self.raw(name, layer, expert)
+        if t.dtype == lib.LLM_INT8:
+            raw = raw[0].astype(np.float32) * np.repeat(raw[1].astype(np.float32), 64, axis=1)
+        return raw[:, : t.cols].astype(np.float32)
+
+    def tables(self):
+        at = lib.LLM_HEADER_SIZE + self.header.text_size + self.header.n_layers * ffi.sizeof("llm_layer")
+        half = self.header.head_dim // 2
+        return np.frombuffer(self.data, "<f4", self.header.n_rope * half, at).reshape(-1, half)
+
+    def sections(self):
+        found, at, end = {}, lib.LLM_HEADER_SIZE, lib.LLM_HEADER_SIZE + self.header.text_size
+        while at + 16 <= end:
+            tag, _, size = struct.unpack_from("<IIQ", self.data, at)
+            if tag == 0:
+                break
+            found[tag] = self.data[at + 16 : at + 16 + size]
+            at += 16 + -(-size // 16) * 16
+        return found
+
+    def weights(self):
+        """The file's bytes from the layers on: tables and tensors."""
+        return self.data[lib.LLM_HEADER_SIZE + self.header.text_size :]
+
+
+def expected(kind, config, t):
+    """What each tensor of the flat file must hold, before rounding: (name, layer, expert) -> (rows, cols)."""
+    want = {
+        ("LLM_EMBED", 0, 0): t["model.embed_tokens.weight"],
+        ("LLM_OUT_NORM", 0, 0): t["model.norm.weight"][None],
+    }
+    if "lm_head.weight" in t:
+        want["LLM_OUTPUT", 0, 0] = t["lm_head.weight"]
+    for i in range(config["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+        want["LLM_ATTN_NORM", i, 0] = t[p + "input_layernorm.weight"][None]
+        want["LLM_FFN_NORM", i, 0] = t[p + "post_attention_layernorm.weight"][None]
+        want["LLM_QKV", i, 0] = np.concatenate([t[f"{p}self_attn.{x}_proj.weight"] for x in "qkv"])
+        if kind in BIAS:
+            want["LLM_BIAS", i, 0] = np.concatenate([t[f"{p}self_attn.{x}_proj.bias"] for x in "qkv"])[None]
+        if kind in QK_NORM:
+            want["LLM_Q_NORM", i, 0] = t[p + "self_attn.q_norm.weight"][None]
+            want["LLM_K_NORM", i, 0] = t[p + "self_attn.k_norm.weight"][None]
+        want["LLM_ATTN_OUT", i, 0] = t[p + "self_attn.o_proj.weight"]
+        if kind in ("mixtral", "qwen3moe"):
+            block = p + ("block_sparse_moe." if kind == "mixtral" else "mlp.")
+            gate, up, down = (
+                ("w1", "w3", "w2") if kind == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+            )
+            want["LLM_ROUTER", i, 0] = t[block + "gate.weight"]
+            for e in range(3):
+                one = f"{block}experts.{e}."
+                want["LLM_GATE_UP", i, e] = np.concatenate([t[f"{one}{gate}.weight"], t[f"{one}{up}.weight"]])
+                want["LLM_DOWN", i, e] = t[f"{one}{down}.weight"]
+        else:
+            want["LLM_GATE_UP", i, 0] = np.concatenate(
+                [t[p + "mlp.gate_proj.weight"], t[p + "mlp.up_proj.weight"]]
+            )
+            want["LLM_DOWN", i, 0] = t[p + "mlp.down_proj.weight"]
+    return want
+
+
+def make(tmp_path, kind="llama", change=None, **options):
+    """A directory of this kind, its configuration and tensors changed by change(config, tensors)."""
+    config = dict(CONFIGS[kind])
+    tensors = make_tensors(kind, config)
+    if change:
+        change(config, tensors)
+    return save(tmp_path / "src" / "tiny", config, tensors, **options), config, tensors
+
+
+def run(source, tmp_path, file="out.llm", **options):
+    """Converts to tmp_path / file, without a tokenizer."""
+    out = tmp_path / file
+    report = convert(source, out, **{"tokenizer": False, **options})
+    return Flat(out), report
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is stored
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_fp16_file_holds_the_source(tmp_path, kind):
+    source, config, tensors = make(tmp_path, kind)
+    flat, report = run(source, tmp_path)
+    want = expected(kind, config, tensors)
+    for (name, layer, expert), values in want.items():
+        assert np.array_equal(flat.values(name, layer, expert), values), name
+        raw = flat.raw(name, layer, expert)
+        assert not raw[:, values.shape[1] :].any(), "padding"
+    places = {(p.tensor, p.layer, p.expert) for p in flatfile.places(flat.header)}
+    assert places == set(want)
+    assert report.max_error == 0 and report.mean_error == 0
+    assert report.bytes == len(flat.data)
+    assert report.parameters == sum(values.size for values in want.values())
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "qwen3moe"])
+def test_int8_file_holds_the_nearest_multiple_of_a_rounded_scale(tmp_path, kind):
+    source, config, tensors = make(tmp_path, kind)
+    rng = np.random.default_rng(1)
+    tensors = {n: (rng.standard_normal(a.shape) / 50).astype(np.float32) for n, a in tensors.items()}
+    save(source, config, tensors)
+    flat, report = run(source, tmp_path, dtype="int8")
+    worst, total, count = 0.0, 0.0, 0
+    for (name, layer, expert), values in expected(kind, config, tensors).items():
+        if values.shape[0] == 1:  # norms stay in float32
+            assert np.array_equal(flat.values(name, layer, expert), values)
+            continue
+        if name != "LLM_ROUTER":  # stays in fp16
+            q, scale = flat.raw(name, layer, expert)
+            padded = np.zeros(q.shape, np.float32)
+            padded[:, : values.shape[1]] = values
+            groups = padded.reshape(len(q), -1, 64)
+            assert np.array_equal(scale, (np.abs(groups).max(axis=2) / np.float32(127)).astype(np.float16))
+            divisor = np.where(scale == 0, 1, scale).astype(np.float32)[..., None]
+            assert np.array_equal(q.reshape(groups.shape), np.rint(groups / divisor).astype(np.int8))
+        error = np.abs(flat.values(name, layer, expert) - values)
+        worst, total, count = max(worst, error.max()), total + error.sum(dtype=np.float64), count + error.size
+    assert report.max_error == pytest.approx(worst)
+    assert report.mean_error == pytest.approx(total / count)
+
+
+def test_int8_weights_of_any_magnitude_are_not_clipped(tmp_path):
+    """Scales among fp16's subnormals are coarse; none may be so small that the largest weight does not
+    fit."""
+    w = np.zeros((40, 64), np.float32)
+    w[:, 5] = 10.0 ** np.linspace(-12, 6, 40)
+    w[:, 6] = -w[:, 5] / 2
+    q, scale = flatfile.to_int8(w, np.abs(w).max(axis=1))
+    back = q.astype(np.float32) * scale.astype(np.float32)[:, None]
+    assert np.all(np.abs(back - w) <= scale.astype(np.float32)[:, None] / 2 * 1.0001)
+    assert not flatfile.to_int8(np.zeros((1, 64), np.float32), np.zeros(1, np.float32))[1].any()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
+def test_stored_precisions_give_the_same_file(tmp_path, dtype):
+    source, config, tensors = make(tmp_path)
+    one, _ = run(source, tmp_path)
+    other, _ = run(save(tmp_path / "other" / "tiny", config, tensors, dtype), tmp_path)
+    assert one.data == other.data
+
+
+def test_shards_give_the_same_file(tmp_path):
+    source, config, tensors = make(tmp_path)
+    one, _ = run(source, tmp_path)
+    other, _ = run(save(tmp_path / "other" / "tiny", config, tensors, shards=3), tmp_path)
+    assert one.data == other.data
+
+
+def test_conversion_is_reproducible_with_any_number_of_threads(tmp_path, monkeypatch):
+    source, _, _ = make(tmp_path, "qwen3moe")
+    monkeypatch.setattr(flatfile, "JOB", 640)  # many jobs
+    one, first = run(source, tmp_path, "a.llm", dtype="int8")
+    header, written = one.header, []
+    for threads in (1, 5):
+        opened = command.open_source(source)
+        model = families.describe(opened.config)
+        plan = command.collect(opened, model, header, families.canonical(model.family, opened.tensors))
+        path = tmp_path / f"{threads}.llm"
+        area = one.data[lib.LLM_HEADER_SIZE : lib.LLM_HEADER_SIZE + header.text_size]
+        written.append(flatfile.write(path, header, model.layer_tables, model.tables, area, plan, threads))
+        opened.close()
+        assert path.read_bytes() == one.data
+    assert written[0] == written[1]
+    _, again = run(source, tmp_path, "b.llm", dtype="int8")
+    assert (tmp_path / "b.llm").read_bytes() == one.data
+    assert (again.max_error, again.mean_error) == (first.max_error, first.mean_error)
+
+
+def test_work_in_small_jobs_gives_the_same_file(tmp_path, monkeypatch):
+    gguf_source = save_gguf(
+        tmp_path / "tiny.gguf", "mixtral", CONFIGS["mixtral"], make_tensors("mixtral", CONFIGS["mixtral"])
+    )
+    one, _ = run(gguf_source, tmp_path, dtype="int8")
+    monkeypatch.setattr(flatfile, "JOB", 64)  # a row at a time
+    other, _ = run(gguf_source, tmp_path, dtype="int8")
+    assert one.data == other.data
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ("llama", 0),
+        ("llama bias", lib.LLM_QKV_BIAS),
+        ("mistral", 0),
+        ("mixtral", lib.LLM_ROUTER_NORMALIZE),
+        ("qwen2", lib.LLM_QKV_BIAS | lib.LLM_TIED),
+        ("qwen3", lib.LLM_QK_NORM),
+        ("qwen3moe", lib.LLM_QK_NORM | lib.LLM_ROUTER_NORMALIZE),
+    ],
+)
+def test_header_says_what_the_family_computes(tmp_path, kind, flags):
+    source, config, _ = make(tmp_path, kind)
+    h = run(source, tmp_path)[0].header
+    assert h.flags == flags
+    assert (h.dim, h.n_heads, h.n_kv_heads, h.head_dim, h.vocab_size, h.context) == (48, 4, 2, 16, 70, 256)
+    assert (h.n_experts, h.n_active) == ((3, 2) if kind in ("mixtral", "qwen3moe") else (0, 0))
+    assert h.ffn_dim == config.get("moe_intermediate_size", 80)
+    assert h.norm_eps == np.float32(config["rms_norm_eps"]) and h.attn_scale == 0.25
+
+
+def test_router_weights_are_not_normalized_where_the_config_says_so(tmp_path):
+    source, _, _ = make(tmp_path, "qwen3moe", lambda c, t: c.update(norm_topk_prob=False))
+    assert run(source, tmp_path)[0].header.flags == lib.LLM_QK_NORM
+
+
+def test_config_may_leave_out_what_transformers_has_a_default_for(tmp_path):
+    def shorten(config, tensors):
+        for key in (
+            "head_dim",
+            "rope_theta",
+            "rms_norm_eps",
+            "tie_word_embeddings",
+            "hidden_act",
+            "num_key_value_heads",
+        ):
+            del config[key]
+
+    config = LLAMA | {"head_dim": 12, "num_key_value_heads": 4}
+    tensors = make_tensors("llama", config)
+    shorten(config, tensors)
+    h = run(save(tmp_path / "tiny", config, tensors), tmp_path)[0].header
+    assert (h.head_dim, h.n_kv_heads) == (12, 4) and h.norm_eps == np.float32(1e-6)
+
+
+def test_stacked_experts_equal_separate_ones(tmp_path):
+    for kind in ("mixtral", "qwen3moe"):
+        source, config, tensors = make(tmp_path, kind)
+        one, _ = run(source, tmp_path)
+        gate, up, down = ("w1", "w3", "w2") if kind == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+        block = "block_sparse_moe" if kind == "mixtral" else "mlp"
+        stacked = {n.replace(block, "mlp"): a for n, a in tensors.items() if ".experts." not in n}
+        for i in range(2):
+            each = [
+                [tensors[f"model.layers.{i}.{block}.experts.{e}.{w}.weight"] for w in (gate, up, down)]
+                for e in range(3)
+            ]
+            stacked[f"model.layers.{i}.mlp.experts.gate_up_proj"] = np.stack(
+                [np.concatenate(x[:2]) for x in each]
+            )
+            stacked[f"model.layers.{i}.mlp.experts.down_proj"] = np.stack([x[2] for x in each])
+        other, _ = run(save(tmp_path / "other" / "tiny", config, stacked), tmp_path)
+        assert one.data == other.data
+
+
+def test_tied_models_follow_what_is_stored(tmp_path):
+    source, config, tensors = make(tmp_path, "qwen2")
+    one, _ = run(source, tmp_path)
+    embed = tensors["model.embed_tokens.weight"]
+    save(source, config, tensors | {"lm_head.weight": embed})  # stored twice, equal: tied
+    assert run(source, tmp_path)[0].data == one.data
+    save(source, config, {n: a for n, a in tensors.items() if "embed" not in n} | {"lm_head.weight": embed})
+    assert run(source, tmp_path)[0].data == one.data
+    save(
+        source, config, tensors | {"lm_head.weight": embed + 1}
+    )  # stored twice, different: transformers does not tie them
+    flat, report = run(source, tmp_path)
+    assert not flat.header.flags & lib.LLM_TIED and np.array_equal(flat.values("LLM_OUTPUT"), embed + 1)
+    assert any("both are stored and differ" in note for note in report.notes)
+
+
+def test_zero_biases_and_computed_buffers_are_left_out(tmp_path):
+    def add(config, tensors):
+        for i in range(2):
+            tensors[f"model.layers.{i}.self_attn.o_proj.bias"] = np.zeros(48, np.float32)
+            tensors[f"model.layers.{i}.mlp.up_proj.bias"] = np.zeros(80, np.float32)
+            tensors[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+
+    one, _ = run(make(tmp_path)[0], tmp_path)
+    assert run(make(tmp_path, change=add)[0], tmp_path)[0].data == one.data
+
+
+def test_a_sliding_window_cuts_the_context(tmp_path):
+    source, _, _ = make(tmp_path, "mistral", lambda c, t: c.update(sliding_window=100))
+    flat, report = run(source, tmp_path)
+    assert flat.header.context == 100 and any("sliding window" in note for note in report.notes)
+    for change, context in (
+        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, 64),
+        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}, 256),
+        ({"use_sliding_window": False, "sliding_window": 64, "max_window_layers": 0}, 256),
+        ({"use_sliding_window": True, "sliding_window": 64, "layer_types": ["full_attention"] * 2}, 256),
+    ):
+        source, _, _ = make(tmp_path, "qwen2", lambda c, t, change=change: c.update(change))
+        assert run(source, tmp_path)[0].header.context == context
+
+
+def test_context_can_be_shortened(tmp_path):
+    source, _, _ = make(tmp_path)
+    assert run(source, tmp_path, context=17)[0].header.context == 17
+    with pytest.raises(ConvertError, match="257 is not between 1 and the model's 256"):
+        run(source, tmp_path, context=257)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Other sources
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_gguf_gives_the_tensors_of_the_directory_it_was_made_from(tmp_path, kind):
+    source, config, tensors = make(tmp_path, kind)
+    one, _ = run(source, tmp_path, "a.llm")
+    other, _ = run(save_gguf(tmp_path / "tiny.gguf", kind, config, tensors), tmp_path, "b.llm")
+    assert one.weights() == other.weights()
+    for field in (
+        "flags",
+        "dim",
+        "ffn_dim",
+        "n_heads",
+        "n_kv_heads",
+        "head_dim",
+        "vocab_size",
+        "context",
+        "n_experts",
+        "n_active",
+        "norm_eps",
+        "attn_scale",
+    ):
+        assert getattr(one.header, field) == getattr(other.header, field), field
+
+
+@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "Q5_1", "BF16", "F16"])
+def test_gguf_quantizations_are_dequantized(tmp_path, quantization):
+    gguf = pytest.importorskip("gguf")
+    config = LLAMA | {"hidden_size": 64, "intermediate_size": 96}
+    tensors = make_tensors("llama", config)
+    kind = gguf.GGMLQuantizationType[quantization]
+    flat, _ = run(save_gguf(tmp_path / "q.gguf", "llama", config, tensors, quantize=kind), tmp_path)
+
+    def there_and_back(a):
+        return gguf.quants.dequantize(gguf.quants.quantize(a, kind), kind).astype(np.float16)
+
+    for (name, layer, expert), values in expected("llama", config, tensors).items():
+        if values.shape[0] > 1:
+            assert np.array_equal(
+                flat.raw(name, layer, expert)[:, : values.shape[1]], there_and_back(values)
+            ), name
+
+
+def test_gguf_rotary_scaling_is_read(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    tensors = make_tensors("llama", LLAMA)
+    factors = np.linspace(1, 8, 8, dtype=np.float32)
+    plain = rope.default({"rope_theta": 10000.0}, 16, 256).frequencies
+    flat, _ = run(save_gguf(tmp_path / "f.gguf", "llama", LLAMA, tensors, freqs=factors), tmp_path)
+    assert np.array_equal(flat.tables()[0], plain / factors)
+    linear = [
+        lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR),
+        lambda w: w.add_rope_scaling_factor(4.0),
+    ]
+    flat, _ = run(save_gguf(tmp_path / "l.gguf", "llama", LLAMA, tensors, metadata=linear), tmp_path)
+    assert np.array_equal(flat.tables()[0], plain / np.float32(4))
+    yarn = [
+        lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+        lambda w: w.add_rope_scaling_factor(4.0),
+        lambda w: w.add_rope_scaling_orig_ctx_len(64),
+    ]
+    flat, _ = run(save_gguf(tmp_path / "y.gguf", "llama", LLAMA, tensors, metadata=yarn), tmp_path)
+    config = LLAMA | {
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    }
+    other, _ = run(save(tmp_path / "yarn", config, tensors), tmp_path, "y.llm")
+    assert flat.weights() == other.weights() and flat.header.attn_scale == other.header.attn_scale
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (lambda w: w.add_rope_scaling_attn_factors(2.0), "attn_factor"),
+        (lambda w: w.add_uint32("split.count", 2), "2 parts"),
+        (lambda w: w.add_string("llama.rope.scaling.type", "longrope"), "longrope"),
+    ],
+)
+def test_gguf_metadata_that_is_not_understood_is_refused(tmp_path, add, message):
+    source = save_gguf(tmp_path / "tiny.gguf", "llama", LLAMA, make_tensors("llama", LLAMA), metadata=[add])
+    with pytest.raises(ConvertError, match=message):
+        run(source, tmp_path)
+
+
+def test_gguf_missing_tensor_is_named_as_in_the_file(tmp_path):
+    tensors = make_tensors("mixtral", CONFIGS["mixtral"])
+    gone = ("layers.0.block_sparse_moe.experts", "layers.1.self_attn.v_proj")
+    tensors = {name: array for name, array in tensors.items() if not any(part in name for part in gone)}
+    with pytest.raises(ConvertError, match=r"blk\.0\.ffn_gate_exps\.weight.*blk\.1\.attn_v\.weight"):
+        run(save_gguf(tmp_path / "tiny.gguf", "mixtral", CONFIGS["mixtral"], tensors), tmp_path)
+
+
+def test_gguf_of_another_architecture_lists_the_known_ones(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ConvertError, match="unknown architecture 'mamba'.*llama, qwen2, qwen3, qwen3moe"):
+        run(tmp_path / "x.gguf", tmp_path)
+
+
+def test_gguf_truncated_anywhere_is_an_error(tmp_path):
+    source = save_gguf(tmp_path / "tiny.gguf", "llama", LLAMA, make_tensors("llama", LLAMA))
+    data = source.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for size in (5, 20, 30, 100, 400, 1000, 2500, len(data) // 2, len(data) - 4096):
+        cut.write_bytes(data[:size])
+        with pytest.raises(ConvertError):
+            run(cut, tmp_path)
+    assert not (tmp_path / "out.llm").exists()
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("tied", [True, False])
+def test_llama2c_gives_the_tensors_of_the_same_model(tmp_path, version, tied):
+    config = LLAMA | {"head_dim": 12, "tie_word_embeddings": tied, "max_position_embeddings": 32}
+    tensors = make_tensors("llama", config)
+    one, _ = run(save(tmp_path / "tiny", config, tensors), tmp_path, "a.llm")
+    save_llama2c(tmp_path / "tiny.bin", config, tensors, version)
+    other, _ = run(tmp_path / "tiny.bin", tmp_path, "b.llm")
+    assert one.weights() == other.weights()
+    assert other.header.norm_eps == np.float32(1e-5) and other.header.context == 32
+    data = (tmp_path / "tiny.bin").read_bytes()
+    for size in (3, 30, 200, len(data) // 2, len(data) - 1):
+        (tmp_path / "tiny.bin").write_bytes(data[:size])
+        with pytest.raises(ConvertError):
+            run(tmp_path / "tiny.bin", tmp_path, "c.llm")
+
+
+def test_llama2c_quantized_checkpoint_is_dequantized(tmp_path):
+    config = LLAMA | {"head_dim": 12, "max_position_embeddings": 32}
+    tensors = make_tensors("llama", config)
+    one, _ = run(save(tmp_path / "tiny", config, tensors), tmp_path, "a.llm")
+    save_llama2c(tmp_path / "tiny.bin", config, tensors, 2)
+    other, _ = run(tmp_path / "tiny.bin", tmp_path, "b.llm")
+    for place in flatfile.places(one.header):
+        a, b = (f.values(place.tensor, place.layer, place.expert) for f in (one, other))
+        assert np.abs(a - b).max() <= 120 / 1024 / 127 / 2 * 1.01, (
+            place
+        )  # half a step of Q8_0, and fp16's rounding
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Rotary tables
+
+
+SCALINGS = {
+    "plain": {},
+    "linear": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    "llama3": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        "rope_theta": 500000.0,
+    },
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+    "yarn with everything": {
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 16,
+            "beta_slow": 2,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.7,
+            "truncate": False,
+        }
+    },
+    "new style": {
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 77777.0},
+        "rope_theta": None,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_rotary_tables_equal_transformers(name):
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = {k: v for k, v in (LLAMA | SCALINGS[name]).items() if v is not None} | {"head_dim": 64}
+    mine = families.describe(config)
+    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**json.loads(json.dumps(config))))
+    # powers may differ in the last bit, and yarn mixes two of them
+    assert np.allclose(mine.tables[0], theirs.inv_freq.numpy(), rtol=2.5e-7, atol=0)
+    assert mine.fields["attn_scale"] == pytest.approx(64**-0.5 * theirs.attention_scaling**2)
+
+
+def test_rotary_tables_are_stored_and_scaled(tmp_path):
+    # python -c "from transformers import LlamaConfig; from transformers.models.llama.modeling_llama import
+    # LlamaRotaryEmbedding as R; print(R(LlamaConfig(hidden_size=64, num_attention_heads=4,
+    # rope_theta=500000.0, rope_scaling={'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0,
+    # 'high_freq_factor': 4.0, 'original_max_position_embeddings': 64})).inv_freq.tolist())"
+    source, _, _ = make(tmp_path, change=lambda c, t: c.update(SCALINGS["llama3"]))
+    want = [
+        1.0,
+        0.07940301299095154,
+        0.004700753837823868,
+        0.0009115831344388425,
+        0.00017677668074611574,
+        3.428102354519069e-05,
+        6.647869668086059e-06,
+        1.289173155782919e-06,
+    ]
+    assert np.allclose(run(source, tmp_path)[0].tables()[0], want, rtol=2.5e-7, atol=0)
+
+
+def test_dynamic_scaling_is_exact_inside_the_context_and_said_so(tmp_path):
+    source, _, _ = make(tmp_path, change=lambda c, t: c.update(SCALINGS["dynamic"]))
+    flat, report = run(source, tmp_path)
+    assert np.array_equal(flat.tables()[0], rope.default({"rope_theta": 10000.0}, 16, 256).frequencies)
+    assert any("dynamic" in note for note in report.notes)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# LoRA
+
+
+def save_lora(folder, modules, rank=4, seed=5, **config):
+    """A PEFT adapter for modules {name: (rows, cols)}; the halves by module."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    halves = {}
+    for name, (rows, cols) in modules.items():
+        halves[name] = (
+            rng.standard_normal((rank, cols)).astype(np.float32) / 8,
+            rng.standard_normal((rows, rank)).astype(np.float32) / 8,
+        )
+    tensors = {}
+    for name, (a, b) in halves.items():
+        (
+            tensors[f"base_model.model.{name}.lora_A.weight"],
+            tensors[f"base_model.model.{name}.lora_B.weight"],
+        ) = a, b
+    save_safetensors(folder / "adapter_model.safetensors", tensors)
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 8, "bias": "none", **config})
+    )
+    return halves
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_lora_is_merged_in_every_source(tmp_path, rslora):
+    modules = {
+        "model.layers.0.self_attn.q_proj": (64, 48),
+        "model.layers.0.self_attn.k_proj": (32, 48),
+        "model.layers.1.mlp.down_proj": (48, 80),
+        "lm_head": (70, 48),
+    }
+    source, config, tensors = make(tmp_path)
+    halves = save_lora(tmp_path / "adapter", modules, use_rslora=rslora, alpha_pattern={"down_proj": 2})
+    merged = dict(tensors)
+    for name, (a, b) in halves.items():
+        alpha = 2 if "down_proj" in name else 8
+        merged[name + ".weight"] = tensors[name + ".weight"] + np.float32(alpha / (2 if rslora else 4)) * (
+            b @ a
+        )
+    for base in (source, save_gguf(tmp_path / "tiny.gguf", "llama", config, tensors)):
+        flat, report = run(base, tmp_path, lora=[tmp_path / "adapter"])
+        for (name, layer, expert), values in expected("llama", config, merged).items():
+            got = flat.values(name, layer, expert)
+            assert np.allclose(got, values, rtol=1e-3, atol=1e-6), name  # one fp16 rounding
+        assert "merged 4 matrices of the adapter adapter" in report.notes
+        assert b"lora: adapter" in flat.sections()[lib.LLM_ABOUT]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True),
+        ("bias", "all"),
+        ("modules_to_save", ["lm_head"]),
+        ("fan_in_fan_out", True),
+        ("peft_type", "IA3"),
+        ("init_lora_weights", "pissa"),
+        ("lora_bias", True),
+        ("target_parameters", ["x"]),
+    ],
+)
+def test_lora_variants_are_refused_by_name(tmp_path, key, value):
+    source, _, _ = make(tmp_path)
+    save_lora(tmp_path / "adapter", {"lm_head": (70, 48)}, **{key: value})
+    with pytest.raises(ConvertError, match=key):
+        run(source, tmp_path, lora=[tmp_path / "adapter"])
+
+
+def test_lora_that_does_not_fit_is_refused_by_name(tmp_path):
+    source, _, _ = make(tmp_path)
+    save_lora(tmp_path / "a", {"model.layers.7.self_attn.q_proj": (64, 48)})
+    with pytest.raises(ConvertError, match=r"model\.layers\.7\.self_attn\.q_proj"):
+        run(source, tmp_path, lora=[tmp_path / "a"])
+    save_lora(tmp_path / "b", {"model.layers.0.self_attn.q_proj": (64, 50)})
+    with pytest.raises(ConvertError, match=r"q_proj has halves of the shapes \(4, 50\)"):
+        run(source, tmp_path, lora=[tmp_path / "b"])
+    halves = save_lora(tmp_path / "c", {"lm_head": (70, 48)})
+    save_safetensors(
+        tmp_path / "c" / "adapter_model.safetensors",
+        {
+            "base_model.model.lm_head.lora_A.weight": halves["lm_head"][0],
+            "base_model.model.extra": np.ones(3),
+        },
+    )
+    with pytest.raises(ConvertError, match=r"not LoRA's: base_model\.model\.extra"):
+        run(source, tmp_path, lora=[tmp_path / "c"])
+    assert not (tmp_path / "out.llm").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def drop(name):
+    return lambda c, t: t.pop(name)
+
+
+def put(name, index, value):
+    def change(c, t):
+        t[name] = t[name].copy()
+        t[name][index] = value
+
+    return change
+
+
+def put_all(name, value):
+    return lambda c, t: t.update({name: value})
+
+
+Q0 = "model.layers.0.self_attn.q_proj.weight"
+REFUSED = {
+    "missing tensor": (
+        drop("model.layers.1.mlp.up_proj.weight"),
+        r"missing: model\.layers\.1\.mlp\.up_proj\.weight",
+    ),
+    "missing output": (drop("lm_head.weight"), r"missing: lm_head\.weight"),
+    "unused tensor": (
+        put_all("model.layers.0.extra.weight", np.ones((2, 2))),
+        r"not part of a Llama model.*model\.layers\.0\.extra\.weight",
+    ),
+    "layer too many": (
+        put_all("model.layers.2.input_layernorm.weight", np.ones(48)),
+        r"model\.layers\.2\.input_layernorm",
+    ),
+    "wrong shape": (
+        put_all("model.layers.0.self_attn.k_proj.weight", np.ones((48, 48))),
+        r"k_proj\.weight is \(48, 48\), expected \(32, 48\)",
+    ),
+    "output bias": (put_all("model.layers.0.self_attn.o_proj.bias", np.ones(48)), r"o_proj\.bias"),
+    "fp16 overflow": (put(Q0, (3, 4), -70000.0), r"q_proj\.weight has a weight of magnitude 70000.*65504"),
+    "NaN": (put(Q0, (3, 4), np.nan), r"q_proj\.weight has a weight that is not finite"),
+    "infinity": (put(Q0, (63, 47), np.inf), r"q_proj\.weight has a weight that is not finite"),
+    "NaN in a norm": (
+        put("model.norm.weight", 5, np.nan),
+        r"model\.norm\.weight has a value that is not finite",
+    ),
+    "architecture": (
+        lambda c, t: c.update(architectures=["OtherForCausalLM"]),
+        r"'OtherForCausalLM'.*LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM",
+    ),
+    "no architecture": (lambda c, t: c.pop("architectures"), r"names none"),
+    "activation": (lambda c, t: c.update(hidden_act="gelu"), r"hidden_act is gelu"),
+    "missing key": (lambda c, t: c.pop("intermediate_size"), r"intermediate_size is missing"),
+    "key of a wrong type": (lambda c, t: c.update(num_hidden_layers="2"), r"num_hidden_layers is '2'"),
+    "negative": (lambda c, t: c.update(vocab_size=-1), r"vocab_size is -1"),
+    "odd heads": (lambda c, t: c.update(num_key_value_heads=3), r"does not fit the format"),
+    "quantized": (
+        lambda c, t: c.update(quantization_config={"quant_method": "gptq"}),
+        r"quantization_config",
+    ),
+    "rotary kind": (
+        lambda c, t: c.update(rope_scaling={"rope_type": "longrope"}),
+        r"'longrope' is not supported",
+    ),
+    "rotary factor": (
+        lambda c, t: c.update(rope_scaling={"rope_type": "linear", "factor": "x"}),
+        r"factor is 'x'",
+    ),
+    "partial rotation": (lambda c, t: c.update(partial_rotary_factor=0.5), r"partial_rotary_factor"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusal_names_the_reason_and_leaves_no_file(tmp_path, case):
+    change, message = REFUSED[case]
+    source, _, _ = make(tmp_path, change=change)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(ConvertError, match=message) as caught:
+        convert(source, folder / "out.llm", tokenizer=False)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(folder) == []
+
+
+def test_int8_overflow_is_refused(tmp_path):
+    source, _, _ = make(tmp_path, change=put(Q0, (0, 0), 9e6))
+    with pytest.raises(ConvertError, match=r"q_proj\.weight has a weight of magnitude 9e\+06"):
+        run(source, tmp_path, dtype="int8")
+
+
+@pytest.mark.parametrize("change", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}])
+def test_qwen3_moe_with_dense_layers_is_refused_by_name(tmp_path, change):
+    source, _, _ = make(tmp_path, "qwen3moe", lambda c, t: c.update(change))
+    with pytest.raises(ConvertError, match=next(iter(change))):
+        run(source, tmp_path)
+
+
+def test_existing_file_is_untouched_by_a_failure_and_replaced_by_success(tmp_path):
+    out = tmp_path / "out.llm"
+    out.write_bytes(b"precious")
+    source, _, _ = make(tmp_path, change=REFUSED["NaN"][0])
+    with pytest.raises(ConvertError):
+        convert(source, out, tokenizer=False)
+    assert out.read_bytes() == b"precious"
+    convert(make(tmp_path)[0], out, tokenizer=False)
+    assert Flat(out).header.dim == 48
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, OSError(28, "No space left on device"), SystemExit(143)]
+)
+def test_interruption_leaves_no_file(tmp_path, monkeypatch, error):
+    source, _, _ = make(tmp_path)
+    monkeypatch.setattr(flatfile, "JOB", 640)
+    real, calls = flatfile.run_job, []
+
+    def failing(fd, job):
+        calls.append(job)
+        if len(calls) == 9:
+            raise error
+        return real(fd, job)
+
+    monkeypatch.setattr(flatfile, "run_job", failing)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(type(error) if isinstance(error, BaseException) else error):
+        convert(source, folder / "out.llm", tokenizer=False)
+    assert os.listdir(folder) == []
+
+
+def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
+    source, _, _ = make(tmp_path)
+    monkeypatch.setattr(flatfile.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ConvertError, match="not enough space"):
+        run(source, tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_safetensors_truncated_anywhere_is_an_error(tmp_path):
+    source, _, _ = make(tmp_path)
+    weights = source / "model.safetensors"
+    data = weights.read_bytes()
+    for size in (0, 7, 8, 100, 2000, len(data) // 2, len(data) - 1):
+        weights.write_bytes(data[:size])
+        with pytest.raises(ConvertError, match="truncated|header"):
+            run(source, tmp_path)
+    for offset in range(0, 400, 7):  # a damaged header is an error too, or changes nothing that matters
+        weights.write_bytes(data[:offset] + bytes([data[offset] ^ 0x15]) + data[offset + 1 :])
+        try:
+            run(source, tmp_path)
+        except ConvertError:
+            pass
+
+
+def test_missing_shard_is_named(tmp_path):
+    source, _, _ = make(tmp_path, shards=3)
+    (source / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ConvertError, match="model-00002-of-00003.safetensors is missing"):
+        run(source, tmp_path)
+    index = source / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    with pytest.raises(ConvertError, match="not a plain file name"):
+        run(source, tmp_path)
+
+
+def test_index_that_names_a_tensor_its_shard_lacks_is_refused(tmp_path):
+    source, _, _ = make(tmp_path, shards=2)
+    index = source / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.ghost.weight"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(ConvertError, match=r"does not have model\.ghost\.weight"):
+        run(source, tmp_path)
+
+
+def test_pickles_and_unknown_dtypes_are_refused(tmp_path):
+    source, config, tensors = make(tmp_path)
+    save_safetensors(source / "model.safetensors", tensors, "I32")
+    with pytest.raises(ConvertError, match="is I32"):
+        run(source, tmp_path)
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with pytest.raises(ConvertError, match="pytorch_model.bin: pickle files are not read"):
+        run(source, tmp_path)
+
+
+def test_sources_that_are_none_are_refused(tmp_path):
+    (tmp_path / "x.txt").write_text("hello, this is no model at all, only some text")
+    (tmp_path / "x.safetensors").write_bytes(b"\0" * 64)
+    for source, message in (
+        (tmp_path / "nowhere", "no such file"),
+        (tmp_path / "x.txt", "not a GGUF file"),
+        (tmp_path / "x.safetensors", "give the directory"),
+        (tmp_path, "no config.json"),
+    ):
+        with pytest.raises(ConvertError, match=message):
+            run(source, tmp_path)
+    flat = tmp_path / "out.llm"
+    convert(make(tmp_path)[0], flat, tokenizer=False)
+    with pytest.raises(ConvertError, match="flat file already"):
+        run(flat, tmp_path, "again.llm")
+
+
+def test_the_source_is_never_overwritten(tmp_path):
+    source = save_gguf(tmp_path / "tiny.gguf", "llama", LLAMA, make_tensors("llama", LLAMA))
+    data = source.read_bytes()
+    with pytest.raises(ConvertError, match="part of the source"):
+        convert(source, source, tokenizer=False)
+    assert source.read_bytes() == data
+
+
+@pytest.mark.parametrize(("library", "package"), [("gguf", "gguf"), ("huggingface_hub", "huggingface_hub")])
+def test_a_missing_library_is_named_with_how_to_install_it(tmp_path, monkeypatch, library, package):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(60))
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ConvertError, match=f"pip install {package}"):
+        run(tmp_path / "x.gguf" if library == "gguf" else "someone/model", tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Sections
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_texts_are_carried(tmp_path):
+    source, _, _ = make(tmp_path, change=lambda c, t: c.update(description="A test\nof  texts"))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": TEMPLATE, "eos_token": {"content": "</s>"}})
+    )
+    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
+    sections = run(source, tmp_path, dtype="int8")[0].sections()
+    assert sections[lib.LLM_NAME] == b"tiny"
+    assert sections[lib.LLM_ABOUT].decode().splitlines() == [
+        "family: Llama",
+        "architecture: LlamaForCausalLM",
+        "source: tiny",
+        "license: apache-2.0",
+        "description: A test of texts",
+        "dtype: int8",
+    ]
+    assert sections[lib.LLM_CHAT_TEMPLATE].decode() == TEMPLATE
+    pytest.importorskip("jinja2")
+    assert sections[lib.LLM_CHAT_PARTS].decode().split("\0") == [
+        "<system>",
+        "</s><user>",
+        "<user>",
+        "</s><assistant>",
+        "</s><user>",
+        "",
+        "",
+    ]
+    assert run(source, tmp_path, name="Other")[0].sections()[lib.LLM_NAME] == b"Other"
+
+
+def test_template_sources_are_taken_in_transformers_order(tmp_path):
+    source, _, _ = make(tmp_path)
+    settings = source / "tokenizer_config.json"
+    assert run(source, tmp_path)[0].sections()[lib.LLM_CHAT_WHY] == b"the model has no chat template"
+    settings.write_text(
+        json.dumps(
+            {"chat_template": [{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}]}
+        )
+    )
+    assert run(source, tmp_path)[0].sections()[lib.LLM_CHAT_TEMPLATE] == b"D"
+    (source / "chat_template.jinja").write_text("J")
+    assert run(source, tmp_path)[0].sections()[lib.LLM_CHAT_TEMPLATE] == b"J"
+    (tmp_path / "mine.jinja").write_text("M")
+    sections = run(source, tmp_path, chat_template=tmp_path / "mine.jinja")[0].sections()
+    assert sections[lib.LLM_CHAT_TEMPLATE] == b"M" and lib.LLM_CHAT_PARTS not in sections
+    assert sections[lib.LLM_CHAT_WHY]
+
+
+def test_gguf_texts_are_carried(tmp_path):
+    tokens = [
+        lambda w: w.add_tokenizer_model("llama"),
+        lambda w: w.add_token_list(["<s>", "</s>"]),
+        lambda w: w.add_eos_token_id(1),
+        lambda w: w.add_chat_template(TEMPLATE),
+    ]
+    source = save_gguf(tmp_path / "file.gguf", "llama", LLAMA, make_tensors("llama", LLAMA), metadata=tokens)
+    sections = run(source, tmp_path)[0].sections()
+    assert sections[lib.LLM_NAME] == b"Tiny" and b"license: mit" in sections[lib.LLM_ABOUT]
+    assert b"source: file.gguf" in sections[lib.LLM_ABOUT]
+    assert b"</s><user>" in sections[lib.LLM_CHAT_PARTS]
+
+
+def test_tokenizer_sections_are_written_and_verified(tmp_path, monkeypatch):
+    source, _, _ = make(tmp_path)
+    with pytest.raises(ConvertError, match="no tokenizer found.*--no-tokenizer"):
+        run(source, tmp_path, tokenizer=None)
+    (source / "tokenizer.json").write_text("{}")
+    seen = []
+    monkeypatch.setattr(vocabulary, "from_directory", lambda path: {16: b"tokens"})
+    monkeypatch.setattr(
+        vocabulary, "verify", lambda file, folder: seen.append((file.exists(), folder)) or "all the same"
+    )
+    report = convert(source, tmp_path / "out.llm")
+    assert seen == [(True, source)] and "all the same" in report.notes
+
+    def refuse(file, folder):
+        raise ValueError("token 3 differs")
+
+    monkeypatch.setattr(vocabulary, "verify", refuse)
+    with pytest.raises(ConvertError, match="token 3 differs"):
+        convert(source, tmp_path / "other.llm")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.llm", "src"]
+
+
+def test_llama2c_tokenizer_lies_beside_or_is_given(tmp_path, monkeypatch):
+    config = LLAMA | {"head_dim": 12}
+    save_llama2c(tmp_path / "tiny.bin", config, make_tensors("llama", config), 0)
+    with pytest.raises(ConvertError, match="no tokenizer found"):
+        convert(tmp_path / "tiny.bin", tmp_path / "out.llm")
+    asked = []
+    monkeypatch.setattr(
+        vocabulary, "from_llama2c", lambda path, size: asked.append((path.name, size)) or {16: b"t"}
+    )
+    (tmp_path / "tokenizer.bin").write_bytes(b"")
+    convert(tmp_path / "tiny.bin", tmp_path / "out.llm")
+    (tmp_path / "tokenizer.bin").rename(tmp_path / "tok512.bin")
+    convert(tmp_path / "tiny.bin", tmp_path / "out.llm", tokenizer=tmp_path / "tok512.bin")
+    assert asked == [("tokenizer.bin", 70), ("tok512.bin", 70)]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, monkeypatch):
+    source, _, _ = make(tmp_path)
+    (source / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(vocabulary, "verify", lambda file, folder: "")
+    control = {lib.LLM_TOKEN_TYPES: bytes(70) + bytes([lib.LLM_TOKEN_SPECIAL, lib.LLM_TOKEN_ABSENT])}
+    monkeypatch.setattr(vocabulary, "from_directory", lambda path: control)
+    convert(source, tmp_path / "out.llm")
+    monkeypatch.setattr(vocabulary, "from_directory", lambda path: {lib.LLM_TOKEN_TYPES: bytes(71)})
+    with pytest.raises(ConvertError, match="has a token 70, and the model's vocabulary ends at 69"):
+        convert(source, tmp_path / "out.llm")
+
+
+def test_a_hub_name_is_downloaded_by_huggingface_hub(tmp_path, monkeypatch):
+    source, _, _ = make(tmp_path)
+    hub = types.ModuleType("huggingface_hub")
+    asked = []
+    hub.snapshot_download = lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(source)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.chdir(tmp_path)
+    report = convert("someone/small-1.5", tokenizer=False)
+    assert report.path.name == "small-1.5.llm" and asked[0][0] == "someone/small-1.5"
+    assert "*.safetensors" in asked[0][1] and not any("bin" in pattern for pattern in asked[0][1])
+    assert Flat(report.path).sections()[lib.LLM_NAME] == b"someone/small-1.5"
+
+    def fail(name, allow_patterns):
+        raise RuntimeError("401 Client Error\nfor url ...")
+
+    hub.snapshot_download = fail
+    with pytest.raises(ConvertError, match="someone/gated: cannot be downloaded .401 Client Error"):
+        convert("someone/gated", tokenizer=False)
+
+
+def damaged(data, seed):
+    """The file with a few bytes of its first part changed, and sometimes cut short."""
+    rng, data = random.Random(seed), bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        data[rng.randrange(min(1500, len(data)))] = rng.choice((0, 1, 255, rng.randrange(256)))
+    return data[: rng.randrange(len(data))] if rng.random() < 0.2 else data
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "config.json", "0.bin", "1.bin", "2.bin"])
+def test_damaged_sources_are_converted_or_refused(tmp_path, kind):
+    config = LLAMA | {"head_dim": 12, "max_position_embeddings": 32}
+    tensors = make_tensors("llama", config)
+    source = save(tmp_path / "src", config, tensors)
+    path = source / kind
+    if kind.endswith(".bin"):
+        save_llama2c(path, config, tensors, int(kind[0]))
+    data = path.read_bytes()
+    for seed in range(60):
+        path.write_bytes(damaged(data, seed))
+        try:
+            run(path if kind.endswith(".bin") else source, tmp_path)
+        except ValueError:
+            pass
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The command, and its memory
+
+
+def test_command_reports_and_writes_to_the_current_directory(tmp_path, monkeypatch, capsys):
+    source, _, _ = make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert command.main([str(source), "--dtype", "int8", "--no-tokenizer"]) == 0
+    out, err = capsys.readouterr()
+    assert "tiny.llm" in out and "largest error" in out and "mean" in out and err == ""
+    assert Flat(tmp_path / "tiny.llm").header.dtype == lib.LLM_INT8
+    assert command.main([str(source), "quiet.llm", "--quiet", "--no-tokenizer"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_shown_in_bytes_on_a_terminal_only(tmp_path, monkeypatch, capsys):
+    source, _, _ = make(tmp_path)
+    convert(source, tmp_path / "out.llm", tokenizer=False, quiet=False)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    size = convert(source, tmp_path / "out.llm", tokenizer=False, quiet=False).bytes
+    with command.ProgressBar(2 * size, quiet=False) as advance:
+        advance(size)
+    shown = capsys.readouterr().err
+    assert " 50% [" in shown and "MB/s" in shown and "\n" not in shown
+
+
+def test_command_fails_with_one_line_and_status_1(tmp_path, capsys):
+    source, _, _ = make(tmp_path, change=REFUSED["NaN"][0])
+    assert command.main([str(source), str(tmp_path / "x.llm"), "--no-tokenizer"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("pyllm-convert: ") and err.count("\n") == 1
+    assert command.main([str(tmp_path / "nowhere")]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["a", "--dtype", "int3"], ["a", "--tokenizer", "b", "--no-tokenizer"], ["a", "--context", "0"]],
+)
+def test_command_exits_with_2_on_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == 2 and "usage: pyllm-convert" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    """400 MB of bf16 zeros (a sparse file); the peak may grow by less than a quarter of that."""
+    rows, dim = 100_000, 1024
+    config = LLAMA | {"hidden_size": dim, "vocab_size": rows, "num_hidden_layers": 1, "head_dim": 16}
+    small = make_tensors("llama", config | {"vocab_size": 1})
+    small = {n: a for n, a in small.items() if n not in ("model.embed_tokens.weight", "lm_head.weight")}
+    header, at = {}, 0
+    for name, array in small.items():
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(array.shape),
+            "data_offsets": [at, at + 2 * array.size],
+        }
+        at += 2 * array.size
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        header[name] = {"dtype": "BF16", "shape": [rows, dim], "data_offsets": [at, at + 2 * rows * dim]}
+        at += 2 * rows * dim
+    folder = tmp_path / "big"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    text = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
+    # VmHWM and not getrusage's ru_maxrss, which a child inherits from the process that started it
+    code = f"""
+import sys, types
+for name, path in (("pyllm", {list(pyllm.__path__)!r}), ("pyllm.tools", {list(pyllm.tools.__path__)!r})):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = path
+from pyllm.tools.convert import convert
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+before = peak()
+convert({str(folder)!r}, {str(tmp_path / "out.llm")!r}, dtype="int8", tokenizer=False)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (tmp_path / "out.llm").unlink()
+    assert float(done.stdout) < 100, f"{done.stdout} MB"

@@ -1,0 +1,522 @@
+"""pyllm-convert: a model in someone else's format becomes one flat file.
+
+The steps: open the source; read its configuration by the table in families.py; merge adapters; check every
+tensor's name and shape; make the sections; write. Everything that can be refused without reading the weights
+is refused before the first byte is written, and a conversion that fails leaves no file behind."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pyllm._llm import lib
+
+from . import chat_parts, families, flatfile, gguf_file, huggingface, llama2c, lora, sources, vocabulary
+from .sources import ConvertError, Source
+
+DTYPES = tuple(flatfile.DTYPES)
+
+
+@dataclass
+class Report:
+    """What a conversion made.
+
+    The error of a weight is |w - s|, where w is the source's value as float32 (for a GGUF file what the gguf
+    library dequantizes it to; adapters merged) and s the value that the flat file holds. It is taken over all
+    weights of all matrices, padding not counted; vectors (norms, biases) are kept in float32 and have
+    none."""
+
+    path: Path
+    bytes: int  # of the file
+    parameters: int  # numbers in the model, tied embeddings once, padding not counted
+    max_error: float  # the largest error of a weight
+    mean_error: float  # the mean error
+    max_error_tensor: str  # where max_error is, as the source spells it
+    max_error_share: float  # max_error / the largest magnitude in that tensor
+    mean_error_share: float  # the sum of all errors / the sum of all magnitudes
+    notes: list[str] = field(default_factory=list)  # what a user should know
+
+    def __str__(self) -> str:
+        size = f"{self.bytes / 1e9:.2f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.1f} MB"
+        where = (
+            f" (in {self.max_error_tensor}, {self.max_error_share:.2%} of its largest weight)"
+            if self.max_error
+            else ""
+        )
+        return "\n".join(
+            [
+                *self.notes,
+                f"{self.path}: {size}, {self.parameters:,} parameters",
+                f"largest error {self.max_error:.3g}{where}, mean {self.mean_error:.3g} "
+                f"({self.mean_error_share:.3%} of the mean weight)",
+            ]
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Opening and checking
+
+
+def open_source(source: str | os.PathLike) -> Source:
+    """The reader for a directory, a GGUF file, a llama2.c checkpoint or a name on the hub."""
+    path = Path(source)
+    if path.is_dir():
+        return huggingface.open_directory(path)
+    if path.is_file():
+        with open(path, "rb") as file:
+            head = file.read(28)
+        if head[:4] == b"GGUF":
+            return gguf_file.open_file(path)
+        if head[:8] == flatfile.MAGIC:
+            raise ConvertError(f"{path} is a flat file already")
+        if path.suffix == ".safetensors":
+            raise ConvertError(f"{path} is only the weights; give the directory that also has config.json")
+        if llama2c.looks_like(head):
+            return llama2c.open_file(path)
+        raise ConvertError(f"{path}: not a GGUF file, not a llama2.c checkpoint, and not a directory")
+    name = str(source)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return huggingface.open_directory(huggingface.download(name), name)
+    raise ConvertError(f"{name}: no such file or directory")
+
+
+def tokenizer_sections(path: Path, vocab_size: int) -> dict[int, bytes]:
+    """The tokenizer from --tokenizer: a directory, or a llama2.c tokenizer.bin."""
+    if path.is_dir():
+        return vocabulary.from_directory(path)
+    if path.is_file():
+        return vocabulary.from_llama2c(path, vocab_size)
+    raise ConvertError(f"{path}: no such tokenizer")
+
+
+def all_zero(tensor: sources.Tensor) -> bool:
+    return not tensor.read(0, tensor.rows).any()
+
+
+def same(one: sources.Tensor, other: sources.Tensor) -> bool:
+    """Whether two matrices have the same values."""
+    if one.shape != other.shape:
+        return False
+    step = max(1, flatfile.JOB // one.cols)
+    ends = [(row, min(row + step, one.rows)) for row in range(0, one.rows, step)]
+    return all(np.array_equal(one.read(*rows), other.read(*rows)) for rows in ends)
+
+
+def settle_tie(model: families.Model, tensors: dict[str, sources.Tensor]) -> None:
+    """Output matrix and embedding, the way PreTrainedModel.tie_weights of transformers 5 does it: stored
+    twice they are tied only if they are equal; stored once, the one serves as both."""
+    if not model.fields["flags"] & lib.LLM_TIED:
+        return
+    embedding, output = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
+    if embedding is None and output is not None:
+        tensors["model.embed_tokens.weight"] = output
+    if embedding is not None and output is not None and not same(embedding, output):
+        model.fields["flags"] &= ~lib.LLM_TIED
+        model.notes.append(
+            "the configuration ties the output matrix to the embedding, but both are stored and differ: "
+            "kept apart"
+        )
+    else:
+        tensors.pop("lm_head.weight", None)
+
+
+def collect(
+    source: Source, model: families.Model, header: object, tensors: dict[str, sources.Tensor]
+) -> list[tuple[flatfile.Place, list[sources.Tensor]]]:
+    """The parts of each tensor of the flat file. Names every tensor that is missing, unused, or of the wrong
+    shape."""
+    plan: list[tuple[flatfile.Place, list[sources.Tensor]]] = []
+    missing, wrong, used = [], [], set()
+    for place in flatfile.places(header):
+        parts, rows = [], 0
+        for name, shape in model.parts(place.tensor, place.layer, place.expert):
+            used.add(name)
+            tensor = tensors.get(name)
+            rows += shape[0]
+            if tensor is None:
+                missing.append(spell(source, model.family, name))
+            elif tensor.shape != shape:
+                wrong.append(f"{tensor.name} is {tensor.shape}, expected {shape}")
+            else:
+                parts.append(tensor)
+        if (place.rows * place.cols if place.dtype == lib.LLM_FP32 else place.rows) != rows:
+            raise ConvertError(f"{place.tensor}: the table of families has {rows} rows, llm.c {place.rows}")
+        plan.append((place, parts))
+    missing = list(dict.fromkeys(missing))  # experts may share a tensor
+    if missing:
+        raise ConvertError(f"{plural(len(missing), 'is', 'are')} missing: {sources.listing(missing)}")
+    if wrong:
+        raise ConvertError(f"{plural(len(wrong), 'has', 'have')} the wrong shape: {sources.listing(wrong)}")
+    unused = [
+        name
+        for name in tensors.keys() - used
+        if not (name.endswith(families.BIASES) and all_zero(tensors[name]))
+    ]
+    if unused:
+        names = sorted(tensors[name].name for name in unused)
+        raise ConvertError(
+            f"{plural(len(names), 'is', 'are')} not part of a {model.family.name} model as it is known here: "
+            f"{sources.listing(names)}"
+        )
+    return plan
+
+
+def plural(n: int, singular: str, several: str) -> str:
+    return f"1 tensor {singular}" if n == 1 else f"{n} tensors {several}"
+
+
+def spell(source: Source, family: families.Family, name: str) -> str:
+    """How the source would spell a name of families.TENSORS."""
+    if source.native(name) != name:
+        return source.native(name)
+    if any(theirs in key for theirs, _ in family.rename for key in source.tensors):
+        for theirs, ours in family.rename:
+            name = name.replace(ours, theirs)
+    return name
+
+
+def about(source: Source, model: families.Model, dtype: str, adapters: Sequence[Path]) -> str:
+    """The text of LLM_ABOUT: lines of "key: value", without dates or folders, so that the same source gives
+    the same bytes."""
+    lines = {
+        "family": model.family.name,
+        "architecture": model.architecture,
+        "source": source.name if source.path.is_dir() else source.path.name,
+        "lora": ", ".join(adapter.resolve().name for adapter in adapters),
+        "license": source.about.get("license", ""),
+        "description": source.about.get("description", ""),
+        "dtype": dtype,
+    }
+    return "".join(f"{key}: {' '.join(value.split())}\n" for key, value in lines.items() if value)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Converting
+
+
+def convert(
+    source: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    *,
+    dtype: str = "fp16",
+    tokenizer: str | os.PathLike | bool | None = None,
+    lora: Sequence[str | os.PathLike] = (),
+    chat_template: str | os.PathLike | None = None,
+    name: str | None = None,
+    context: int | None = None,
+    quiet: bool = True,
+) -> Report:
+    """Converts a model to a flat file.
+
+    source         a Hugging Face directory or hub name, a GGUF file, or a llama2.c checkpoint
+    out            the file to write, replaced only when complete; None: the source's name + ".llm" in the
+                   current directory
+    dtype          of the matrices: "fp16" or "int8"
+    tokenizer      None: the source's own, which must exist; False: none; a path: a tokenizer directory, or
+                   llama2.c's tokenizer.bin
+    lora           PEFT adapter directories, merged in this order
+    chat_template  a file with a Jinja template that replaces the source's
+    name           the model's name; None: as the source says
+    context        positions, at most the model's own
+    quiet          no progress bar
+
+    Raises ConvertError (a ValueError) or OSError, and then no file has been written."""
+    if dtype not in flatfile.DTYPES:
+        raise ConvertError(f"dtype {dtype!r} is not known; {', '.join(DTYPES)} are")
+    given = Path(tokenizer) if tokenizer not in (None, True, False) else None
+    opened = open_source(source)
+    try:
+        return convert_source(
+            opened,
+            Path(out) if out is not None else None,
+            dtype,
+            False if tokenizer is False else given,
+            [Path(adapter) for adapter in lora],
+            Path(chat_template) if chat_template else None,
+            name,
+            context,
+            quiet,
+        )
+    finally:
+        opened.close()
+
+
+def convert_source(
+    source: Source,
+    out: Path | None,
+    dtype: str,
+    tokenizer: Path | bool | None,
+    adapters: list[Path],
+    chat_template: Path | None,
+    name: str | None,
+    context: int | None,
+    quiet: bool,
+) -> Report:
+    """convert, with the source opened."""
+    model = families.describe(source.config, context)
+    if out is None:
+        out = (
+            Path(source.name.rsplit("/", 1)[-1] + ".llm")
+            if source.path.is_dir()
+            else Path(source.path.stem + ".llm")
+        )
+    check_destination(out, source)
+
+    tensors = families.canonical(model.family, source.tensors)
+    settle_tie(model, tensors)
+    for adapter in adapters:
+        count = lora.merge(adapter, model.family, tensors, bool(model.fields["flags"] & lib.LLM_TIED))
+        model.notes.append(f"merged {count} matrices of the adapter {adapter.name}")
+
+    sections = {
+        lib.LLM_NAME: (name or source.name).encode(),
+        lib.LLM_ABOUT: about(source, model, dtype, adapters).encode(),
+    }
+    check: Callable[[Path], None] = lambda path: None  # noqa: E731
+    if tokenizer is not False:
+        sections |= make_tokenizer(source, tokenizer, int(model.fields["vocab_size"]))
+        folder = tokenizer or source.path
+        if folder.is_dir():
+
+            def check(path: Path) -> None:
+                try:
+                    model.notes.append(vocabulary.verify(path, folder))
+                except ValueError as error:
+                    raise ConvertError(
+                        f"the tokenizer of {folder} cannot be converted exactly: {error}"
+                    ) from None
+
+    sections |= make_chat(source, chat_template, model.notes)
+
+    area = flatfile.pack_sections(sections)
+    header = flatfile.make_header(dtype, model.fields, len(area))
+    plan = collect(source, model, header, tensors)
+    threads = max(1, lib.llm_default_threads())
+    with ProgressBar(sum(place.size for place, _ in plan), quiet) as progress:
+        errors = flatfile.write(
+            out, header, model.layer_tables, model.tables, area, plan, threads, progress, check
+        )
+    return report(out, header, plan, errors, model.notes)
+
+
+def make_tokenizer(source: Source, tokenizer: Path | None, vocab_size: int) -> dict[int, bytes]:
+    """The tokenizer's sections; ConvertError when there is none or it does not fit."""
+    if tokenizer is None and source.tokenizer is None:
+        raise ConvertError(
+            f"{source.path}: no tokenizer found; give one with --tokenizer, or --no-tokenizer to go without"
+        )
+    try:
+        found = tokenizer_sections(tokenizer, vocab_size) if tokenizer else source.tokenizer()
+        check_vocabulary(found.get(lib.LLM_TOKEN_TYPES, b""), vocab_size)
+        return found
+    except ConvertError:
+        raise
+    except ValueError as error:
+        raise ConvertError(
+            f"the tokenizer of {tokenizer or source.path} cannot be converted: {error}"
+        ) from None
+
+
+def check_vocabulary(types: bytes, vocab_size: int) -> None:
+    """Refuses a tokenizer with ordinary tokens (types: a byte each) that the model has no row for. Control
+    tokens beyond the vocabulary are common, and harmless as long as nobody writes them."""
+    beyond = np.frombuffer(types, np.uint8)[vocab_size:]
+    ordinary = np.flatnonzero((beyond & (lib.LLM_TOKEN_SPECIAL | lib.LLM_TOKEN_ABSENT)) == 0)
+    if len(ordinary):
+        raise ConvertError(
+            f"the tokenizer is of another model: it has a token {vocab_size + ordinary[0]}, "
+            f"and the model's vocabulary ends at {vocab_size - 1}"
+        )
+
+
+def make_chat(source: Source, chat_template: Path | None, notes: list[str]) -> dict[int, bytes]:
+    """The sections of the chat template."""
+    template = chat_template.read_text(encoding="utf-8") if chat_template else source.template
+    if not template:
+        return {lib.LLM_CHAT_WHY: b"the model has no chat template"}
+    sections = {lib.LLM_CHAT_TEMPLATE: template.encode()}
+    parts, why = chat_parts.derive(template, source.special_tokens)
+    if parts is None:
+        notes.append(f"the command's chat will refuse this model: {why}")
+        return sections | {lib.LLM_CHAT_WHY: why.encode()}
+    if why:
+        notes.append(why)
+    return sections | {lib.LLM_CHAT_PARTS: b"".join(part.encode() + b"\0" for part in parts)}
+
+
+def check_destination(out: Path, source: Source) -> None:
+    """Refuses an output path that cannot be one."""
+    if out.is_dir():
+        raise ConvertError(f"{out} is a directory, not a file to write")
+    if not out.parent.is_dir():
+        raise ConvertError(f"{out.parent}: no such directory")
+    if out.exists() and any(os.path.samestat(out.stat(), os.fstat(file.fd)) for file in source.files):
+        raise ConvertError(f"{out} is part of the source")
+
+
+def report(
+    out: Path,
+    header: object,
+    plan: list[tuple[flatfile.Place, list[sources.Tensor]]],
+    errors: dict[str, flatfile.Error],
+    notes: list[str],
+) -> Report:
+    """Sums the errors up."""
+    worst = max(errors, key=lambda tensor: errors[tensor].largest)
+    total = flatfile.Error()
+    for error in errors.values():
+        total.add(error)
+    return Report(
+        path=out,
+        bytes=header.file_size,
+        parameters=sum(place.rows * place.cols for place, _ in plan),
+        max_error=total.largest,
+        mean_error=total.total / max(1, total.count),
+        max_error_tensor=worst,
+        max_error_share=errors[worst].largest / (errors[worst].top or 1),
+        mean_error_share=total.total / (total.weight or 1),
+        notes=notes,
+    )
+
+
+class ProgressBar:
+    """A context manager that gives a function to call with bytes written. Shows a line on stderr if that is a
+    terminal."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self.total, self.done, self.start, self.shown = total, 0, time.monotonic(), 0.0
+        self.visible = not quiet and sys.stderr.isatty()
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self.advance
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if not self.visible or now - self.shown < 0.1:
+            return
+        self.shown = now
+        filled = 30 * self.done // self.total
+        rate = self.done / max(now - self.start, 1e-3)
+        megabytes = f"{self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {rate / 1e6:,.0f} MB/s"
+        left = f"{(self.total - self.done) / rate:,.0f} s left"
+        print(
+            f"\r{self.done / self.total:4.0%} [{'#' * filled:<30}] {megabytes}, {left} \033[K",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __exit__(self, *exc: object) -> None:
+        if self.visible:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The command
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="pyllm-convert",
+        description="Converts a model to the flat file that pyllm runs.",
+        epilog="The error printed at the end is |w - stored| over all matrix weights, w being the source's "
+        "value as float32.",
+    )
+    p.add_argument(
+        "source",
+        metavar="SRC",
+        help="Hugging Face directory or hub name, GGUF file, or llama2.c .bin checkpoint",
+    )
+    p.add_argument(
+        "out",
+        metavar="OUT",
+        nargs="?",
+        help="the file to write (default: the source's name + .llm, in this directory)",
+    )
+    p.add_argument(
+        "--dtype", choices=DTYPES, default="fp16", help="how matrices are stored (default: %(default)s)"
+    )
+    p.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="a tokenizer directory, or llama2.c's tokenizer.bin, instead of the source's",
+    )
+    p.add_argument("--no-tokenizer", action="store_true", help="write a file without a tokenizer")
+    p.add_argument(
+        "--lora",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="merge a PEFT LoRA adapter; may be repeated",
+    )
+    p.add_argument("--chat-template", metavar="FILE", help="a Jinja chat template instead of the source's")
+    p.add_argument("--name", help="the model's name, instead of the source's")
+    p.add_argument("--context", type=int, metavar="N", help="positions the model is for, at most its own")
+    p.add_argument("--quiet", action="store_true", help="no progress bar and no report")
+    return p
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Makes SIGTERM an exception, so that the temporary file is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command pyllm-convert. Returns 0, or 1 when the conversion failed; wrong usage exits with 2."""
+    p = parser()
+    args = p.parse_args(argv)
+    if args.no_tokenizer and args.tokenizer:
+        p.error("--tokenizer and --no-tokenizer exclude each other")
+    if args.context is not None and args.context < 1:
+        p.error(f"--context {args.context} is not a positive number")
+    with terminable():
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """main, with the arguments checked."""
+    try:
+        result = convert(
+            args.source,
+            args.out,
+            dtype=args.dtype,
+            tokenizer=False if args.no_tokenizer else args.tokenizer,
+            lora=args.lora,
+            chat_template=args.chat_template,
+            name=args.name,
+            context=args.context,
+            quiet=args.quiet,
+        )
+    except (ValueError, OSError) as error:
+        print(f"pyllm-convert: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("pyllm-convert: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    if not args.quiet:
+        print(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Tensors of a model file, read a few rows at a time, and what else the converter takes from a source.
+
+Every reader (huggingface.py, gguf_file.py, llama2c.py) returns a Source: the configuration under the keys of
+Hugging Face's config.json, and the tensors under Hugging Face's names with the rows in Hugging Face's order
+(rotary pairs half-split). Whatever differs in a format is undone there, so that the rest of the converter
+knows one naming only. Nothing here keeps a tensor in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+class ConvertError(ValueError):
+    """The source cannot be converted; the message says why in one line."""
+
+
+class File:
+    """A file that is read at offsets, by any thread. Reads are copies (no memory map), so that memory stays
+    flat."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.size = os.fstat(self.fd).st_size
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        """`size` bytes at `offset`, uint8 (size,)."""
+        out = np.empty(size, np.uint8)
+        view, done = memoryview(out), 0
+        while done < size:
+            got = os.preadv(self.fd, [view[done:]], offset + done)
+            if got == 0:
+                raise ConvertError(
+                    f"{self.path}: truncated, it ends at byte {self.size} and byte {offset + size} is needed"
+                )
+            done += got
+        return out
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
+class Tensor:
+    """A tensor seen as a matrix: its last dimension is the columns, all others are the rows; (n,) is n rows
+    of one column."""
+
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        self.name = name  # as the source spells it
+        self.shape = shape
+        self.cols = shape[-1] if len(shape) > 1 else 1
+        self.rows = int(np.prod(shape[: max(1, len(shape) - 1)], dtype=np.int64))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop, float32 (stop - start, cols), the caller's own."""
+        raise NotImplementedError
+
+
+def decode_bf16(raw: np.ndarray) -> np.ndarray:
+    """bfloat16 is the upper half of a float32, so this is exact."""
+    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+# How a row's bytes, uint8 (n, row_bytes), become float32 (n, cols); with the bytes that one element takes.
+PLAIN: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
+    "F64": (8, lambda raw: raw.view("<f8").astype(np.float32)),
+    "F32": (4, lambda raw: raw.view("<f4")),
+    "F16": (2, lambda raw: raw.view("<f2").astype(np.float32)),
+    "BF16": (2, decode_bf16),
+}
+
+
+class FileTensor(Tensor):
+    """A tensor that lies in one piece in a file, row after row."""
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        file: File,
+        offset: int,
+        row_bytes: int,
+        decode: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        super().__init__(name, shape)
+        self.file, self.offset, self.row_bytes, self.decode = file, offset, row_bytes, decode
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        raw = self.file.read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
+        return self.decode(raw.reshape(stop - start, self.row_bytes))
+
+
+class Rows(Tensor):
+    """Some of the rows of another tensor: `count` from `first` on, or those that `order` (rows,) names."""
+
+    def __init__(
+        self, base: Tensor, shape: tuple[int, ...], first: int = 0, order: np.ndarray | None = None
+    ) -> None:
+        super().__init__(base.name, shape)
+        self.base, self.first, self.order = base, first, order
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        if self.order is None:
+            return self.base.read(self.first + start, self.first + stop)
+        wanted = self.order[start:stop]
+        low, high = int(wanted.min()), int(wanted.max()) + 1
+        return self.base.read(low, high)[wanted - low]
+
+
+def half_split(tensor: Tensor, n_heads: int) -> Tensor:
+    """The rows of a q or k projection whose heads pair elements (2i, 2i + 1) for the rotation, in the order
+    that pairs i with i + head_dim / 2. Undoes LlamaModel.permute of llama.cpp's convert_hf_to_gguf.py, and
+    Meta's own order."""
+    if tensor.rows % (2 * n_heads):  # the shape is wrong, and the check against the config will say so
+        return tensor
+    order = np.arange(tensor.rows).reshape(n_heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    return Rows(tensor, tensor.shape, order=order)
+
+
+def unstack(tensor: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Splits a stack of experts (n_experts, rows, cols) into matrices; an expert's rows are divided equally
+    among `names`, in which {e} stands for the expert."""
+    if len(tensor.shape) != 3 or tensor.shape[1] % len(names):
+        raise ConvertError(f"{tensor.name} has the shape {tensor.shape}, expected (experts, rows, columns)")
+    experts, total, cols = tensor.shape
+    rows = total // len(names)
+    return {
+        name.format(e=e): Rows(tensor, (rows, cols), first=e * total + i * rows)
+        for e in range(experts)
+        for i, name in enumerate(names)
+    }
+
+
+@dataclass
+class Source:
+    """A model to convert."""
+
+    path: Path
+    name: str  # a short name for people
+    config: dict  # as config.json has it
+    tensors: dict[str, Tensor]  # by Hugging Face's names
+    about: dict[str, str] = field(default_factory=dict)  # license, description
+    template: str | None = None  # the Jinja chat template
+    special_tokens: dict[str, str] = field(
+        default_factory=dict
+    )  # bos_token, eos_token, ...: the template may use them
+    tokenizer: Callable[[], dict[int, bytes]] | None = None  # makes the tokenizer's sections
+    native: Callable[[str], str] = str  # how this source spells a Hugging Face name
+    files: list[File] = field(default_factory=list)
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+def listing(names: list[str], most: int = 8) -> str:
+    """The names in one line, shortened."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def need(library: str, purpose: str, package: str | None = None) -> ConvertError:
+    """The error for an optional library that is not installed."""
+    return ConvertError(f"{purpose} needs the library {library}: pip install {package or library}")
