@@ -14,8 +14,8 @@ import numpy as np
 
 HEADER = struct.Struct("<8sIIQQ12Iff160sQ")
 FIELDS = (
-    "magic version dtype file_size text_size flags dim ffn_dim n_layers n_heads n_kv_heads head_dim vocab_size"
-    " context n_rope n_experts n_active norm_eps attn_scale reserved checksum"
+    "magic version dtype file_size text_size flags dim ffn_dim n_layers n_heads n_kv_heads head_dim"
+    " vocab_size context n_rope n_experts n_active norm_eps attn_scale reserved checksum"
 ).split()
 TIED, QKV_BIAS, QK_NORM, ROUTER_NORMALIZE = 1, 2, 4, 8
 FP16, INT8, FP32 = 0, 1, 2

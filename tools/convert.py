@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -302,7 +301,7 @@ def convert_source(
     header = flatfile.make_header(dtype, model.fields, len(area))
     plan = collect(source, model, header, tensors)
     threads = max(1, lib.llm_default_threads())
-    with ProgressBar(sum(place.size for place, _ in plan), quiet) as progress:
+    with progress_bar(sum(place.size for place, _ in plan), quiet) as progress:
         errors = flatfile.write(
             out, header, model.layer_tables, model.tables, area, plan, threads, progress, check
         )
@@ -389,37 +388,20 @@ def report(
     )
 
 
-class ProgressBar:
-    """A context manager that gives a function to call with bytes written. Shows a line on stderr if that is a
-    terminal."""
-
-    def __init__(self, total: int, quiet: bool) -> None:
-        self.total, self.done, self.start, self.shown = total, 0, time.monotonic(), 0.0
-        self.visible = not quiet and sys.stderr.isatty()
-
-    def __enter__(self) -> Callable[[int], None]:
-        return self.advance
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if not self.visible or now - self.shown < 0.1:
-            return
-        self.shown = now
-        filled = 30 * self.done // self.total
-        rate = self.done / max(now - self.start, 1e-3)
-        megabytes = f"{self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {rate / 1e6:,.0f} MB/s"
-        left = f"{(self.total - self.done) / rate:,.0f} s left"
-        print(
-            f"\r{self.done / self.total:4.0%} [{'#' * filled:<30}] {megabytes}, {left} \033[K",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def __exit__(self, *exc: object) -> None:
-        if self.visible:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+@contextmanager
+def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], object]]:
+    """Gives a function to call with bytes written, which a bar on stderr adds up; silent when quiet, when
+    stderr is no terminal, and without the tqdm library."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda count: None
+        return
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
+        yield bar.update
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1262 @@
+/* main.c - the command `pyllm`.
+ *
+ * Owns the command line, the terminal and the texts that a user sees; all that it knows of models is llm.h.
+ * Generated text and results go to stdout, everything else to stderr. Exit status: 0; 1 for a failure; 2 for
+ * a command line that makes no sense; 130 after Ctrl-C. A function that returns a status has reported its
+ * failure. Reading order: options, text, the open model, generating, one section for each command, main. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* clock_gettime, sigaction, readlink under -std=c11 */
+#endif
+#include "llm.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __APPLE__
+#include <mach-o/dyld.h>
+#endif
+
+#ifndef PYLLM_VERSION
+#define PYLLM_VERSION "dev"
+#endif
+
+enum { OK = 0, FAILED = 1, USAGE = 2, INTERRUPTED = 130, END_OF_INPUT = 256 /* of read_message only */ };
+
+/* Prints a line on stderr and returns `status`. */
+__attribute__((format(printf, 2, 3))) static int report(int status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fputs("pyllm: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    return status;
+}
+
+/* The built-in model: the whole file inside the binary, in a read-only section. */
+#ifdef PYLLM_BUILTIN
+#ifdef __APPLE__
+__asm__(".section __TEXT,__const\n.private_extern _pyllm_builtin\n.private_extern _pyllm_builtin_size\n"
+        ".p2align 6\n_pyllm_builtin: .incbin \"" PYLLM_BUILTIN "\"\nLpyllm_end:\n"
+        ".p2align 3\n_pyllm_builtin_size: .quad Lpyllm_end - _pyllm_builtin\n.text\n");
+#else
+__asm__(".pushsection .rodata\n.globl pyllm_builtin\n.globl pyllm_builtin_size\n"
+        ".balign 64\npyllm_builtin: .incbin \"" PYLLM_BUILTIN "\"\n.Lpyllm_end:\n"
+        ".balign 8\npyllm_builtin_size: .quad .Lpyllm_end - pyllm_builtin\n.popsection\n");
+#endif
+extern const unsigned char pyllm_builtin[] __attribute__((visibility("hidden")));
+extern const uint64_t pyllm_builtin_size __attribute__((visibility("hidden")));
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Options: one table, from which parsing and --help are made */
+
+typedef struct settings {
+    const char *model, *system, *text;
+    const char **stops; /* (n_stops,) */
+    size_t n_stops;
+    llm_sampling sampling;
+    uint32_t max_tokens, threads, context, stride, prompt_tokens, repeat; /* 0: not given */
+    int has_seed, no_echo, no_special, no_bos, ids, verbose, help;
+} settings;
+
+enum kind { FLAG, TEXT, LIST, COUNT, SEED, REAL };
+
+enum { /* which commands take an option */
+    GENERATE = 1,
+    CHAT = 2,
+    NEXT = 4,
+    INFO = 8,
+    TOKENIZE = 16,
+    PERPLEXITY = 32,
+    BENCH = 64,
+    SAMPLES = GENERATE | CHAT,
+    READS = GENERATE | NEXT | TOKENIZE | PERPLEXITY,
+    ALL = 127
+};
+
+typedef struct option {
+    const char *name;
+    char letter; /* 0: none */
+    enum kind kind;
+    unsigned commands;
+    size_t field; /* offset in settings */
+    double low, high;
+    const char *value, *help;
+} option;
+
+#define AT(name) offsetof(settings, name)
+
+// clang-format off
+static const option OPTIONS[] = {
+    {"model", 'm', TEXT, ALL, AT(model), 0, 0, "FILE", "the model file (without it: the built-in model)"},
+    {"max-tokens", 'n', COUNT, SAMPLES | NEXT | BENCH, AT(max_tokens), 1, 1 << 30, "N",
+     "tokens to make at most (default: next 10, bench 64, else until the model or the context ends)"},
+    {"temperature", 't', REAL, SAMPLES, AT(sampling.temperature), 0, 1000, "T",
+     "0: always the most likely token"},
+    {"top-k", 0, COUNT, SAMPLES, AT(sampling.top_k), 0, UINT32_MAX, "K",
+     "draw from the K most likely tokens; 0: off"},
+    {"top-p", 0, REAL, SAMPLES, AT(sampling.top_p), 1e-6, 1, "P",
+     "draw from the fewest tokens whose probabilities reach P; 1: off"},
+    {"min-p", 0, REAL, SAMPLES, AT(sampling.min_p), 0, 1, "P",
+     "drop tokens less likely than P times the most likely one; 0: off"},
+    {"repeat-penalty", 0, REAL, SAMPLES, AT(sampling.repeat_penalty), 1e-3, 1e3, "X",
+     "weaken tokens that occurred, prompt included; 1: off"},
+    {"presence-penalty", 0, REAL, SAMPLES, AT(sampling.presence_penalty), -1e3, 1e3, "X",
+     "subtract X from the logits of generated tokens; 0: off"},
+    {"frequency-penalty", 0, REAL, SAMPLES, AT(sampling.frequency_penalty), -1e3, 1e3, "X",
+     "the same for each time they were generated; 0: off"},
+    {"seed", 0, SEED, SAMPLES, AT(sampling.seed), 0, 0, "N",
+     "the same seed gives the same text (default: a random one)"},
+    {"stop", 0, LIST, SAMPLES, AT(stops), 0, 0, "TEXT", "end before this text; may be given several times"},
+    {"system", 0, TEXT, CHAT, AT(system), 0, 0, "TEXT", "the system message"},
+    {"context", 0, COUNT, ALL & ~(TOKENIZE | BENCH), AT(context), 1, UINT32_MAX, "N",
+     "positions to hold at most (default: the model's)"},
+    {"stride", 0, COUNT, PERPLEXITY, AT(stride), 1, UINT32_MAX, "N",
+     "positions from one window to the next (default: half of the context)"},
+    {"no-special", 0, FLAG, READS, AT(no_special), 0, 0, NULL,
+     "read special tokens in the text as plain text"},
+    {"no-bos", 0, FLAG, READS, AT(no_bos), 0, 0, NULL, "do not add the tokens that begin or end a text"},
+    {"no-echo", 0, FLAG, GENERATE, AT(no_echo), 0, 0, NULL, "print the continuation without the prompt"},
+    {"ids", 0, FLAG, TOKENIZE, AT(ids), 0, 0, NULL, "print only the ids, on one line"},
+    {"prompt-tokens", 0, COUNT, BENCH, AT(prompt_tokens), 1, 1 << 20, "N", "tokens of the prompt"},
+    {"repeat", 0, COUNT, BENCH, AT(repeat), 1, 1000, "N", "how often each is measured; medians are printed"},
+    {"threads", 0, COUNT, ALL & ~TOKENIZE, AT(threads), 1, 1024, "N",
+     "processors to use (default: those this process may use)"},
+    {"verbose", 'v', FLAG, SAMPLES | PERPLEXITY, AT(verbose), 0, 0, NULL,
+     "seed, speed and progress on stderr"},
+    {"help", 'h', FLAG, ALL, AT(help), 0, 0, NULL, "print this help"},
+};
+// clang-format on
+enum { N_OPTIONS = sizeof OPTIONS / sizeof *OPTIONS };
+
+typedef struct run run;
+enum { TOKENIZER = 1, SESSION = 2 }; /* what a command needs beside the model */
+
+typedef struct command {
+    const char *name;
+    unsigned bit, needs;
+    int (*run)(run *r);
+    const char *argument; /* NULL: takes none; in brackets: may be left out */
+    const char *help, *details;
+} command;
+
+static settings default_settings(void) {
+    return (settings){.sampling = llm_sampling_default(), .prompt_tokens = 512, .repeat = 5};
+}
+
+static void print_help(const command *c) {
+    settings defaults = default_settings();
+    printf("usage: pyllm %s [OPTIONS]%s%s\n\n%s.\n", c->name, c->argument ? " " : "",
+        c->argument ? c->argument : "", c->help);
+    printf("%s%s\noptions:\n", *c->details ? "\n" : "", c->details);
+    for (const option *x = OPTIONS; x < OPTIONS + N_OPTIONS; x++) {
+        const void *field = (const char *)&defaults + x->field;
+        double value = x->kind == REAL    ? *(const float *)field
+                       : x->kind == COUNT ? *(const uint32_t *)field
+                                          : 0;
+        if (!(x->commands & c->bit))
+            continue;
+        printf(x->letter ? "  -%c, " : "      ", x->letter);
+        printf("--%s %-*s %s", x->name, 20 - (int)strlen(x->name), x->value ? x->value : "", x->help);
+        printf(value != 0 ? " (default: %g)\n" : "\n", value);
+    }
+}
+
+/* Sets the field of one option from its text. */
+static int set_option(settings *o, const option *x, const char *text) {
+    void *field = (char *)o + x->field;
+    char *end = NULL;
+    if (x->kind == FLAG) {
+        *(int *)field = 1;
+    } else if (x->kind == TEXT) {
+        *(const char **)field = text;
+    } else if (x->kind == LIST) {
+        o->stops[o->n_stops++] = text;
+        if (!*text)
+            return report(USAGE, "--%s must not be empty", x->name);
+    } else if (x->kind == REAL) {
+        float value = strtof(text, &end);
+        if (end == text || *end || !(value >= (float)x->low && value <= (float)x->high)) /* NaN fails this */
+            return report(
+                USAGE, "--%s takes a number from %g to %g, not '%s'", x->name, x->low, x->high, text);
+        *(float *)field = value;
+    } else {
+        int digits = *text >= '0' && *text <= '9'; /* strtoull takes signs and spaces */
+        unsigned long long low = (unsigned long long)x->low, high = UINT64_MAX, value;
+        if (x->kind == COUNT)
+            high = (unsigned long long)x->high;
+        errno = 0;
+        value = strtoull(text, &end, 10);
+        if (!digits || *end || errno || value < low || value > high)
+            return report(
+                USAGE, "--%s takes a whole number from %llu to %llu, not '%s'", x->name, low, high, text);
+        if (x->kind == COUNT)
+            *(uint32_t *)field = (uint32_t)value;
+        else
+            *(uint64_t *)field = value, o->has_seed = 1;
+    }
+    return OK;
+}
+
+/* The option of command c that arg names as --name, --name=value, -x or -xvalue; the value in it goes to
+ * *value. */
+static const option *find_option(const command *c, const char *arg, const char **value) {
+    for (const option *x = OPTIONS; x < OPTIONS + N_OPTIONS; x++) {
+        size_t n = strlen(x->name);
+        int named = arg[1] == '-' && !strncmp(arg + 2, x->name, n) && (!arg[2 + n] || arg[2 + n] == '=');
+        int lettered = x->letter && arg[1] == x->letter && (!arg[2] || x->kind != FLAG);
+        if ((x->commands & c->bit) && (named || lettered)) {
+            const char *behind = named ? arg + 2 + n : arg + 2;
+            *value = *behind ? behind + named : NULL;
+            return x;
+        }
+    }
+    return NULL;
+}
+
+static int parse(settings *o, const command *c, int argc, char **argv) {
+    int plain = 0; /* after "--" nothing is an option */
+    for (int i = 0; i < argc; i++) {
+        const char *arg = argv[i], *value = NULL;
+        if (!plain && !strcmp(arg, "--")) {
+            plain = 1;
+        } else if (!plain && arg[0] == '-' && arg[1]) {
+            const option *x = find_option(c, arg, &value);
+            if (!x)
+                return report(
+                    USAGE, "'pyllm %s' has no option '%s'; see pyllm %s --help", c->name, arg, c->name);
+            if (x->kind == FLAG && value)
+                return report(USAGE, "--%s takes no value", x->name);
+            if (x->kind != FLAG && !value && !(value = ++i < argc ? argv[i] : NULL))
+                return report(USAGE, "--%s needs a value (%s)", x->name, x->value);
+            if (set_option(o, x, value) != OK)
+                return USAGE;
+        } else if (!c->argument || o->text) {
+            return report(USAGE, "'pyllm %s' takes %s, and '%s' is one too many%s", c->name,
+                c->argument ? c->argument : "no argument", arg, o->text ? " (quote a text with spaces)" : "");
+        } else {
+            o->text = arg;
+        }
+    }
+    if (c->argument && c->argument[0] != '[' && !o->text && !o->help)
+        return report(USAGE, "'pyllm %s' needs a %s; see pyllm %s --help", c->name, c->argument, c->name);
+    return OK;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Text */
+
+/* A growing text. When memory runs out `failed` is set and stays; it is looked at once, at the end. */
+typedef struct text {
+    char *data; /* (len,), may hold NUL */
+    size_t len, capacity;
+    int failed;
+} text;
+
+static void append(text *t, const char *data, size_t n) {
+    if (n > t->capacity - t->len) {
+        size_t capacity = t->capacity ? t->capacity : 256;
+        while (capacity - t->len < n && capacity <= SIZE_MAX / 2)
+            capacity *= 2;
+        char *grown = capacity - t->len < n ? NULL : realloc(t->data, capacity);
+        if (!grown) {
+            t->failed = 1;
+            return;
+        }
+        t->data = grown;
+        t->capacity = capacity;
+    }
+    if (n)
+        memcpy(t->data + t->len, data, n);
+    t->len += n;
+}
+
+/* Appends a whole file; "-" is standard input. */
+static int read_file(text *t, const char *path) {
+    char buffer[65536];
+    size_t n;
+    FILE *in = strcmp(path, "-") ? fopen(path, "rb") : stdin;
+    if (!in)
+        return report(FAILED, "%s: %s", path, strerror(errno));
+    while (!t->failed && (n = fread(buffer, 1, sizeof buffer, in)) > 0)
+        append(t, buffer, n);
+    int error = ferror(in) ? errno : 0;
+    if (in != stdin)
+        fclose(in);
+    if (error)
+        return report(FAILED, "%s: %s", path, strerror(error));
+    return t->failed ? report(FAILED, "out of memory for the text") : OK;
+}
+
+/* Writes n bytes to out with control characters made visible and, if quoted, quotes and backslashes too;
+ * returns the new end. `out` needs 4 * n bytes. Model files are untrusted: what they say must not reach a
+ * terminal raw. */
+static char *escape(char *out, const char *data, size_t n, int quoted) {
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)data[i];
+        const char *letter = c ? strchr("\nn\tt\rr", c) : NULL;
+        if (c < 32 && letter)
+            *out++ = '\\', *out++ = letter[1];
+        else if (c < 32 || c == 127)
+            out += sprintf(out, "\\x%02x", c);
+        else if (c >= 0x80 && c < 0xa0 && i && (unsigned char)data[i - 1] == 0xc2) /* U+0080 to U+009F */
+            out += sprintf(out - 1, "\\x%02x", c) - 1; /* in place of the 0xc2 */
+        else if (quoted && (c == '"' || c == '\\'))
+            *out++ = '\\', *out++ = (char)c;
+        else
+            *out++ = (char)c;
+    }
+    return out;
+}
+
+/* A number of bytes for people, valid until the fourth call after it. */
+static const char *size_text(double bytes) {
+    static const char *units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+    static char texts[4][32];
+    static int calls = 0;
+    char *out = texts[calls++ % 4];
+    int unit = 0;
+    for (; bytes >= 1024 && unit < 4; unit++)
+        bytes /= 1024;
+    snprintf(out, sizeof *texts, unit ? "%.1f %s" : "%.0f %s", bytes, units[unit]);
+    return out;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * The open model, and what a command does with it */
+
+struct run {
+    const settings *o;
+    llm_model *model;
+    const llm_header *h;
+    llm_tokenizer *tokenizer;
+    llm_session *session;
+    uint32_t context, threads; /* the session's */
+    text input; /* the argument, or the file that it names */
+    uint32_t *tokens; /* (n,) its tokens */
+    size_t n;
+    float *logits; /* (vocab_size,) after the last token of sequence 0 */
+    uint32_t *cached; /* (context,) the tokens of sequence 0 */
+    char *piece; /* one token's text */
+    char *visible; /* the same in quotes, with escapes */
+    void *taken[8]; /* what `take` gave */
+    int n_taken;
+    char err[256];
+};
+
+static void close_run(run *r) {
+    while (r->n_taken)
+        free(r->taken[--r->n_taken]);
+    free(r->tokens);
+    free(r->input.data);
+    llm_session_close(r->session);
+    llm_tokenizer_close(r->tokenizer);
+    llm_close(r->model);
+}
+
+static int engine_failed(run *r) { return report(FAILED, "%s", r->err); }
+
+/* Memory until close_run; NULL, reported, if there is none. At most 8 times a run. */
+static void *take(run *r, size_t n, size_t size) {
+    void *memory = n < SIZE_MAX / size ? malloc(n * size + 1) : NULL;
+    if (!memory)
+        report(FAILED, "out of memory");
+    else
+        r->taken[r->n_taken++] = memory;
+    return memory;
+}
+
+static int open_tokenizer(run *r) {
+    r->tokenizer = llm_tokenizer_open(r->model, r->err, sizeof r->err);
+    if (!r->tokenizer)
+        return engine_failed(r);
+    size_t room = llm_token_max_bytes(r->tokenizer) + sizeof(llm_decoder);
+    return (r->piece = take(r, room, 1)) && (r->visible = take(r, room, 4)) ? OK : FAILED;
+}
+
+static int open_session(run *r, uint32_t context) {
+    llm_options options = {.context = context, .threads = r->o->threads};
+    r->session = llm_session_open(r->model, &options, r->err, sizeof r->err);
+    if (!r->session)
+        return engine_failed(r);
+    r->context = llm_session_options(r->session)->context;
+    r->threads = llm_session_options(r->session)->threads;
+    r->logits = take(r, r->h->vocab_size, sizeof *r->logits);
+    r->cached = r->logits ? take(r, r->context, sizeof *r->cached) : NULL;
+    return r->cached ? OK : FAILED;
+}
+
+/* Opens what the command needs, runs it and closes all. */
+static int run_command(const command *c, const settings *o) {
+    run r = {.o = o};
+    int status = OK;
+    if (o->model)
+        r.model = llm_open(o->model, r.err, sizeof r.err);
+    else
+#ifdef PYLLM_BUILTIN
+        r.model = llm_open_memory(pyllm_builtin, pyllm_builtin_size, r.err, sizeof r.err);
+#else
+        return report(FAILED, "this build has no built-in model; name one with -m FILE");
+#endif
+    if (!r.model)
+        return engine_failed(&r);
+    r.h = llm_model_header(r.model);
+    if (c->needs & TOKENIZER)
+        status = open_tokenizer(&r);
+    if (status == OK && (c->needs & SESSION))
+        status = open_session(&r, o->context);
+    if (status == OK)
+        status = c->run(&r);
+    close_run(&r);
+    return status;
+}
+
+static uint32_t encode_flags(const settings *o) {
+    return (o->no_special ? 0u : (uint32_t)LLM_SPECIAL) | (o->no_bos ? (uint32_t)LLM_NO_BOS : 0u);
+}
+
+/* Encodes a text into r->tokens. */
+static int encode(run *r, const text *t, uint32_t flags) {
+    size_t capacity = t->len + 16; /* nearly always enough */
+    if (t->failed)
+        return report(FAILED, "out of memory for the text");
+    for (;; capacity = r->n) {
+        free(r->tokens);
+        r->tokens = capacity <= SIZE_MAX / sizeof *r->tokens ? malloc(capacity * sizeof *r->tokens) : NULL;
+        if (!r->tokens)
+            return report(FAILED, "out of memory for the tokens");
+        int64_t n = llm_encode(
+            r->tokenizer, t->len ? t->data : "", t->len, flags, r->tokens, capacity, r->err, sizeof r->err);
+        r->n = n < 0 ? 0 : (size_t)n;
+        if (n < 0)
+            return engine_failed(r);
+        if (r->n <= capacity)
+            return OK;
+    }
+}
+
+/* Reads the argument: itself, or standard input for "-", less one newline at the end if `strip`. */
+static int read_argument(run *r, int strip) {
+    const char *argument = r->o->text ? r->o->text : "";
+    if (strcmp(argument, "-")) {
+        append(&r->input, argument, strlen(argument));
+        return OK; /* encode looks at input.failed */
+    }
+    int status = read_file(&r->input, "-");
+    r->input.len -= strip && r->input.len && r->input.data[r->input.len - 1] == '\n';
+    return status;
+}
+
+/* Reads and encodes the prompt of generate and next, which must have tokens and fit into the context. */
+static int read_prompt(run *r) {
+    uint32_t flags = encode_flags(r->o);
+    int status = read_argument(r, 1);
+    if (status == OK)
+        status = encode(r, &r->input, flags);
+    if (status == OK && r->n == 0 &&
+        !r->o->no_bos) /* a tokenizer that adds no BOS: an empty prompt needs it */
+        status = encode(r, &r->input, flags | LLM_BOS);
+    if (status == OK && r->n == 0)
+        return report(FAILED, "the prompt is empty, and there is no BOS token to begin with");
+    if (status == OK && r->n > r->context)
+        return report(FAILED, "the prompt has %zu tokens, more than the context of %u", r->n, r->context);
+    return status;
+}
+
+/* A token's text in quotes, with escapes, valid until the next call. Bytes that are no whole UTF-8 are
+ * escaped too. */
+static const char *visible_token(run *r, uint32_t token) {
+    llm_decoder d = {.started = 1}; /* keeps a leading space */
+    size_t n = llm_decode(r->tokenizer, &d, token, 1, r->piece, llm_token_max_bytes(r->tokenizer));
+    char *out = r->visible;
+    *out++ = '"';
+    out = escape(out, r->piece, n, 1);
+    for (uint32_t i = 0; i < d.n_held && i < sizeof d.held; i++)
+        out += sprintf(out, "\\x%02x", d.held[i]);
+    strcpy(out, "\"");
+    return r->visible;
+}
+
+/* Prints a section of text, control characters escaped, its first line after the label, the others below. */
+static int print_section(run *r, uint32_t tag, const char *label) {
+    size_t size, n;
+    const char *data = llm_section(r->model, tag, &size);
+    for (; size; data += n, size -= n, label = "") {
+        const char *newline = memchr(data, '\n', size);
+        n = newline ? (size_t)(newline - data) : size;
+        char *line = malloc(4 * n + 1);
+        if (!line)
+            return report(FAILED, "out of memory");
+        *escape(line, data, n, 0) = 0;
+        printf("%-18s%s\n", label, line);
+        free(line);
+        n += newline != NULL;
+    }
+    return OK;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Generating */
+
+/* Set by Ctrl-C. A second one before anybody looked ends the process as if there were no handler. */
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int number) {
+    if (interrupted) {
+        signal(number, SIG_DFL);
+        raise(number);
+    }
+    interrupted = 1;
+}
+
+static void catch_interrupts(void) {
+    struct sigaction action = {.sa_handler = on_interrupt}, old; /* no SA_RESTART: a read must return */
+    sigemptyset(&action.sa_mask);
+    if (!sigaction(SIGINT, NULL, &old) && old.sa_handler != SIG_IGN) /* nohup and background jobs ignore it */
+        sigaction(SIGINT, &action, NULL);
+}
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* --seed, or a random one. */
+static uint64_t choose_seed(const settings *o) {
+    uint64_t seed = (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
+    FILE *random = o->has_seed ? NULL : fopen("/dev/urandom", "rb");
+    if (random) {
+        if (fread(&seed, sizeof seed, 1, random) != 1)
+            seed++;
+        fclose(random);
+    }
+    return o->has_seed ? o->sampling.seed : seed;
+}
+
+/* What was generated, and how much of it is on stdout: all but an end that may become a stop text. */
+typedef struct writer {
+    text text;
+    size_t shown;
+    int stopped; /* a stop text came; `text` ends before it */
+} writer;
+
+/* Adds n bytes and prints what may be printed; `last`: nothing more will come. */
+static void show(writer *w, const settings *o, const char *data, size_t n, int last) {
+    text *t = &w->text;
+    append(t, data, n);
+    size_t hold = t->len; /* where what may become a stop text begins */
+    for (size_t i = w->shown; i < t->len; i++)
+        for (size_t j = 0; j < o->n_stops; j++) {
+            size_t left = t->len - i, stop = strlen(o->stops[j]);
+            if (memcmp(t->data + i, o->stops[j], left < stop ? left : stop))
+                continue;
+            hold = i < hold ? i : hold;
+            if (left >= stop) {
+                w->stopped = 1;
+                t->len = i; /* ends both loops */
+                break;
+            }
+        }
+    size_t end = last || w->stopped ? t->len : hold;
+    if (end > w->shown)
+        fwrite(t->data + w->shown, 1, end - w->shown, stdout);
+    w->shown = end;
+    fflush(stdout);
+}
+
+/* Appends n tokens to sequence 0, looking at Ctrl-C between chunks. Fills r->logits: those after the last. */
+static int extend(run *r, const uint32_t *tokens, size_t n) {
+    enum { CHUNK = 256 };
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t m = n - at < CHUNK ? n - at : CHUNK, length = llm_length(r->session, 0);
+        if (interrupted)
+            return INTERRUPTED;
+        if (llm_forward(r->session, m, tokens + at, NULL, NULL, at + m == n ? r->logits : NULL, r->err,
+                sizeof r->err))
+            return engine_failed(r);
+        memcpy(r->cached + length, tokens + at, m * sizeof *tokens);
+    }
+    return OK;
+}
+
+/* Runs r->tokens, of which sequence 0 already holds the first `reused`, then generates into w until a stop
+ * token, a stop text, --max-tokens, the end of the context or Ctrl-C. Returns OK, FAILED or INTERRUPTED. */
+static int generate(run *r, size_t reused, uint64_t seed, writer *w) {
+    const settings *o = r->o;
+    llm_sampling sampling = o->sampling;
+    sampling.seed = seed;
+    llm_sampler *sampler = llm_sampler_open(&sampling, r->h->vocab_size, r->err, sizeof r->err);
+    llm_decoder decoder = {.started = 0};
+    size_t room = llm_token_max_bytes(r->tokenizer), limit = o->max_tokens ? o->max_tokens : SIZE_MAX,
+           made = 0;
+    if (!sampler)
+        return engine_failed(r);
+    for (size_t i = 0; i < r->n; i++) { /* the continuation's first space is not a text's first space */
+        llm_decode(r->tokenizer, &decoder, r->tokens[i], 0, r->piece, room);
+        llm_sampler_accept(sampler, r->tokens[i], 0);
+    }
+    double start = seconds();
+    int status = extend(r, r->tokens + reused, r->n - reused);
+    double prompted = seconds();
+    while (status == OK) {
+        uint32_t token = llm_sample(sampler, r->logits);
+        if (llm_token_is_stop(r->tokenizer, token))
+            break;
+        made++;
+        show(w, o, r->piece, llm_decode(r->tokenizer, &decoder, token, 0, r->piece, room), 0);
+        if (w->text.failed)
+            status = report(FAILED, "out of memory for the text");
+        else if (ferror(stdout)) /* main says why */
+            status = FAILED;
+        else if (w->stopped || made == limit || llm_length(r->session, 0) == r->context)
+            break;
+        else
+            status = extend(r, &token, 1);
+    }
+    if (!w->stopped)
+        show(w, o, r->piece, llm_decode_end(&decoder, r->piece, room), 1);
+    putchar('\n');
+    fflush(stdout);
+    if (o->verbose) {
+        double prefill = prompted - start, decode = seconds() - prompted;
+        fprintf(stderr, "pyllm: seed %" PRIu64 "; prompt of %zu tokens, %zu of them run in %.2f s (%.1f/s); ",
+            seed, r->n, r->n - reused, prefill, (double)(r->n - reused) / prefill);
+        fprintf(stderr, "%zu tokens made in %.2f s (%.1f/s); %s, %u threads\n", made, decode,
+            (double)made / decode, llm_session_isa(r->session), r->threads);
+    }
+    llm_sampler_close(sampler);
+    return status;
+}
+
+static int run_generate(run *r) {
+    writer w = {.stopped = 0};
+    int status = read_prompt(r);
+    if (status != OK)
+        return status;
+    catch_interrupts();
+    if (!r->o->no_echo && r->input.len)
+        fwrite(r->input.data, 1, r->input.len, stdout);
+    fflush(stdout);
+    status = generate(r, 0, choose_seed(r->o), &w);
+    free(w.text.data);
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * chat */
+
+enum {
+    BEFORE_SYSTEM,
+    AFTER_SYSTEM,
+    NO_SYSTEM,
+    BEFORE_REPLY,
+    AFTER_REPLY,
+    TRIM,
+    N_PARTS
+}; /* LLM_CHAT_PARTS */
+
+typedef struct turn {
+    text user, reply;
+} turn;
+
+typedef struct chat {
+    run *r;
+    const char *parts[N_PARTS];
+    turn *turns; /* (n_turns,) the last one waits for its reply */
+    size_t n_turns, capacity;
+    size_t first; /* the oldest turn that is still in the context */
+} chat;
+
+/* Reads one message: a line, and those after it while they end with a backslash. Returns OK, INTERRUPTED or
+ * END_OF_INPUT. */
+static int read_message(text *message, int tty) {
+    const char *prompt = "> ";
+    for (message->len = 0;; prompt = ". ") {
+        int byte;
+        if (tty)
+            fputs(prompt, stderr);
+        while (!interrupted && (byte = getchar()) != EOF && byte != '\n')
+            append(message, &(char){(char)byte}, 1);
+        if (interrupted) { /* what was typed is dropped */
+            clearerr(stdin);
+            return INTERRUPTED;
+        }
+        if (byte == EOF)
+            return message->len ? OK : END_OF_INPUT;
+        if (!message->len || message->data[message->len - 1] != '\\')
+            return OK;
+        message->data[message->len - 1] = '\n';
+    }
+}
+
+/* Drops the turns from index n on. */
+static void drop_turns(chat *c, size_t n) {
+    while (c->n_turns > n) {
+        turn *t = &c->turns[--c->n_turns];
+        free(t->user.data);
+        free(t->reply.data);
+    }
+    c->first = c->first < n ? c->first : n;
+}
+
+/* Finds the six strings of the chat template. */
+static int open_chat(chat *c) {
+    size_t size;
+    const char *at = llm_section(c->r->model, LLM_CHAT_PARTS, &size), *end = at + size;
+    if (!at && llm_section(c->r->model, LLM_CHAT_WHY, &size)) {
+        const char *why = llm_section(c->r->model, LLM_CHAT_WHY, &size);
+        char *line = take(c->r, size, 4);
+        if (!line)
+            return FAILED;
+        *escape(line, why, size, 0) = 0;
+        return report(FAILED, "this model cannot chat here: %s", line);
+    }
+    if (!at)
+        return report(FAILED, "this model has no chat template; `pyllm generate` continues texts");
+    for (int i = 0; i < N_PARTS; i++) {
+        c->parts[i] = at;
+        at = at < end ? memchr(at, 0, (size_t)(end - at)) : NULL;
+        if (!at++)
+            return report(FAILED, "the model file's chat template is broken: %d strings, not %d", i, N_PARTS);
+    }
+    if (c->r->o->system && !*c->parts[BEFORE_SYSTEM] && !*c->parts[AFTER_SYSTEM])
+        return report(FAILED, "--system: this model's chat template has no system message");
+    return OK;
+}
+
+/* Appends a message, without the white space around it if the template wants that, then the part after it. */
+static void append_message(chat *c, text *t, const char *data, size_t n, int part) {
+    static const char space[] = " \t\n\r\v\f\x1c\x1d\x1e\x1f"; /* what Python's strip() takes of ASCII */
+    if (!strcmp(c->parts[TRIM], "trim")) {
+        for (; n && memchr(space, *data, sizeof space - 1); n--)
+            data++;
+        while (n && memchr(space, data[n - 1], sizeof space - 1))
+            n--;
+    }
+    append(t, data, n);
+    append(t, c->parts[part], strlen(c->parts[part]));
+}
+
+/* Encodes the conversation as it is now, up to where the next reply begins. Every turn encodes all of it
+ * anew, so that the ids are those of the whole text, as the model's own library makes them. */
+static int encode_turns(chat *c) {
+    const char *system = c->r->o->system, *begin = c->parts[system ? BEFORE_SYSTEM : NO_SYSTEM];
+    text all = {0};
+    append(&all, begin, strlen(begin));
+    if (system)
+        append_message(c, &all, system, strlen(system), AFTER_SYSTEM);
+    for (size_t i = c->first; i < c->n_turns; i++) {
+        const turn *t = &c->turns[i];
+        append_message(c, &all, t->user.data, t->user.len, BEFORE_REPLY);
+        if (i + 1 < c->n_turns)
+            append_message(c, &all, t->reply.data, t->reply.len, AFTER_REPLY);
+    }
+    int status = encode(c->r, &all, LLM_SPECIAL | LLM_NO_BOS);
+    free(all.data);
+    return status;
+}
+
+/* Answers the last turn, reusing the keys and values of what did not change since the turn before. When it
+ * and room for a reply, a quarter of the context, do not fit, the oldest turns are forgotten first. */
+static int answer(chat *c, uint64_t seed) {
+    run *r = c->r;
+    size_t room = r->context / 4, forgotten = 0, same = 0, length = llm_length(r->session, 0);
+    writer w = {.stopped = 0};
+    int status = encode_turns(c);
+    room = r->o->max_tokens && r->o->max_tokens < room ? r->o->max_tokens : room;
+    for (; status == OK && r->n + room > r->context && c->first + 1 < c->n_turns; forgotten++) {
+        c->first++;
+        status = encode_turns(c);
+    }
+    if (forgotten)
+        report(OK, "the context of %u is full; the oldest turns (%zu) are forgotten", r->context, forgotten);
+    if (status == OK && r->n == 0)
+        return report(FAILED, "the conversation has no tokens");
+    if (status == OK && r->n > r->context) {
+        report(OK, "this message makes %zu tokens, more than the context of %u; it was not sent", r->n,
+            r->context);
+        drop_turns(c, c->n_turns - 1);
+        return OK;
+    }
+    while (same < length && same + 1 < r->n &&
+           r->tokens[same] == r->cached[same]) /* the last one gives the logits */
+        same++;
+    if (status == OK && llm_truncate(r->session, 0, same, r->err, sizeof r->err))
+        return engine_failed(r);
+    if (status == OK)
+        status = generate(r, same, seed, &w);
+    c->turns[c->n_turns - 1].reply = w.text;
+    if (status == OK && llm_length(r->session, 0) == r->context)
+        report(OK, "the context of %u is full; the reply was cut", r->context);
+    return status;
+}
+
+static int is_line(const text *t, const char *line) {
+    return t->len == strlen(line) && !memcmp(t->data, line, t->len);
+}
+
+/* Adds a turn with this message, whose memory it takes over. */
+static int add_turn(chat *c, text *message) {
+    if (c->n_turns == c->capacity) {
+        size_t capacity = c->capacity ? 2 * c->capacity : 16;
+        turn *grown = realloc(c->turns, capacity * sizeof *grown);
+        if (!grown)
+            return report(FAILED, "out of memory for the conversation");
+        c->turns = grown;
+        c->capacity = capacity;
+    }
+    c->turns[c->n_turns++] = (turn){.user = *message};
+    *message = (text){0};
+    return OK;
+}
+
+static int run_chat(run *r) {
+    chat c = {.r = r};
+    text message = {0};
+    int status = open_chat(&c), hinted = 0, tty = isatty(STDIN_FILENO);
+    uint64_t seed = choose_seed(r->o);
+    if (status == OK)
+        catch_interrupts();
+    while (status == OK) {
+        status = read_message(&message, tty);
+        if (status == INTERRUPTED && !hinted) {
+            interrupted = 0; /* before the hint invites the next one */
+            hinted = 1;
+            fputs("\n(Ctrl-C again or Ctrl-D leaves)\n", stderr);
+            status = OK;
+            continue;
+        }
+        hinted = 0;
+        if ((status == END_OF_INPUT && tty) || status == INTERRUPTED)
+            fputc('\n', stderr);
+        if (status == OK && message.failed)
+            status = report(FAILED, "out of memory for the message");
+        if (status != OK || is_line(&message, "/exit"))
+            break;
+        if (is_line(&message, "/reset")) {
+            drop_turns(&c, 0);
+        } else if (is_line(&message, "/help")) {
+            fputs("/reset  forget the conversation\n/exit   leave (so does Ctrl-D)\n/help   print this list\n"
+                  "A \\ at the end of a line continues the message on the next line. Ctrl-C ends a reply.\n",
+                stderr);
+        } else if (message.len) {
+            status = add_turn(&c, &message);
+            if (status == OK)
+                status = answer(&c, seed + c.n_turns - 1); /* each reply its own random numbers */
+            if (status == INTERRUPTED) { /* what there is of the reply is kept */
+                status = OK;
+                interrupted = 0;
+            }
+        }
+    }
+    free(message.data);
+    drop_turns(&c, 0);
+    free(c.turns);
+    return status == END_OF_INPUT ? OK : status;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * next */
+
+static int width_of(const char *s) {
+    int n = 0;
+    for (; *s; s++)
+        n += (*s & 0xc0) != 0x80; /* not a continuation byte */
+    return n;
+}
+
+static int run_next(run *r) {
+    enum { BAR = 40 }; /* characters of the longest bar */
+    static const char *eighths[] = {"", "\u258f", "\u258e", "\u258d", "\u258c", "\u258b", "\u258a", "\u2589"};
+    size_t n = r->o->max_tokens ? r->o->max_tokens : 10;
+    n = n < r->h->vocab_size ? n : r->h->vocab_size;
+    int status = read_prompt(r), width = 0;
+    if (status == OK)
+        status = extend(r, r->tokens, r->n);
+    uint32_t *top = status == OK ? take(r, n, sizeof *top) : NULL;
+    float *logprobs = top ? take(r, n, sizeof *logprobs) : NULL;
+    if (!logprobs)
+        return status == OK ? FAILED : status;
+    llm_logprobs(r->logits, r->h->vocab_size, 0, n, top, logprobs);
+    for (size_t i = 0; i < n; i++) {
+        int w = width_of(visible_token(r, top[i]));
+        width = w > width ? w : width;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const char *token = visible_token(r, top[i]);
+        int bar = (int)(exp(logprobs[i] - logprobs[0]) * BAR * 8 + 0.5);
+        printf("%s%*s %6.2f %% ", token, width - width_of(token), "", 100 * exp(logprobs[i]));
+        for (; bar >= 8; bar -= 8)
+            fputs("\u2588", stdout);
+        puts(eighths[bar > 0 ? bar : 0]);
+    }
+    return OK;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * info */
+
+typedef struct weights {
+    double total, active; /* parameters; those that one token goes through */
+    double bytes; /* of the weights that are read for a token */
+} weights;
+
+/* Adds up the tensors. A token goes through all but the experts not chosen, and reads one row of an
+ * embedding that is not the output as well. */
+static int count_weights(run *r, weights *w) {
+    const llm_header *h = r->h;
+    *w = (weights){0};
+    for (uint32_t id = 0; id < LLM_N_TENSORS; id++) {
+        int expert = h->n_experts && (id == LLM_GATE_UP || id == LLM_DOWN);
+        double copies = (id < LLM_ATTN_NORM ? 1.0 : h->n_layers) * (expert ? h->n_experts : 1);
+        double chosen = expert ? (double)h->n_active / h->n_experts : 1;
+        llm_tensor t;
+        if (llm_layout(h, id, 0, 0, &t, r->err, sizeof r->err))
+            return engine_failed(r);
+        if (!t.size)
+            continue;
+        w->total += copies * (double)t.rows * (double)t.cols;
+        w->active += chosen * copies * (double)t.rows * (double)t.cols;
+        w->bytes += chosen * copies * (double)t.size /
+                    (id == LLM_EMBED && !(h->flags & LLM_TIED) ? (double)t.rows : 1);
+    }
+    return OK;
+}
+
+static void print_token(run *r, const char *label, int64_t token) {
+    if (token >= 0)
+        printf("%-18s%" PRId64 " %s\n", label, token, visible_token(r, (uint32_t)token));
+}
+
+static int run_info(run *r) {
+    const llm_header *h = r->h;
+    double kv = (double)llm_kv_bytes(r->model), context = r->o->context ? r->o->context : h->context;
+    weights w;
+    size_t size;
+    if (count_weights(r, &w) != OK || open_session(r, 1) != OK || /* for its threads and instruction set */
+        print_section(r, LLM_NAME, "name") != OK || print_section(r, LLM_ABOUT, "about") != OK)
+        return FAILED;
+    printf("%-18s%" PRIu64 " bytes (%s), format %u\n", "file", h->file_size, size_text((double)h->file_size),
+        h->version);
+    printf("%-18s%s\n", "weights", h->dtype == LLM_INT8 ? "int8, with an fp16 scale for every 64" : "fp16");
+    printf("%-18s%.0f", "parameters", w.total);
+    printf(h->n_experts ? ", %.0f of them for each token\n" : "\n", w.active);
+    printf("%-18s%u layers, width %u, feed-forward %u", "shape", h->n_layers, h->dim, h->ffn_dim);
+    printf(h->n_experts ? " in %u experts, %u for each token\n" : "\n", h->n_experts, h->n_active);
+    printf(
+        "%-18s%u heads of %u, %u for keys and values\n", "attention", h->n_heads, h->head_dim, h->n_kv_heads);
+    printf("%-18s%s%s%s\n", "variant",
+        h->flags & LLM_TIED ? "output tied to the embedding" : "output of its own",
+        h->flags & LLM_QKV_BIAS ? ", bias on q, k and v" : "",
+        h->flags & LLM_QK_NORM ? ", norm on q and k" : "");
+    printf("%-18s%u\n", "vocabulary", h->vocab_size);
+    if (!llm_section(r->model, LLM_TOKENIZER, &size)) {
+        printf("%-18snone in this file\n", "tokenizer");
+    } else if (open_tokenizer(r) == OK) {
+        print_token(r, "BOS", llm_token_bos(r->tokenizer));
+        print_token(r, "EOS", llm_token_eos(r->tokenizer));
+        for (uint32_t id = 0; id < llm_token_count(r->tokenizer); id++)
+            if (llm_token_is_stop(r->tokenizer, id))
+                print_token(r, "ends a text", id);
+    } else {
+        return FAILED;
+    }
+    int chats = llm_section(r->model, LLM_CHAT_PARTS, &size) != NULL;
+    int template = llm_section(r->model, LLM_CHAT_TEMPLATE, &size) != NULL;
+    printf("%-18s%s\n", "chat", chats ? "yes" : template ? "only from Python" : "no");
+    print_section(r, LLM_CHAT_WHY, "");
+    printf("%-18s%u\n", "context", h->context);
+    printf("%-18s%s a position, %s at a context of %.0f\n", "keys and values", size_text(kv),
+        size_text(kv * context), context);
+    printf("%-18s%s with those\n", "memory", size_text((double)h->file_size + kv * context));
+    printf("%-18s%s, %u threads\n", "runs with", llm_session_isa(r->session), r->threads);
+    return OK;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * tokenize */
+
+static int run_tokenize(run *r) {
+    int status = read_argument(r, 0);
+    if (status == OK)
+        status = encode(r, &r->input, encode_flags(r->o));
+    for (size_t i = 0; status == OK && i < r->n; i++)
+        if (r->o->ids)
+            printf("%s%u", i ? " " : "", r->tokens[i]);
+        else
+            printf("%7u  %s\n", r->tokens[i], visible_token(r, r->tokens[i]));
+    if (status == OK && r->o->ids)
+        putchar('\n');
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * perplexity */
+
+typedef struct score {
+    double n, sum, squares; /* of the negative log-likelihoods */
+} score;
+
+/* Runs the tokens (n,) of one window and scores those from index `from` > 0 on. rows has room for `chunk`
+ * of logits. */
+static int score_window(
+    run *r, const uint32_t *tokens, size_t n, size_t from, size_t chunk, float *rows, score *s) {
+    size_t vocab = r->h->vocab_size, begun = from - 1; /* the first position whose logits matter */
+    if (llm_truncate(r->session, 0, 0, r->err, sizeof r->err))
+        return engine_failed(r);
+    int status = extend(r, tokens, begun);
+    for (size_t at = begun; status == OK && at < n - 1; at += chunk) {
+        uint8_t want[256];
+        size_t m = n - 1 - at < chunk ? n - 1 - at : chunk;
+        memset(want, 1, sizeof want);
+        if (llm_forward(r->session, m, tokens + at, NULL, want, rows, r->err, sizeof r->err))
+            return engine_failed(r);
+        for (size_t i = 0; i < m; i++) {
+            double loss = -llm_logprobs(rows + i * vocab, vocab, tokens[at + i + 1], 0, NULL, NULL);
+            s->n++;
+            s->sum += loss;
+            s->squares += loss * loss;
+        }
+        status = interrupted ? INTERRUPTED : OK;
+    }
+    return status;
+}
+
+static int run_perplexity(run *r) {
+    const settings *o = r->o;
+    size_t vocab = r->h->vocab_size, bos = 0, chunk = ((size_t)32 << 20) / (vocab * sizeof(float)), done = 1;
+    uint32_t first[8];
+    score s = {0};
+    int status = read_file(&r->input, o->text);
+    if (status == OK)
+        status = encode(r, &r->input, encode_flags(o) | LLM_NO_BOS);
+    if (status != OK)
+        return status;
+    if (llm_encode(r->tokenizer, "", 0, encode_flags(o), first, 8, r->err, sizeof r->err) > 0) {
+        bos = first[0] == llm_token_bos(r->tokenizer);
+        done = !bos;
+    }
+    if (r->n + bos < 2 || r->context < 2)
+        return report(
+            FAILED, "%s: %zu tokens in a context of %u: none to predict", o->text, r->n, r->context);
+    chunk = chunk < 1 ? 1 : chunk > 256 ? 256 : chunk; /* 32 MiB of logits at a time */
+    float *rows = take(r, chunk * vocab, sizeof *rows);
+    uint32_t *window = take(r, r->context, sizeof *window);
+    if (!rows || !window)
+        return FAILED;
+    size_t room = r->context - bos, stride = o->stride ? o->stride : (room + 1) / 2;
+    stride = stride < room - !bos ? stride : room - !bos; /* more would leave tokens out */
+    catch_interrupts();
+    for (size_t at = 0; status == OK && done < r->n; at += stride) {
+        size_t n = r->n - at < room ? r->n - at : room;
+        window[0] = first[0];
+        memcpy(window + bos, r->tokens + at, n * sizeof *window);
+        status = score_window(r, window, n + bos, done - at + bos, chunk, rows, &s);
+        done = at + n;
+        if (o->verbose)
+            report(OK, "%zu of %zu tokens, perplexity %.4f", done, r->n, exp(s.sum / s.n));
+    }
+    if (status != OK)
+        return status;
+    double mean = s.sum / s.n, variance = s.squares / s.n - mean * mean;
+    double error = variance > 0 && s.n > 1 ? sqrt(variance / (s.n - 1)) : 0;
+    printf("tokens      %zu (%.0f predicted)\n", r->n, s.n);
+    printf("mean loss   %.5f +- %.5f (negative log-likelihood in nats)\n", mean, error);
+    printf("perplexity  %.4f +- %.4f\n", exp(mean), exp(mean) * error);
+    return OK;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * bench */
+
+/* Bytes a second that `threads` threads read from n words of memory. */
+static double read_speed(const uint64_t *words, size_t n, uint32_t threads) {
+    static volatile uint64_t sink; /* so that the sum is not optimised away */
+    uint64_t sum = 0;
+    double start = seconds();
+#pragma omp parallel for reduction(+ : sum) num_threads(threads) schedule(static)
+    for (size_t i = 0; i < n; i++)
+        sum += words[i];
+    sink = sum;
+    (void)sink;
+    (void)threads; /* in a build without OpenMP */
+    return (double)n * sizeof *words / (seconds() - start);
+}
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *x, size_t n) {
+    qsort(x, n, sizeof *x, by_value);
+    return (x[(n - 1) / 2] + x[n / 2]) / 2;
+}
+
+static int run_bench(run *r) {
+    size_t n_prompt = r->o->prompt_tokens, n_made = r->o->max_tokens ? r->o->max_tokens : 64,
+           repeat = r->o->repeat;
+    weights w;
+    if (open_session(r, (uint32_t)(n_prompt + n_made)) != OK || count_weights(r, &w) != OK)
+        return FAILED;
+    size_t n_words =
+        (size_t)fmin(fmax(w.bytes, 0x1p28), 0x1p30) / sizeof(uint64_t); /* more than caches hold */
+    uint64_t *words = take(r, n_words, sizeof *words);
+    uint32_t *tokens = take(r, n_prompt + n_made, sizeof *tokens);
+    double *prefill = take(r, repeat, sizeof *prefill), *decode = take(r, repeat, sizeof *decode),
+           *read = take(r, repeat, sizeof *read);
+    if (!words || !tokens || !prefill || !decode || !read)
+        return FAILED;
+    for (size_t i = 0; i < n_prompt + n_made; i++) /* no text, but the same work */
+        tokens[i] = (uint32_t)((i * 2654435761u) % r->h->vocab_size);
+    memset(words, 1, n_words * sizeof *words); /* pages never written are all one page of zeros */
+    for (size_t i = 0; i <= repeat;
+        i++) { /* the first time brings the file into memory, and is overwritten */
+        size_t at = i ? i - 1 : 0;
+        double start = seconds();
+        if (llm_truncate(r->session, 0, 0, r->err, sizeof r->err) || extend(r, tokens, n_prompt) != OK)
+            return FAILED;
+        double prompted = seconds();
+        for (size_t j = 0; j < n_made; j++)
+            if (extend(r, tokens + n_prompt + j, 1) != OK)
+                return FAILED;
+        prefill[at] = (double)n_prompt / (prompted - start);
+        decode[at] = (double)n_made / (seconds() - prompted);
+        read[at] = read_speed(words, n_words, r->threads);
+    }
+    double decoded = median(decode, repeat), speed = median(read, repeat);
+    print_section(r, LLM_NAME, "model");
+    printf("%-18s%s, %u threads; medians of %zu\n", "runs with", llm_session_isa(r->session), r->threads,
+        repeat);
+    printf("%-18s%.1f tokens/s (%zu tokens)\n", "prefill", median(prefill, repeat), n_prompt);
+    printf("%-18s%.1f tokens/s (%zu tokens after those)\n", "decode", decoded, n_made);
+    printf("%-18s%s of weights a token\n", "decode reads", size_text(w.bytes));
+    printf(
+        "%-18s%.2f GB/s (%s)\n", "read bandwidth", speed / 1e9, size_text((double)(n_words * sizeof *words)));
+    printf("%-18s%.0f %% of that\n", "decode reaches", 100 * w.bytes * decoded / speed);
+    return OK;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * main */
+
+static const command COMMANDS[] = {
+    {"generate", GENERATE, TOKENIZER | SESSION, run_generate, "[TEXT]", "continue a text",
+        "TEXT is the prompt, - reads it from standard input (less one newline at its end); without it the "
+        "model\n"
+        "begins a text by itself. Special tokens such as <|im_end|> are recognised in it.\n"},
+    {"chat", CHAT, TOKENIZER | SESSION, run_chat, NULL, "talk with a chat model",
+        "Reads messages from standard input, one a line; a \\ at the end of a line continues it on the next. "
+        "/reset\n"
+        "starts over, /help lists such commands, /exit or Ctrl-D leaves; Ctrl-C ends a reply. When the "
+        "context is\n"
+        "full, the oldest turns are forgotten, the system message never.\n"},
+    {"next", NEXT, TOKENIZER | SESSION, run_next, "TEXT", "show the most likely next tokens of a text",
+        "TEXT is the prompt, - reads it from standard input (less one newline at its end).\n"},
+    {"info", INFO, 0, run_info, NULL, "show what is in a model file, and the memory it needs", ""},
+    {"tokenize", TOKENIZE, TOKENIZER, run_tokenize, "TEXT", "show the tokens of a text",
+        "One line a token: its id and its text. TEXT - reads standard input, as it is.\n"},
+    {"perplexity", PERPLEXITY, TOKENIZER | SESSION, run_perplexity, "FILE",
+        "measure how well the model predicts a text",
+        "Reads FILE (- is standard input) in windows of the context, each --stride positions after the one "
+        "before.\n"
+        "Every token is predicted once, in the first window that has it, from all that is before it there. A "
+        "window\n"
+        "begins with BOS if the model's tokenizer adds one; without it the first token is not predicted. The "
+        "error\n"
+        "is one standard error, with tokens taken as independent.\n"},
+    {"bench", BENCH, 0, run_bench, NULL, "measure the speed of a model on this machine",
+        "Prefill, decode and the speed of reading memory are measured in turn, --repeat times. The "
+        "percentage is\n"
+        "decode's: the bytes of weights that a token needs, times tokens a second, of the bytes that the "
+        "same\n"
+        "threads can read from memory in a second. It can pass 100 % when the weights fit into the "
+        "caches.\n"},
+};
+enum { N_COMMANDS = sizeof COMMANDS / sizeof *COMMANDS };
+
+static void print_usage(FILE *out) {
+    fputs("usage: pyllm COMMAND [OPTIONS] [TEXT]\n\ncommands:\n", out);
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(out, "  %-12s %s\n", COMMANDS[i].name, COMMANDS[i].help);
+    fputs("\npyllm COMMAND --help lists the options of a command. pyllm --version prints the version. Any "
+          "other\n"
+          "COMMAND runs the program pyllm-COMMAND.\n",
+        out);
+}
+
+/* Runs the program pyllm-NAME, looked for beside this one, then on PATH. argv[0] is NAME. Returns only if
+ * it fails. */
+static int run_external(char **argv) {
+    char self[4096] = "", program[256], path[sizeof self + sizeof program];
+    const char *name = argv[0];
+    int n = snprintf(program, sizeof program, "pyllm-%s", name);
+    if (!*name || *name == '-' || strchr(name, '/') || n >= (int)sizeof program)
+        return report(USAGE, "'%s' is not a command; see pyllm --help", name);
+#ifdef __APPLE__
+    if (_NSGetExecutablePath(self, &(uint32_t){sizeof self}))
+        self[0] = 0;
+#else
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    self[length > 0 ? length : 0] = 0;
+#endif
+    char *slash = strrchr(self, '/');
+    argv[0] = program;
+    errno = ENOENT;
+    if (slash) {
+        snprintf(path, sizeof path, "%.*s/%s", (int)(slash - self), self, program);
+        execv(path, argv);
+    }
+    if (errno == ENOENT)
+        execvp(program, argv);
+    return errno == ENOENT ? report(USAGE, "'%s' is not a command; see pyllm --help", name)
+                           : report(FAILED, "%s: %s", program, strerror(errno));
+}
+
+/* Text that could not be written is a failure, reported unless nobody wanted it any more (pyllm ... |
+ * head). */
+static int finish(int status) {
+    if (!fflush(stdout) && !ferror(stdout))
+        return status;
+    return errno == EPIPE ? FAILED : report(FAILED, "cannot write to standard output: %s", strerror(errno));
+}
+
+int main(int argc, char **argv) {
+    settings o = default_settings();
+    const command *c = COMMANDS;
+    if (argc < 2) {
+        print_usage(stderr);
+        return USAGE;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
+        print_usage(stdout);
+        return finish(OK);
+    }
+    if (!strcmp(argv[1], "--version")) {
+        puts("pyllm " PYLLM_VERSION);
+        return finish(OK);
+    }
+    while (c < COMMANDS + N_COMMANDS && strcmp(argv[1], c->name))
+        c++;
+    if (c == COMMANDS + N_COMMANDS)
+        return run_external(argv + 1);
+    o.stops = calloc((size_t)argc, sizeof *o.stops);
+    if (!o.stops)
+        return report(FAILED, "out of memory");
+    int status = parse(&o, c, argc - 2, argv + 2);
+    if (status == OK && o.help)
+        print_help(c);
+    else if (status == OK)
+        status = run_command(c, &o);
+    free(o.stops);
+    return finish(status);
+}

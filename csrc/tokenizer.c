@@ -1,0 +1,1185 @@
+/* tokenizer.c - text to token ids and back.
+ *
+ * Knows no model family: it runs the steps that the converter wrote into the file's tokenizer sections (llm.h says which steps and how
+ * they are laid out). Everything it allocates per call grows with the text; nothing recurses by the text's length, only by the number
+ * of stages and instructions in the file, both of which are bounded.
+ *
+ * The file is untrusted. llm_tokenizer_open proves every offset and id that is used without a check later; what it leaves unproven
+ * (whether tables are sorted, whether merges make sense) can only make the ids wrong. */
+#include "llm.h"
+#include "fail.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define NO_TOKEN UINT32_MAX
+#define NO_PLACE SIZE_MAX
+
+struct llm_tokenizer {
+    const llm_vocabulary *info;
+    const uint32_t *starts; // (n_tokens + 1,)
+    const uint8_t *bytes;
+    const uint8_t *types; // (n_tokens,) enum llm_token_type
+    const uint32_t *order; // (n_order,)
+    const uint32_t *merge_starts; // (n_tokens + 1,)
+    const llm_merge *merges;
+    const llm_added *added; // (n_added,) the raw ones first
+    const uint8_t *added_bytes;
+    const uint8_t *normalizer; // steps, walked by next_step
+    const llm_stage *stages;
+    const llm_instruction *code;
+    const llm_class *classes;
+    const llm_range *ranges;
+    const llm_nfc_char *nfc_chars;
+    const uint32_t *nfc_points;
+    const llm_nfc_pair *nfc_pairs;
+    const uint32_t *stops;
+    size_t n_order, n_added, n_raw, normalizer_size, n_classes, n_stages, n_code, n_stops, max_bytes;
+    size_t n_nfc_chars, n_nfc_points, n_nfc_pairs;
+    uint32_t ascii[128]; // the token of each ASCII character alone, or NO_TOKEN
+    uint8_t added_first[2][256]; // whether an added token (raw, normal) begins with this byte
+    // Bit b of joins[a]: some merge joins a text that ends in byte a with one that begins with byte b.
+    uint8_t joins[256][32];
+};
+
+/* ------------------------------------------------------------------------------------------------------
+ * Helpers: growing buffers, UTF-8 */
+
+typedef struct buffer {
+    uint8_t *data;
+    size_t size, room;
+} buffer;
+
+// Makes room for n more items of `item` bytes each; 0 when memory runs out, and the buffer stays as it was.
+static int reserve(buffer *b, size_t n, size_t item) {
+    if (n <= b->room - b->size)
+        return 1;
+    if (n > SIZE_MAX / 4 / item - b->size)
+        return 0;
+    size_t room = b->size + n + b->room / 2 + 64;
+    void *data = realloc(b->data, room * item);
+    if (data) {
+        b->data = data;
+        b->room = room;
+    }
+    return data != NULL;
+}
+
+// Looks at one character. Returns 1 when s begins with a whole one, 0 when it begins with bytes that cannot become one, -1 when all
+// of it is the beginning of one. *n is its length; of broken ones the length that one U+FFFD stands for.
+static int utf8_check(const uint8_t *s, size_t left, size_t *n) {
+    size_t want = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
+    *n = 1;
+    if (want < 2)
+        return want == 1;
+    for (; *n < want; ++*n) {
+        if (*n == left)
+            return -1;
+        uint8_t low = 0x80, high = 0xBF;
+        if (*n == 1 && s[0] == 0xE0)
+            low = 0xA0;
+        if (*n == 1 && s[0] == 0xED)
+            high = 0x9F;
+        if (*n == 1 && s[0] == 0xF0)
+            low = 0x90;
+        if (*n == 1 && s[0] == 0xF4)
+            high = 0x8F;
+        if (s[*n] < low || s[*n] > high)
+            return 0;
+    }
+    return 1;
+}
+
+// The length of the character at s, left > 0. Never more than `left`, also when a damaged file brought in text that is not UTF-8.
+static inline size_t utf8_length(const uint8_t *s, size_t left) {
+    size_t n = s[0] < 0xC0 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    return n < left ? n : left;
+}
+
+static inline uint32_t utf8_code(const uint8_t *s, size_t n) {
+    uint32_t code = n == 1 ? s[0] : s[0] & (0x7Fu >> n);
+    for (size_t i = 1; i < n; i++)
+        code = code << 6 | (s[i] & 0x3F);
+    return code;
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Look-ups in the vocabulary */
+
+static const uint8_t *token_text(const llm_tokenizer *t, uint32_t id, size_t *n) {
+    *n = t->starts[id + 1] - t->starts[id];
+    return t->bytes + t->starts[id];
+}
+
+static uint32_t find_token(const llm_tokenizer *t, const uint8_t *text, size_t n) {
+    size_t low = 0, high = t->n_order;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2, n_token;
+        const uint8_t *token = token_text(t, t->order[middle], &n_token);
+        int order = memcmp(token, text, n_token < n ? n_token : n);
+        if (order == 0 && n_token == n)
+            return t->order[middle];
+        if (order < 0 || (order == 0 && n_token < n))
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return NO_TOKEN;
+}
+
+static const llm_merge *find_merge(const llm_tokenizer *t, uint32_t left, uint32_t right) {
+    if (left >= t->info->n_tokens)
+        return NULL;
+    const llm_merge *low = t->merges + t->merge_starts[left], *end = t->merges + t->merge_starts[left + 1];
+    for (const llm_merge *high = end; low < high;) {
+        const llm_merge *middle = low + (high - low) / 2;
+        if (middle->right < right)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < end && low->right == right && low->result < t->info->n_tokens ? low : NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * The state of one call of llm_encode */
+
+// What is known of an LLM_OP_RUN without limit in the text at hand, so that a long run is not looked at again from each of its
+// characters: [run, run_end) is of its class, and what follows the instruction does not match anywhere in [fail, fail_end].
+typedef struct memory {
+    uint64_t text; // the text that this is about
+    size_t run, run_end, fail, fail_end;
+} memory;
+
+typedef struct symbol {
+    size_t prev, next; // NO_PLACE at the ends
+    uint32_t id; // NO_TOKEN: merged into the one before
+} symbol;
+
+typedef struct candidate {
+    uint32_t rank, result;
+    size_t at; // of the left symbol
+} candidate;
+
+typedef struct encoder {
+    const llm_tokenizer *t;
+    uint32_t flags, *tokens;
+    size_t capacity, n_tokens;
+    int need_bos; // the first token has to be BOS
+    int after_unknown; // the symbol before in this piece was an unknown character
+    buffer valid, normal[2], prefixed, symbols, heap, points;
+    memory *memories; // (n_code,)
+    uint64_t texts; // texts searched so far
+    uint64_t steps; // left before the pattern is given up
+    const char *error; // set once; then everything winds up
+} encoder;
+
+static int need(encoder *e, buffer *b, size_t n, size_t item) {
+    if (!reserve(b, n, item))
+        e->error = "out of memory";
+    return !e->error;
+}
+
+static void append(encoder *e, buffer *b, const void *data, size_t n) {
+    if (n > 0 && need(e, b, n, 1)) {
+        memcpy(b->data + b->size, data, n);
+        b->size += n;
+    }
+}
+
+static void append_code(encoder *e, buffer *b, uint32_t code) {
+    if (code > 0x10FFFF || (code >= 0xD800 && code < 0xE000))
+        code = 0xFFFD;
+    size_t n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
+    uint8_t s[4] = {(uint8_t)code};
+    for (size_t i = n - 1; i > 0; i--, code >>= 6)
+        s[i] = (uint8_t)(0x80 | (code & 0x3F));
+    if (n > 1)
+        s[0] = (uint8_t)(0xF00u >> n | code);
+    append(e, b, s, n);
+}
+
+static void emit(encoder *e, uint32_t id) {
+    if (e->need_bos) {
+        e->need_bos = 0;
+        if (id != e->t->info->bos)
+            emit(e, e->t->info->bos);
+    }
+    if (e->n_tokens < e->capacity)
+        e->tokens[e->n_tokens] = id;
+    e->n_tokens++;
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Byte-pair encoding of one piece: symbols in a linked list, the pairs that may merge in a heap */
+
+static int before(const candidate *a, const candidate *b) {
+    return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
+}
+
+// The heap has four children a node: they share a cache line.
+static void push_pair(encoder *e, size_t at) {
+    const symbol *symbols = (const symbol *)e->symbols.data;
+    if (at == NO_PLACE || symbols[at].next == NO_PLACE)
+        return;
+    const llm_merge *merge = find_merge(e->t, symbols[at].id, symbols[symbols[at].next].id);
+    if (!merge || !need(e, &e->heap, 1, sizeof(candidate)))
+        return;
+    candidate *heap = (candidate *)e->heap.data, item = {merge->rank, merge->result, at};
+    size_t i = e->heap.size++;
+    for (; i > 0 && before(&item, &heap[(i - 1) / 4]); i = (i - 1) / 4)
+        heap[i] = heap[(i - 1) / 4];
+    heap[i] = item;
+}
+
+static candidate pop_pair(encoder *e) {
+    candidate *heap = (candidate *)e->heap.data, top = heap[0], item = heap[--e->heap.size];
+    size_t i = 0, n = e->heap.size;
+    for (size_t child; (child = 4 * i + 1) < n; i = child) {
+        for (size_t other = child + 1; other < n && other < 4 * i + 5; other++)
+            if (before(&heap[other], &heap[child]))
+                child = other;
+        if (!before(&heap[child], &item))
+            break;
+        heap[i] = heap[child];
+    }
+    heap[i] = item;
+    return top;
+}
+
+static void add_symbol(encoder *e, uint32_t id) {
+    symbol *symbols = (symbol *)e->symbols.data;
+    size_t at = e->symbols.size++;
+    symbols[at] = (symbol){at ? at - 1 : NO_PLACE, NO_PLACE, id};
+    if (at)
+        symbols[at - 1].next = at;
+    e->after_unknown = 0;
+}
+
+// The symbols that text begins as: at most one a byte.
+static void add_symbols(encoder *e, const uint8_t *text, size_t n) {
+    const llm_vocabulary *info = e->t->info;
+    int byte_level = (info->flags & LLM_BYTE_LEVEL) != 0;
+    e->symbols.size = e->heap.size = 0;
+    if (!need(e, &e->symbols, n, sizeof(symbol)))
+        return;
+    for (size_t i = 0, length; i < n; i += length) {
+        length = byte_level ? 1 : utf8_length(text + i, n - i);
+        uint32_t id = byte_level       ? info->bytes[text[i]]
+                      : text[i] < 0x80 ? e->t->ascii[text[i]]
+                                       : find_token(e->t, text + i, length);
+        if (id != NO_TOKEN) {
+            add_symbol(e, id);
+        } else if (info->flags & LLM_BYTE_FALLBACK) {
+            for (size_t j = 0; j < length; j++)
+                if (info->bytes[text[i + j]] != NO_TOKEN)
+                    add_symbol(e, info->bytes[text[i + j]]);
+        } else {
+            if (info->unknown != NO_TOKEN && !(e->after_unknown && info->flags & LLM_FUSE_UNKNOWN))
+                add_symbol(e, info->unknown);
+            e->after_unknown = 1;
+        }
+    }
+}
+
+static void merge_symbols(encoder *e, const uint8_t *text, size_t n) {
+    add_symbols(e, text, n);
+    symbol *symbols = (symbol *)e->symbols.data;
+    for (size_t i = 0; i < e->symbols.size; i++)
+        push_pair(e, i);
+    while (e->heap.size > 0 && !e->error) {
+        candidate best = pop_pair(e);
+        symbol *left = &symbols[best.at];
+        if (left->id == NO_TOKEN || left->next == NO_PLACE)
+            continue;
+        const llm_merge *merge = find_merge(e->t, left->id, symbols[left->next].id);
+        if (!merge || merge->result != best.result) // one of the two has merged since
+            continue;
+        symbols[left->next].id = NO_TOKEN;
+        left->id = merge->result;
+        left->next = symbols[left->next].next;
+        if (left->next != NO_PLACE)
+            symbols[left->next].prev = best.at;
+        push_pair(e, best.at);
+        push_pair(e, left->prev);
+    }
+    for (size_t i = e->symbols.size ? 0 : NO_PLACE; i != NO_PLACE; i = symbols[i].next)
+        emit(e, symbols[i].id);
+}
+
+// Most pieces can be cut further without changing the result, where no merge joins the byte before the cut with the one behind it:
+// then every merge happens on one side of the cut. It makes of a text without stages (SentencePiece) one of words.
+static void encode_piece(encoder *e, const uint8_t *text, size_t n) {
+    const llm_tokenizer *t = e->t;
+    int byte_level = (t->info->flags & LLM_BYTE_LEVEL) != 0;
+    uint32_t whole = t->info->flags & LLM_WHOLE_WORDS ? find_token(t, text, n) : NO_TOKEN;
+    size_t start = 0;
+    if (whole != NO_TOKEN) {
+        emit(e, whole);
+        return;
+    }
+    e->after_unknown = 0;
+    for (size_t i = 1; i < n && !e->error; i++) {
+        int joins = t->joins[text[i - 1]][text[i] >> 3] >> (text[i] & 7) & 1;
+        if (joins || (!byte_level && (text[i] & 0xC0) == 0x80))
+            continue;
+        merge_symbols(e, text + start, i - start);
+        start = i;
+    }
+    merge_symbols(e, text + start, n - start);
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Splitting: a backtracking matcher for the file's regular expressions */
+
+// The length of the character at text[at] if it is of the class, else 0.
+static inline size_t in_class(const llm_tokenizer *t, uint32_t number, const uint8_t *text, size_t n) {
+    const llm_class *class = &t->classes[number];
+    if (text[0] < 128)
+        return class->ascii[text[0] >> 5] >> (text[0] & 31) & 1;
+    size_t length = utf8_length(text, n);
+    uint32_t code = utf8_code(text, length);
+    const llm_range *range = t->ranges + class->start;
+    size_t low = 0, high = class->length;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (range[middle].last < code)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < class->length && range[low].first <= code ? length : 0;
+}
+
+typedef struct subject {
+    encoder *e;
+    const uint8_t *text;
+    size_t n;
+    uint64_t number; // tells it from other texts in encoder.memories
+} subject;
+
+// Whether the instructions from `at` on match the text from `place` on: where the match ends, or NO_PLACE. Recursion always goes to
+// a later instruction, so it is never deeper than the program is long.
+static size_t match(const subject *s, uint32_t at, size_t place) {
+    encoder *e = s->e;
+    const llm_tokenizer *t = e->t;
+    for (;;) {
+        const llm_instruction *in = &t->code[at];
+        if (e->steps == 0)
+            return NO_PLACE;
+        e->steps--;
+        if (in->op == LLM_OP_MATCH)
+            return place;
+        if (in->op == LLM_OP_ALT) {
+            size_t end = match(s, at + 1, place);
+            if (end != NO_PLACE)
+                return end;
+            at = in->a;
+            continue;
+        }
+        if (in->op == LLM_OP_JUMP) {
+            at = in->a;
+            continue;
+        }
+        if (in->op == LLM_OP_LOOK) {
+            if ((match(s, at + 1, place) == NO_PLACE) != (in->b != 0))
+                return NO_PLACE;
+            at = in->a;
+            continue;
+        }
+        at++;
+        if (in->op == LLM_OP_END) {
+            if (place < s->n && s->text[place] != '\n')
+                return NO_PLACE;
+            continue;
+        }
+        // LLM_OP_RUN, LLM_OP_EAT: first what must be there, then as much as there is, then back as far as it takes
+        size_t length;
+        uint32_t count = 0;
+        for (; count < in->b; count++, place += length)
+            if (place == s->n || !(length = in_class(t, in->a, s->text + place, s->n - place)))
+                return NO_PLACE;
+        if (in->b == in->c)
+            continue;
+        memory *known = &e->memories[at - 1];
+        if (known->text != s->number)
+            *known = (memory){s->number, 0, 0, 1, 0};
+        size_t least = place, most;
+        if (in->c == UINT32_MAX && place >= known->run && place < known->run_end) {
+            place = known->run_end;
+        } else {
+            for (; count < in->c && place < s->n; count++, place += length)
+                if (!(length = in_class(t, in->a, s->text + place, s->n - place)))
+                    break;
+            e->steps -= count < e->steps ? count : e->steps;
+            if (in->c == UINT32_MAX) {
+                known->run = least;
+                known->run_end = place;
+            }
+        }
+        if (place == least || in->op == LLM_OP_EAT)
+            continue;
+        most = place;
+        for (;;) {
+            if (place >= known->fail && place <= known->fail_end) {
+                place = known->fail;
+            } else {
+                size_t end = match(s, at, place);
+                if (end != NO_PLACE)
+                    return end;
+            }
+            if (place <= least)
+                break;
+            do
+                place--;
+            while (place > least && (s->text[place] & 0xC0) == 0x80);
+        }
+        int touch = known->fail <= most && least <= known->fail_end && known->fail <= known->fail_end;
+        known->fail = touch && known->fail < least ? known->fail : least;
+        known->fail_end = touch && known->fail_end > most ? known->fail_end : most;
+        return NO_PLACE;
+    }
+}
+
+static void split(encoder *e, size_t stage, const uint8_t *text, size_t n);
+
+// Puts together what belongs together of the matches and of what lies between them, and hands it on to the next stage.
+typedef struct splitter {
+    size_t stage, start, end; // [start, end): what is held until it is known what follows
+    int held, matched; // whether anything is held; whether the last part of it was a match
+} splitter;
+
+static void add_part(encoder *e, splitter *p, const uint8_t *text, size_t start, size_t end, int matched) {
+    uint32_t how = e->t->stages[p->stage].split & ~(uint32_t)LLM_SPLIT_INVERT;
+    if (e->t->stages[p->stage].split & LLM_SPLIT_INVERT)
+        matched = !matched;
+    if (matched && how == LLM_SPLIT_REMOVED)
+        return;
+    int join = (how == LLM_SPLIT_CONTIGUOUS && matched == p->matched) ||
+               (how == LLM_SPLIT_PREVIOUS && matched && !p->matched) ||
+               (how == LLM_SPLIT_NEXT && !matched && p->matched);
+    if (!join || !p->held) {
+        if (p->held)
+            split(e, p->stage + 1, text + p->start, p->end - p->start);
+        p->start = start;
+    }
+    p->end = end;
+    p->held = 1;
+    p->matched = matched;
+}
+
+static void split(encoder *e, size_t stage, const uint8_t *text, size_t n) {
+    if (stage == e->t->n_stages) {
+        encode_piece(e, text, n);
+        return;
+    }
+    subject s = {e, text, n, ++e->texts};
+    splitter p = {stage, 0, 0, 0, 0};
+    size_t done = 0;
+    for (size_t place = 0; place < n && !e->error;) {
+        size_t end = match(&s, e->t->stages[stage].start, place);
+        if (e->steps == 0)
+            e->error = "the file's pattern takes too long";
+        if (end == NO_PLACE || end == place) {
+            place += utf8_length(text + place, n - place);
+            continue;
+        }
+        if (done < place)
+            add_part(e, &p, text, done, place, 0);
+        add_part(e, &p, text, place, end, 1);
+        done = place = end;
+    }
+    if (done < n && !e->error)
+        add_part(e, &p, text, done, n, 0);
+    if (p.held && !e->error)
+        split(e, stage + 1, text + p.start, p.end - p.start);
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Unicode normalization form C */
+
+enum { HANGUL = 0xAC00, HANGUL_END = 0xD7A4, HANGUL_L = 0x1100, HANGUL_V = 0x1161, HANGUL_T = 0x11A7 };
+
+typedef struct point {
+    uint32_t code, order; // order: its combining class
+} point;
+
+static const llm_nfc_char *find_nfc(const llm_tokenizer *t, uint32_t code) {
+    size_t low = 0, high = t->n_nfc_chars;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (t->nfc_chars[middle].code < code)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < t->n_nfc_chars && t->nfc_chars[low].code == code ? &t->nfc_chars[low] : NULL;
+}
+
+// The entry of the character at text, whose length goes to *length.
+static const llm_nfc_char *nfc_at(const llm_tokenizer *t, const uint8_t *text, size_t n, size_t *length) {
+    *length = utf8_length(text, n);
+    uint32_t code = utf8_code(text, *length);
+    return code < 0x300 ? NULL : find_nfc(t, code);
+}
+
+static uint32_t compose(const llm_tokenizer *t, uint32_t first, uint32_t second) {
+    if (first - HANGUL_L < 19 && second - HANGUL_V < 21)
+        return HANGUL + ((first - HANGUL_L) * 21 + (second - HANGUL_V)) * 28;
+    if (first - HANGUL < HANGUL_END - HANGUL && (first - HANGUL) % 28 == 0 && second - HANGUL_T - 1 < 27)
+        return first + (second - HANGUL_T);
+    size_t low = 0, high = t->n_nfc_pairs;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        const llm_nfc_pair *pair = &t->nfc_pairs[middle];
+        if (pair->first == first && pair->second == second)
+            return pair->result;
+        if (pair->first < first || (pair->first == first && pair->second < second))
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return 0;
+}
+
+static void add_point(encoder *e, uint32_t code, uint32_t order) {
+    if (need(e, &e->points, 1, sizeof(point)))
+        ((point *)e->points.data)[e->points.size++] = (point){code, order & 255};
+}
+
+static void decompose(encoder *e, uint32_t code) {
+    const llm_tokenizer *t = e->t;
+    if (code - HANGUL < HANGUL_END - HANGUL) {
+        uint32_t syllable = code - HANGUL, tail = syllable % 28;
+        add_point(e, HANGUL_L + syllable / 588, 0);
+        add_point(e, HANGUL_V + syllable % 588 / 28, 0);
+        if (tail)
+            add_point(e, HANGUL_T + tail, 0);
+        return;
+    }
+    const llm_nfc_char *known = find_nfc(t, code);
+    if (!known || known->length == 0 || known->start > t->n_nfc_points ||
+        known->length > t->n_nfc_points - known->start) {
+        add_point(e, code, known ? known->order : 0);
+        return;
+    }
+    for (uint32_t i = 0; i < known->length; i++) {
+        uint32_t part = t->nfc_points[known->start + i];
+        const llm_nfc_char *mark = find_nfc(t, part);
+        add_point(e, part, mark ? mark->order : 0);
+    }
+}
+
+// Sorts a run of marks by combining class, equal ones as they stand. Counting, since a text can be one run of a million marks.
+static void sort_marks(encoder *e, size_t start, size_t end) {
+    size_t places[257] = {0}, n = end - start;
+    if (!need(e, &e->points, n, sizeof(point)))
+        return;
+    point *marks = (point *)e->points.data + start, *sorted = (point *)e->points.data + e->points.size;
+    for (size_t i = 0; i < n; i++)
+        places[marks[i].order + 1]++;
+    for (size_t i = 1; i < 257; i++)
+        places[i] += places[i - 1];
+    for (size_t i = 0; i < n; i++)
+        sorted[places[marks[i].order]++] = marks[i];
+    memcpy(marks, sorted, n * sizeof *marks);
+}
+
+// A starter and the marks behind it (and further starters that combine backwards): decomposed, put in order, composed, written.
+static void normalize_cluster(encoder *e, const uint8_t *text, size_t n, buffer *out) {
+    e->points.size = 0;
+    for (size_t i = 0, length; i < n && !e->error; i += length) {
+        length = utf8_length(text + i, n - i);
+        decompose(e, utf8_code(text + i, length));
+    }
+    size_t n_points = e->points.size, unsorted = 0, kept = 0, starter = NO_PLACE;
+    for (size_t i = 0, run = 0; i <= n_points; i++) {
+        const point *p = (const point *)e->points.data;
+        if (i < n_points && p[i].order != 0) {
+            unsorted += i > run && p[i - 1].order > p[i].order;
+            continue;
+        }
+        if (unsorted)
+            sort_marks(e, run, i);
+        run = i + 1;
+        unsorted = 0;
+    }
+    point *p = (point *)e->points.data;
+    for (size_t i = 0; i < n_points; i++) {
+        int reaches = starter != NO_PLACE && (starter + 1 == kept || p[kept - 1].order < p[i].order);
+        uint32_t both = reaches ? compose(e->t, p[starter].code, p[i].code) : 0;
+        if (both) {
+            p[starter].code = both;
+            continue;
+        }
+        if (p[i].order == 0)
+            starter = kept;
+        p[kept++] = p[i];
+    }
+    for (size_t i = 0; i < kept; i++)
+        append_code(e, out, p[i].code);
+}
+
+// Copies text to out, normalising the clusters that can need it. Characters below U+0300 are starters that compose to themselves.
+static void normalize_nfc(encoder *e, const uint8_t *text, size_t n, buffer *out) {
+    size_t done = 0, last = 0, length; // text[done...] is not written yet; the last starter is at `last`
+    for (size_t i = 0; i < n && !e->error;) {
+        const llm_nfc_char *known = nfc_at(e->t, text + i, n - i, &length);
+        if (!known) {
+            last = i;
+            i += length;
+            continue;
+        }
+        size_t start = known->order == 0 || last < done ? i : last;
+        append(e, out, text + done, start - done);
+        for (i += length; i < n; i += length) {
+            known = nfc_at(e->t, text + i, n - i, &length);
+            if (!known || known->order == 0)
+                break;
+        }
+        normalize_cluster(e, text + start, i - start, out);
+        done = last = i;
+    }
+    append(e, out, text + done, n - done);
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * The other normalisation steps */
+
+// Copies text to out with every `from` replaced by `to`.
+static void replace(encoder *e, const uint8_t *text, size_t n, const llm_normalize_step *step,
+    const uint8_t *from, buffer *out) {
+    const uint8_t *next, *to = from + step->from_size;
+    size_t done = 0, i = 0, size = step->from_size;
+    while (size > 0 && n - i >= size && (next = memchr(text + i, from[0], n - size - i + 1)) && !e->error) {
+        i = (size_t)(next - text);
+        if (memcmp(next, from, size) != 0) {
+            i++;
+            continue;
+        }
+        append(e, out, text + done, i - done);
+        append(e, out, to, step->to_size);
+        done = i += size;
+    }
+    append(e, out, text + done, n - done);
+}
+
+static void trim(encoder *e, const uint8_t *text, size_t n, buffer *out) {
+    for (size_t i = 0; i < n; i++)
+        if (text[i] != ' ' || (i > 0 && text[i - 1] != ' ' && out->size > 0))
+            append(e, out, text + i, 1);
+    for (;;) {
+        if (out->size > 0 && out->data[out->size - 1] == ' ')
+            out->size--;
+        else if (out->size > 2 && memcmp(out->data + out->size - 3, "\xE2\x96\x81", 3) == 0)
+            out->size -= 3;
+        else
+            return;
+    }
+}
+
+// Reads the step at *place and moves on; 0 at the end, and when what is there is not a step.
+static int next_step(const llm_tokenizer *t, size_t *place, llm_normalize_step *step, const uint8_t **texts) {
+    if (t->normalizer_size - *place < sizeof *step)
+        return 0;
+    memcpy(step, t->normalizer + *place, sizeof *step);
+    size_t left = t->normalizer_size - *place - sizeof *step;
+    if (step->from_size > left || step->to_size > left - step->from_size)
+        return 0;
+    *texts = t->normalizer + *place + sizeof *step;
+    *place += sizeof *step + step->from_size + step->to_size;
+    return 1;
+}
+
+static void normalize(encoder *e, const uint8_t **text, size_t *n) {
+    llm_normalize_step step;
+    const uint8_t *texts;
+    size_t place = 0;
+    for (int turn = 0; *n > 0 && next_step(e->t, &place, &step, &texts); turn = !turn) {
+        buffer *out = &e->normal[turn];
+        out->size = 0;
+        if (step.kind == LLM_NORMALIZE_NFC) {
+            normalize_nfc(e, *text, *n, out);
+        } else if (step.kind == LLM_NORMALIZE_REPLACE) {
+            replace(e, *text, *n, &step, texts, out);
+        } else if (step.kind == LLM_NORMALIZE_TRIM) {
+            trim(e, *text, *n, out);
+        } else {
+            append(e, out, texts + step.from_size, step.to_size);
+            append(e, out, *text, *n);
+        }
+        *text = out->data;
+        *n = out->size;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Added tokens, and the way of a text through all steps */
+
+enum { RAW = 0, NORMAL = 1 };
+enum { CLASS_SPACE = 0, CLASS_WORD = 1 };
+
+// The longest added token of the group that text begins with, or NULL. Tokens that share the bytes seen so far are one range of the
+// sorted list, which each further byte narrows.
+static const llm_added *find_added(const llm_tokenizer *t, int group, const uint8_t *text, size_t n) {
+    size_t low = group == RAW ? 0 : t->n_raw, high = group == RAW ? t->n_raw : t->n_added;
+    const llm_added *best = NULL;
+    for (size_t depth = 0; depth < n && low < high; depth++) {
+        size_t ends[2]; // the first token whose byte at `depth` is >= text[depth], then > text[depth]
+        for (int side = 0; side < 2; side++) {
+            size_t a = side ? ends[0] : low, b = high;
+            while (a < b) {
+                size_t middle = a + (b - a) / 2;
+                const llm_added *item = &t->added[middle];
+                int byte = item->length > depth ? t->added_bytes[item->start + depth] : -1;
+                if (byte < text[depth] + side)
+                    a = middle + 1;
+                else
+                    b = middle;
+            }
+            ends[side] = a;
+        }
+        low = ends[0];
+        high = ends[1];
+        if (low < high && t->added[low].length == depth + 1)
+            best = &t->added[low];
+    }
+    return best;
+}
+
+// The start of the character before text[at].
+static size_t step_back(const uint8_t *text, size_t at) {
+    do
+        at--;
+    while (at > 0 && (text[at] & 0xC0) == 0x80);
+    return at;
+}
+
+// in_class for files that may not have the class.
+static size_t class_at(const llm_tokenizer *t, uint32_t number, const uint8_t *text, size_t n) {
+    return number < t->n_classes ? in_class(t, number, text, n) : 0;
+}
+
+static void encode_between(encoder *e, int group, const uint8_t *text, size_t n, int at_start);
+
+// Cuts the added tokens of a group out of text; what is between them goes on to encode_between.
+static void cut(encoder *e, int group, const uint8_t *text, size_t n, int at_start) {
+    const llm_tokenizer *t = e->t;
+    size_t done = 0, length;
+    for (size_t i = 0; i < n && !e->error;) {
+        const llm_added *token =
+            t->added_first[group][text[i]] ? find_added(t, group, text + i, n - i) : NULL;
+        if (!token) {
+            i++;
+            continue;
+        }
+        size_t start = i, stop = i + token->length, back = start ? step_back(text, start) : 0;
+        i = stop;
+        if (token->flags & LLM_ADDED_SPECIAL && !(e->flags & LLM_SPECIAL))
+            continue;
+        if (token->flags & LLM_ADDED_WORD &&
+            ((start > 0 && class_at(t, CLASS_WORD, text + back, start - back)) ||
+                (stop < n && class_at(t, CLASS_WORD, text + stop, n - stop))))
+            continue;
+        while (token->flags & LLM_ADDED_LSTRIP && start > done &&
+               class_at(t, CLASS_SPACE, text + back, start - back)) {
+            start = back;
+            back = start ? step_back(text, start) : 0;
+        }
+        while (token->flags & LLM_ADDED_RSTRIP && stop < n &&
+               (length = class_at(t, CLASS_SPACE, text + stop, n - stop)))
+            stop += length;
+        if (done < start)
+            encode_between(e, group, text + done, start - done, at_start && done == 0);
+        emit(e, token->id);
+        done = stop;
+    }
+    if (done < n && !e->error)
+        encode_between(e, group, text + done, n - done, at_start && done == 0);
+}
+
+static void encode_between(encoder *e, int group, const uint8_t *text, size_t n, int at_start) {
+    uint32_t flags = e->t->info->flags;
+    if (group == RAW) {
+        normalize(e, &text, &n);
+        cut(e, NORMAL, text, n, at_start);
+        return;
+    }
+    if (flags & LLM_PREFIX_SPACE && text[0] != ' ' && (at_start || !(flags & LLM_PREFIX_FIRST))) {
+        e->prefixed.size = 0;
+        append(e, &e->prefixed, " ", 1);
+        append(e, &e->prefixed, text, n);
+        text = e->prefixed.data;
+        n = e->prefixed.size;
+    }
+    split(e, 0, text, n);
+}
+
+// Puts U+FFFD where text is not UTF-8. Leaves `out` empty when nothing has to be replaced.
+static void make_valid(encoder *e, const uint8_t *text, size_t n, buffer *out) {
+    size_t done = 0;
+    for (size_t i = 0, length; i < n; i += length) {
+        length = 1;
+        if (text[i] < 0x80 || utf8_check(text + i, n - i, &length) == 1)
+            continue;
+        append(e, out, text + done, i - done);
+        append(e, out, "\xEF\xBF\xBD", 3);
+        done = i + length;
+    }
+    if (done > 0)
+        append(e, out, text + done, n - done);
+}
+
+int64_t llm_encode(const llm_tokenizer *t, const char *text, size_t len, uint32_t flags, uint32_t *tokens,
+    size_t capacity, char *err, size_t errlen) {
+    const llm_vocabulary *info = t->info;
+    const uint8_t *bytes = (const uint8_t *)text;
+    int by_default = !(flags & (LLM_NO_BOS | LLM_BOS));
+    encoder e = {.t = t, .flags = flags, .tokens = tokens, .capacity = capacity};
+    e.memories = calloc(t->n_code + 1, sizeof *e.memories);
+    if (!e.memories)
+        e.error = "out of memory";
+    make_valid(&e, bytes, len, &e.valid);
+    if (e.valid.size > 0) {
+        bytes = e.valid.data;
+        len = e.valid.size;
+    }
+    e.steps = (uint64_t)len * 2000 + 1000000;
+    if (by_default && info->flags & LLM_ADD_BOS && info->bos != NO_TOKEN)
+        emit(&e, info->bos);
+    e.need_bos = !(flags & LLM_NO_BOS) && flags & LLM_BOS && info->bos != NO_TOKEN;
+    cut(&e, RAW, bytes, len, 1);
+    if (e.need_bos)
+        emit(&e, info->bos);
+    if (by_default && info->flags & LLM_ADD_EOS && info->eos != NO_TOKEN)
+        emit(&e, info->eos);
+    buffer all[] = {e.valid, e.normal[0], e.normal[1], e.prefixed, e.symbols, e.heap, e.points};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i].data);
+    free(e.memories);
+    if (e.error)
+        return FAIL("cannot encode the text: %s", e.error);
+    return (int64_t)e.n_tokens;
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Decoding */
+
+enum {
+    STARTED = 1,
+    EACH_BYTE = 2
+}; // bits of llm_decoder.started: see llm.h; each byte of a broken character gives its own U+FFFD
+
+typedef struct output {
+    char *data;
+    size_t size, room;
+} output;
+
+static void put(output *out, const void *data, size_t n) {
+    if (n <= out->room - out->size) {
+        memcpy(out->data + out->size, data, n);
+        out->size += n;
+    }
+}
+
+static void put_broken(output *out, const llm_decoder *d, size_t n) {
+    for (size_t i = 0; i < (d->started & EACH_BYTE ? n : n > 0); i++)
+        put(out, "\xEF\xBF\xBD", 3);
+}
+
+// Takes one more byte, and gives out what is whole or broken now.
+static void take_byte(llm_decoder *d, uint8_t byte, int strip, output *out) {
+    size_t n;
+    int whole;
+    d->held[d->n_held++] = byte;
+    while (d->n_held > 0 && (whole = utf8_check(d->held, d->n_held, &n)) >= 0) {
+        if (!whole)
+            put_broken(out, d, n);
+        else if (!strip || d->started & STARTED || d->held[0] != ' ')
+            put(out, d->held, n);
+        d->started |= STARTED;
+        d->n_held -= (uint32_t)n;
+        memmove(d->held, d->held + n, d->n_held);
+    }
+}
+
+size_t llm_decode(
+    const llm_tokenizer *t, llm_decoder *d, uint32_t token, int special, char *out, size_t capacity) {
+    output o = {out, 0, capacity};
+    uint32_t flags = t->info->flags;
+    if (token >= t->info->n_tokens || t->types[token] & LLM_TOKEN_ABSENT)
+        return 0;
+    if (t->types[token] & LLM_TOKEN_SPECIAL && !special)
+        return 0;
+    if (!(flags & LLM_BYTE_LEVEL))
+        d->started |= EACH_BYTE;
+    if (d->n_held > 3)
+        d->n_held = 0;
+    size_t n;
+    const uint8_t *bytes = token_text(t, token, &n);
+    int skip = flags & LLM_STRIP_SPACES && !(d->started & STARTED);
+    for (size_t i = 0; i < n; i++)
+        if (!skip || bytes[i] != ' ')
+            take_byte(d, bytes[i], (flags & LLM_STRIP_SPACE) != 0, &o);
+    if (flags & LLM_STRIP_SPACES)
+        d->started |= STARTED;
+    return o.size;
+}
+
+size_t llm_decode_end(llm_decoder *d, char *out, size_t capacity) {
+    output o = {out, 0, capacity};
+    put_broken(&o, d, d->n_held < 4 ? d->n_held : 0);
+    *d = (llm_decoder){0};
+    return o.size;
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Facts about tokens */
+
+size_t llm_token_max_bytes(const llm_tokenizer *t) { return t->max_bytes; }
+
+uint32_t llm_token_count(const llm_tokenizer *t) { return t->info->n_tokens; }
+
+int64_t llm_token_bos(const llm_tokenizer *t) {
+    return t->info->bos == NO_TOKEN ? -1 : (int64_t)t->info->bos;
+}
+
+int64_t llm_token_eos(const llm_tokenizer *t) {
+    return t->info->eos == NO_TOKEN ? -1 : (int64_t)t->info->eos;
+}
+
+int llm_token_is_stop(const llm_tokenizer *t, uint32_t token) {
+    for (size_t i = 0; i < t->n_stops; i++)
+        if (t->stops[i] == token)
+            return 1;
+    return t->n_stops == 0 && token == t->info->eos && token != NO_TOKEN;
+}
+
+int llm_token_is_special(const llm_tokenizer *t, uint32_t token) {
+    return token < t->info->n_tokens && t->types[token] & LLM_TOKEN_SPECIAL;
+}
+
+int64_t llm_token_find(const llm_tokenizer *t, const char *text, size_t len) {
+    const uint8_t *bytes = (const uint8_t *)text;
+    for (size_t i = 0; i < t->n_added; i++)
+        if (t->added[i].length == len && memcmp(t->added_bytes + t->added[i].start, bytes, len) == 0)
+            return t->added[i].id;
+    uint32_t id = find_token(t, bytes, len);
+    return id == NO_TOKEN ? -1 : (int64_t)id;
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Opening: every section is measured here, and every offset and id that is used without a look later */
+
+typedef struct loader {
+    const llm_model *model;
+    char *err;
+    size_t errlen;
+    const char *name; // of the section at hand
+    const uint8_t *data;
+    size_t left;
+} loader;
+
+static int damaged(const loader *l, const char *what) {
+    fail(l->err, l->errlen, "the tokenizer's section %s %s", l->name, what);
+    return 0;
+}
+
+// Turns to a section; an absent one is like an empty one. Returns whether it is there.
+static int section(loader *l, uint32_t tag, const char *name) {
+    l->name = name;
+    l->data = llm_section(l->model, tag, &l->left);
+    return l->data != NULL;
+}
+
+// Takes n items off the section, or NULL.
+static const void *take(loader *l, size_t n, size_t item) {
+    static const uint64_t nothing;
+    const void *data = l->data ? (const void *)l->data : &nothing;
+    if (n > l->left / item) {
+        damaged(l, "is too short");
+        return NULL;
+    }
+    l->data = n > 0 ? l->data + n * item : l->data;
+    l->left -= n * item;
+    return data;
+}
+
+static int check_starts(const loader *l, const uint32_t *starts, uint32_t n, size_t end) {
+    for (uint32_t i = 0; i < n; i++)
+        if (starts[i] > starts[i + 1])
+            return damaged(l, "is not in order");
+    return starts[n] <= end || damaged(l, "points outside its table");
+}
+
+static int load_tokens(llm_tokenizer *t, loader *l) {
+    if (!section(l, LLM_TOKENIZER, "LLM_TOKENIZER"))
+        return damaged(l, "is missing");
+    if (!(t->info = take(l, 1, sizeof *t->info)))
+        return 0;
+    uint32_t n = t->info->n_tokens;
+    if (n == NO_TOKEN)
+        return damaged(l, "has too many tokens");
+    section(l, LLM_TOKEN_BYTES, "LLM_TOKEN_BYTES");
+    size_t n_bytes = l->left, longest = 0;
+    t->bytes = take(l, n_bytes, 1);
+    section(l, LLM_TOKEN_STARTS, "LLM_TOKEN_STARTS");
+    if (!(t->starts = take(l, (size_t)n + 1, sizeof *t->starts)) || !check_starts(l, t->starts, n, n_bytes))
+        return 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (t->starts[i + 1] - t->starts[i] > longest)
+            longest = t->starts[i + 1] - t->starts[i];
+    t->max_bytes = 3 * longest + 12; // each byte may give an U+FFFD, and so may three held back
+    section(l, LLM_TOKEN_TYPES, "LLM_TOKEN_TYPES");
+    if (!(t->types = take(l, n, 1)))
+        return 0;
+    section(l, LLM_TOKEN_ORDER, "LLM_TOKEN_ORDER");
+    t->n_order = l->left / sizeof *t->order;
+    t->order = take(l, t->n_order, sizeof *t->order);
+    for (size_t i = 0; i < t->n_order; i++)
+        if (t->order[i] >= n)
+            return damaged(l, "names a token that does not exist");
+    for (size_t i = 0; i < 128; i++)
+        t->ascii[i] = find_token(t, &(uint8_t){(uint8_t)i}, 1);
+    section(l, LLM_STOP, "LLM_STOP");
+    t->n_stops = l->left / sizeof *t->stops;
+    t->stops = take(l, t->n_stops, sizeof *t->stops);
+    return 1;
+}
+
+static int load_merges(llm_tokenizer *t, loader *l) {
+    uint32_t n = t->info->n_tokens;
+    section(l, LLM_MERGES, "LLM_MERGES");
+    size_t n_merges = l->left / sizeof *t->merges;
+    t->merges = take(l, n_merges, sizeof *t->merges);
+    section(l, LLM_MERGE_STARTS, "LLM_MERGE_STARTS");
+    t->merge_starts = take(l, (size_t)n + 1, sizeof *t->merge_starts);
+    if (!t->merge_starts || !check_starts(l, t->merge_starts, n, n_merges))
+        return 0;
+    // Where no unknown token stands for a character that is no token, its neighbours can merge: no cut beside it.
+    int bytes = (t->info->flags & (LLM_BYTE_LEVEL | LLM_BYTE_FALLBACK)) != 0;
+    for (size_t i = 0; t->info->unknown == NO_TOKEN && i < 256; i++) {
+        if (bytes ? t->info->bytes[i] != NO_TOKEN : i < 128 && t->ascii[i] != NO_TOKEN)
+            continue;
+        memset(t->joins[i], 0xFF, sizeof t->joins[i]);
+        for (size_t j = 0; j < 256; j++)
+            t->joins[j][i >> 3] |= (uint8_t)(1 << (i & 7));
+    }
+    uint8_t *first = calloc((size_t)n + 1, 1); // the first byte of each token, close together
+    for (uint32_t i = 0; first && i < n; i++)
+        first[i] = t->starts[i] < t->starts[i + 1] ? t->bytes[t->starts[i]] : 0;
+    for (uint32_t i = 0; first && i < n; i++) {
+        uint8_t *joins = t->joins[t->starts[i] < t->starts[i + 1] ? t->bytes[t->starts[i + 1] - 1] : 0];
+        for (size_t j = t->merge_starts[i]; j < t->merge_starts[i + 1]; j++)
+            if (t->merges[j].right < n)
+                joins[first[t->merges[j].right] >> 3] |= (uint8_t)(1 << (first[t->merges[j].right] & 7));
+    }
+    if (!first)
+        fail(l->err, l->errlen, "out of memory");
+    free(first);
+    return first != NULL;
+}
+
+static int load_added(llm_tokenizer *t, loader *l) {
+    if (!section(l, LLM_ADDED, "LLM_ADDED"))
+        return 1;
+    const llm_added_head *head = take(l, 1, sizeof *head);
+    if (!head)
+        return 0;
+    t->n_raw = head->n_raw;
+    t->n_added = t->n_raw + head->n_normal;
+    if (t->n_added < t->n_raw || !(t->added = take(l, t->n_added, sizeof *t->added)))
+        return damaged(l, "is too short");
+    size_t n_bytes = l->left;
+    t->added_bytes = take(l, n_bytes, 1);
+    for (size_t i = 0; i < t->n_added; i++) {
+        const llm_added *a = &t->added[i];
+        if (a->id >= t->info->n_tokens || a->length == 0 || a->start > n_bytes ||
+            a->length > n_bytes - a->start)
+            return damaged(l, "points outside its table");
+        t->added_first[i >= t->n_raw][t->added_bytes[a->start]] = 1;
+    }
+    return 1;
+}
+
+static int load_classes(llm_tokenizer *t, loader *l) {
+    if (!section(l, LLM_CLASSES, "LLM_CLASSES"))
+        return 1;
+    const llm_class_head *head = take(l, 1, sizeof *head);
+    if (!head || !(t->classes = take(l, head->n_classes, sizeof *t->classes)) ||
+        !(t->ranges = take(l, head->n_ranges, sizeof *t->ranges)))
+        return 0;
+    t->n_classes = head->n_classes;
+    for (size_t i = 0; i < t->n_classes; i++)
+        if (t->classes[i].start > head->n_ranges ||
+            t->classes[i].length > head->n_ranges - t->classes[i].start)
+            return damaged(l, "points outside its table");
+    return 1;
+}
+
+static int load_pattern(llm_tokenizer *t, loader *l) {
+    if (!section(l, LLM_PATTERN, "LLM_PATTERN"))
+        return 1;
+    const llm_pattern_head *head = take(l, 1, sizeof *head);
+    if (!head)
+        return 0;
+    t->n_stages = head->n_stages;
+    t->n_code = head->n_instructions;
+    if (t->n_stages > LLM_MAX_STAGES || t->n_code > LLM_MAX_INSTRUCTIONS)
+        return damaged(l, "is too long");
+    if (!(t->stages = take(l, t->n_stages, sizeof *t->stages)) ||
+        !(t->code = take(l, t->n_code, sizeof *t->code)))
+        return 0;
+    for (size_t i = 0; i < t->n_stages; i++)
+        if (t->stages[i].start >= t->n_code)
+            return damaged(l, "points outside its table");
+    for (size_t i = 0; i < t->n_code; i++) {
+        const llm_instruction *in = &t->code[i];
+        int jumps = in->op == LLM_OP_ALT || in->op == LLM_OP_JUMP || in->op == LLM_OP_LOOK;
+        int runs = in->op == LLM_OP_RUN || in->op == LLM_OP_EAT;
+        if (in->op > LLM_OP_END || (jumps && (in->a <= i || in->a >= t->n_code)) ||
+            (runs && (in->a >= t->n_classes || in->b > in->c)) ||
+            (i + 1 == t->n_code && in->op != LLM_OP_MATCH))
+            return damaged(l, "has a bad instruction");
+    }
+    return 1;
+}
+
+static int load_normalizer(llm_tokenizer *t, loader *l) {
+    llm_normalize_step step;
+    const uint8_t *texts;
+    size_t place = 0;
+    section(l, LLM_NORMALIZER, "LLM_NORMALIZER");
+    t->normalizer_size = l->left;
+    t->normalizer = take(l, l->left, 1);
+    while (next_step(t, &place, &step, &texts))
+        if (step.kind < LLM_NORMALIZE_NFC || step.kind > LLM_NORMALIZE_TRIM)
+            return damaged(l, "has an unknown step");
+    if (place != t->normalizer_size)
+        return damaged(l, "is too short");
+    if (!section(l, LLM_NFC, "LLM_NFC"))
+        return 1;
+    const llm_nfc_head *head = take(l, 1, sizeof *head);
+    if (!head || !(t->nfc_chars = take(l, head->n_chars, sizeof *t->nfc_chars)) ||
+        !(t->nfc_points = take(l, head->n_points, sizeof *t->nfc_points)) ||
+        !(t->nfc_pairs = take(l, head->n_pairs, sizeof *t->nfc_pairs)))
+        return 0;
+    t->n_nfc_chars = head->n_chars;
+    t->n_nfc_points = head->n_points;
+    t->n_nfc_pairs = head->n_pairs;
+    return 1;
+}
+
+llm_tokenizer *llm_tokenizer_open(const llm_model *model, char *err, size_t errlen) {
+    llm_tokenizer *t = calloc(1, sizeof *t);
+    loader l = {.model = model, .err = err, .errlen = errlen};
+    if (!t)
+        fail(err, errlen, "out of memory");
+    if (t && load_tokens(t, &l) && load_merges(t, &l) && load_added(t, &l) && load_classes(t, &l) &&
+        load_pattern(t, &l) && load_normalizer(t, &l))
+        return t;
+    free(t);
+    return NULL;
+}
+
+void llm_tokenizer_close(llm_tokenizer *t) { free(t); }

@@ -1,0 +1,1017 @@
+"""The command `pyllm`, run as a program over pipes, with tiny random models made here and the story model."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyllm._llm import ffi, lib
+from reference import INT8, make_model
+
+BOS, IM_END, NONE = 256, 258, 0xFFFFFFFF
+SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
+CHATML = [
+    "<|im_start|>system\n",
+    "<|im_end|>\n<|im_start|>user\n",
+    "<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_end|>\n<|im_start|>user\n",
+    "",
+]
+# Every option that is documented, and the commands that take it.
+OPTIONS = {
+    "--model": "generate chat next info tokenize perplexity bench",
+    "--max-tokens": "generate chat next bench",
+    "--temperature": "generate chat",
+    "--top-k": "generate chat",
+    "--top-p": "generate chat",
+    "--min-p": "generate chat",
+    "--repeat-penalty": "generate chat",
+    "--presence-penalty": "generate chat",
+    "--frequency-penalty": "generate chat",
+    "--seed": "generate chat",
+    "--stop": "generate chat",
+    "--system": "chat",
+    "--context": "generate chat next info perplexity",
+    "--stride": "perplexity",
+    "--no-special": "generate next tokenize perplexity",
+    "--no-bos": "generate next tokenize perplexity",
+    "--no-echo": "generate",
+    "--ids": "tokenize",
+    "--prompt-tokens": "bench",
+    "--repeat": "bench",
+    "--threads": "generate chat next info perplexity bench",
+    "--verbose": "generate chat perplexity",
+    "--help": "generate chat next info tokenize perplexity bench",
+}
+COMMANDS = OPTIONS["--model"].split()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Models and running
+
+
+def byte_tokenizer(flags: int, bos: int, eos: int) -> dict[int, bytes]:
+    """The sections of a tokenizer whose tokens are the 256 bytes and SPECIAL. flags: LLM_ADD_BOS or 0."""
+    texts = [bytes([i]) for i in range(256)] + SPECIAL
+    starts = np.cumsum([0] + [len(t) for t in texts]).astype("<u4")
+    order = sorted(range(256), key=lambda i: texts[i])
+    added, at = struct.pack("<II", len(SPECIAL), 0), 0
+    for text in sorted(SPECIAL):
+        added += struct.pack("<IIII", 256 + SPECIAL.index(text), lib.LLM_ADDED_SPECIAL, at, len(text))
+        at += len(text)
+    return {
+        lib.LLM_TOKENIZER: struct.pack("<8I", lib.LLM_BYTE_LEVEL | flags, len(texts), bos, eos, NONE, 0, 0, 0)
+        + np.arange(256, dtype="<u4").tobytes(),
+        lib.LLM_TOKEN_STARTS: starts.tobytes(),
+        lib.LLM_TOKEN_BYTES: b"".join(texts),
+        lib.LLM_TOKEN_TYPES: bytes(256) + bytes([lib.LLM_TOKEN_SPECIAL]) * len(SPECIAL),
+        lib.LLM_TOKEN_ORDER: np.array(order, dtype="<u4").tobytes(),
+        lib.LLM_MERGE_STARTS: bytes(4 * (len(texts) + 1)),
+        lib.LLM_MERGES: b"",
+        lib.LLM_ADDED: added + b"".join(sorted(SPECIAL)),
+    }
+
+
+def tiny_model(
+    parts: list[str] | None = CHATML,
+    more: dict[int, bytes] | None = None,
+    *,
+    bos: int = BOS,
+    eos: int = IM_END,
+    flags: int = lib.LLM_ADD_BOS,
+    **arguments,
+) -> bytes:
+    """A flat file of random weights over byte_tokenizer, that can chat if `parts` are given."""
+    sections = {
+        lib.LLM_NAME: b"Tiny",
+        lib.LLM_ABOUT: b"family: test\nlicence: \x1b[31mnone",
+        lib.LLM_STOP: struct.pack("<I", IM_END),
+        **byte_tokenizer(flags, bos, eos),
+    }
+    if parts:
+        sections[lib.LLM_CHAT_PARTS] = "".join(part + "\0" for part in parts).encode()
+    return make_model(
+        5, vocab_size=256 + len(SPECIAL), dtype=INT8, sections={**sections, **(more or {})}, **arguments
+    )
+
+
+@pytest.fixture(scope="session")
+def pyllm_binary() -> str:
+    """The command: $PYLLM_BINARY, or the one installed with this Python."""
+    found = os.environ.get("PYLLM_BINARY") or shutil.which("pyllm", path=str(Path(sys.executable).parent))
+    if not found:
+        pytest.skip("the command pyllm is not installed, and PYLLM_BINARY does not name one")
+    return os.path.abspath(found)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    """The path of tiny_model()."""
+    path = tmp_path_factory.mktemp("command") / "tiny.llm"
+    path.write_bytes(tiny_model())
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def run(pyllm_binary):
+    """run(*arguments, input=b"", rc=0, **environment) -> (stdout, stderr), both bytes.
+
+    Threads wait passively: spinning ones make every test take seconds where processors are busy.
+    """
+
+    def run(*arguments, input: bytes = b"", rc: int = 0, **environment) -> tuple[bytes, bytes]:
+        done = subprocess.run(
+            [pyllm_binary, *arguments],
+            input=input,
+            capture_output=True,
+            timeout=120,
+            env={**os.environ, "OMP_WAIT_POLICY": "passive", **environment},
+        )
+        assert done.returncode == rc, (arguments, done)
+        return done.stdout, done.stderr
+
+    return run
+
+
+def start(pyllm_binary, *arguments) -> subprocess.Popen:
+    """The command with pipes, and with Ctrl-C as in a terminal even if this process ignores it."""
+    return subprocess.Popen(
+        [pyllm_binary, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+class Model:
+    """A model opened through the bindings: what the command's output is checked against."""
+
+    def __init__(self, path: str, context: int = 0):
+        self.err = ffi.new("char[256]")
+        self.model = self.check(lib.llm_open(os.fsencode(path), self.err, 256), lib.llm_close)
+        self.header = lib.llm_model_header(self.model)
+        self.tokenizer = self.check(
+            lib.llm_tokenizer_open(self.model, self.err, 256), lib.llm_tokenizer_close
+        )
+        options = ffi.new("llm_options *", {"context": context, "threads": 1})
+        self.session = self.check(
+            lib.llm_session_open(self.model, options, self.err, 256), lib.llm_session_close
+        )
+
+    def check(self, pointer, close):
+        assert pointer, ffi.string(self.err)
+        return ffi.gc(pointer, close)
+
+    def encode(self, text: bytes, flags: int) -> list[int]:
+        tokens = ffi.new("uint32_t[]", len(text) + 16)
+        return list(
+            tokens[
+                0 : lib.llm_encode(self.tokenizer, text, len(text), flags, tokens, len(tokens), self.err, 256)
+            ]
+        )
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        """(len(tokens), vocab_size) float64, of a sequence that begins with them."""
+        n, vocab = len(tokens), self.header.vocab_size
+        out = np.zeros((n, vocab), dtype=np.float32)
+        assert not lib.llm_truncate(self.session, 0, 0, self.err, 256)
+        assert not lib.llm_forward(
+            self.session, n, tokens, ffi.NULL, b"\1" * n, ffi.from_buffer("float *", out), self.err, 256
+        ), ffi.string(self.err)
+        return out.astype(np.float64)
+
+    def greedy(self, tokens: list[int], n: int) -> list[int]:
+        """The n most likely next tokens, or those up to a stop token."""
+        made = []
+        while len(made) < n:
+            token = int(np.argmax(self.logits(tokens + made)[-1]))
+            if lib.llm_token_is_stop(self.tokenizer, token):
+                break
+            made.append(token)
+        return made
+
+    def decode(self, tokens: list[int], before: list[int]) -> bytes:
+        """The text of tokens that come after others."""
+        decoder, out, room = ffi.new("llm_decoder *"), b"", lib.llm_token_max_bytes(self.tokenizer)
+        buffer = ffi.new("char[]", room)
+        for i, token in enumerate(before + tokens):
+            n = lib.llm_decode(self.tokenizer, decoder, token, 0, buffer, room)
+            out += ffi.buffer(buffer, n)[:] if i >= len(before) else b""
+        return out + ffi.buffer(buffer, lib.llm_decode_end(decoder, buffer, room))[:]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def test_without_a_command_prints_usage_to_stderr(run):
+    out, err = run(rc=2)
+    assert out == b"" and err.startswith(b"usage: pyllm ")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_command_on_stdout(run, flag):
+    out, err = run(flag)
+    assert err == b""
+    assert [line.split()[0] for line in out.decode().splitlines() if line.startswith("  ")] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_lists_its_options_on_stdout(run, command):
+    out, err = run(command, "--help")
+    assert err == b"" and out.startswith(f"usage: pyllm {command} ".encode())
+    listed = re.findall(r"^  (?:-\w, |    )(--[\w-]+)", out.decode(), re.MULTILINE)
+    assert sorted(listed) == sorted(name for name, commands in OPTIONS.items() if command in commands.split())
+    assert max(map(len, out.decode().splitlines())) <= 140
+
+
+def test_help_wins_over_what_is_missing(run):
+    assert run("tokenize", "-h") == run("tokenize", "--help")
+
+
+def test_version(run):
+    out, err = run("--version")
+    assert re.fullmatch(rb"pyllm \S+\n", out) and err == b""
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["generate", "--nonsense"],
+            "'pyllm generate' has no option '--nonsense'; see pyllm generate --help",
+        ),
+        (["generate", "--mode", "x"], "has no option '--mode'"),
+        (["generate", "-x"], "has no option '-x'"),
+        (["info", "--seed", "1"], "'pyllm info' has no option '--seed'"),
+        (["generate", "-n"], "--max-tokens needs a value"),
+        (["generate", "-n", "0"], "--max-tokens takes a whole number from 1 to"),
+        (["generate", "-n", "-3"], "--max-tokens takes a whole number"),
+        (["generate", "-n", "1.5"], "not '1.5'"),
+        (["generate", "-n", ""], "--max-tokens"),
+        (["generate", "-n", " 1"], "--max-tokens"),
+        (["generate", "-n", "99999999999999999999999"], "--max-tokens"),
+        (["generate", "-t", "hot"], "--temperature takes a number from 0 to 1000, not 'hot'"),
+        (["generate", "-t", "nan"], "--temperature"),
+        (["generate", "-t", "-1"], "--temperature"),
+        (["generate", "-t", "0.5x"], "--temperature"),
+        (["generate", "--top-p=0"], "--top-p"),
+        (["generate", "--top-p=1.01"], "--top-p"),
+        (["generate", "--min-p=2"], "--min-p"),
+        (["generate", "--top-k=-1"], "--top-k"),
+        (["generate", "--top-k=4294967296"], "--top-k"),
+        (["generate", "--repeat-penalty=0"], "--repeat-penalty"),
+        (["generate", "--seed=-1"], "--seed"),
+        (
+            ["generate", "--seed=18446744073709551616"],
+            "--seed takes a whole number from 0 to 18446744073709551615",
+        ),
+        (["generate", "--stop="], "--stop must not be empty"),
+        (["generate", "--threads=0"], "--threads"),
+        (["generate", "--context=0"], "--context"),
+        (["generate", "--no-echo=1"], "--no-echo takes no value"),
+        (["generate", "two", "words"], "'words' is one too many (quote a text with spaces)"),
+        (["next"], "'pyllm next' needs a TEXT"),
+        (["perplexity"], "'pyllm perplexity' needs a FILE"),
+        (["info", "x"], "'pyllm info' takes no argument, and 'x' is one too many"),
+        (["chat", "hello"], "'pyllm chat' takes no argument"),
+        (["bench", "--repeat", "0"], "--repeat"),
+        (["nonsense"], "pyllm: 'nonsense' is not a command; see pyllm --help"),
+        (["-m", "x", "generate"], "'-m' is not a command"),
+        (["../evil"], "is not a command"),
+        ([""], "is not a command"),
+        (["x" * 5000], "is not a command"),
+    ],
+    ids=lambda x: " ".join(x)[:40] if isinstance(x, list) else "",
+)
+def test_usage_errors_name_what_is_wrong(run, arguments, message):
+    out, err = run(*arguments, rc=2)
+    assert out == b"" and err.count(b"\n") == 1
+    assert message in err.decode()
+
+
+def test_values_may_follow_in_three_ways(run, tiny):
+    expected = run("generate", "-m", tiny, "-n", "5", "-t", "0", "ab")
+    assert run("generate", f"--model={tiny}", "--max-tokens=5", "--temperature=0", "ab") == expected
+    assert run("generate", "ab", f"-m{tiny}", "-n5", "-t0") == expected
+    assert run("generate", "-m", tiny, "-n", "5", "-t", "0", "--", "ab") == expected
+
+
+def test_after_two_dashes_nothing_is_an_option(run, tiny):
+    assert run("tokenize", "-m", tiny, "--no-bos", "--ids", "--", "--ids")[0].split() == [
+        b"%d" % c for c in b"--ids"
+    ]
+
+
+def make_program(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(stat.S_IRWXU)
+
+
+def test_unknown_command_runs_a_program_on_path(run, tmp_path):
+    make_program(tmp_path, "pyllm-probe", 'echo "$#:$1:$2"; exit 7')
+    out, err = run("probe", "a b", "--help", rc=7, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (out, err) == (b"2:a b:--help\n", b"")
+
+
+def test_unknown_command_prefers_the_program_beside_pyllm(pyllm_binary, tmp_path):
+    beside, elsewhere = tmp_path / "beside", tmp_path / "elsewhere"
+    for folder in (beside, elsewhere):
+        folder.mkdir()
+        make_program(folder, "pyllm-probe", f"echo {folder.name}")
+    shutil.copy(pyllm_binary, beside / "pyllm")
+    link = tmp_path / "link"
+    link.symlink_to(beside / "pyllm")
+    done = subprocess.run(
+        [link, "probe"], capture_output=True, env={"PATH": f"{elsewhere}:{os.environ['PATH']}"}
+    )
+    assert done.stdout == b"beside\n"
+
+
+def test_a_program_that_cannot_run_is_reported(run, tmp_path):
+    (tmp_path / "pyllm-probe").write_text("not executable")
+    _, err = run("probe", rc=1, PATH=str(tmp_path))
+    assert err.startswith(b"pyllm: pyllm-probe: ")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Files
+
+
+@pytest.mark.parametrize(
+    "command", [["generate"], ["chat"], ["next", "x"], ["info"], ["tokenize", "x"], ["bench"]], ids=str
+)
+def test_a_missing_model_is_reported(run, command):
+    out, err = run(*command, "-m", "/nonexistent/model.llm", rc=1)
+    assert (
+        out == b""
+        and err.startswith(b"pyllm: ")
+        and b"/nonexistent/model.llm" in err
+        and err.count(b"\n") == 1
+    )
+
+
+@pytest.mark.parametrize("what", ["empty", "text", "truncated", "longer", "directory"])
+def test_a_broken_model_is_reported(run, tiny, tmp_path, what):
+    path, whole = tmp_path / "broken.llm", Path(tiny).read_bytes()
+    if what == "directory":
+        path.mkdir()
+    else:
+        broken = {
+            "empty": b"",
+            "text": b"hello" * 1000,
+            "truncated": whole[:-1000],
+            "longer": whole + bytes(64),
+        }
+        path.write_bytes(broken[what])
+    out, err = run("generate", "-m", str(path), "x", rc=1)
+    assert out == b"" and err.startswith(b"pyllm: ") and b"broken.llm" in err and err.count(b"\n") == 1
+
+
+def test_a_model_without_a_tokenizer_still_has_info_and_bench(run, tmp_path):
+    path = tmp_path / "bare.llm"
+    path.write_bytes(make_model())
+    assert b"tokenizer         none" in run("info", "-m", str(path))[0]
+    run("bench", "-m", str(path), "--prompt-tokens", "4", "-n", "2", "--repeat", "1")
+    out, err = run("generate", "-m", str(path), "x", rc=1)
+    assert out == b"" and b"tokenizer" in err
+
+
+def test_the_builtin_model_runs_or_is_named_as_missing(pyllm_binary):
+    done = subprocess.run([pyllm_binary, "generate", "Once", "-n", "3", "-t", "0"], capture_output=True)
+    if done.returncode:
+        assert done.stderr == b"pyllm: this build has no built-in model; name one with -m FILE\n"
+    else:
+        assert done.stdout.startswith(b"Once")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# generate
+
+
+def generate(run, model, *arguments, **more) -> bytes:
+    out, err = run("generate", "-m", model, *arguments, **more)
+    assert err == b""
+    assert out.endswith(b"\n")
+    return out[:-1]
+
+
+def test_generate_echoes_the_prompt_unless_told_not_to(run, tiny):
+    text = generate(run, tiny, "Hello", "-n", "20", "--seed", "1")
+    assert text.startswith(b"Hello") and len(text) > len(b"Hello")
+    assert generate(run, tiny, "Hello", "-n", "20", "--seed", "1", "--no-echo") == text[len(b"Hello") :]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Once upon a time", "a", "", "caf\u00e9 \U0001f600", "<|im_start|>user\nHi<|im_end|>"]
+)
+def test_temperature_zero_is_the_argmax_of_the_bindings(run, tiny, prompt):
+    model = Model(tiny)
+    tokens = model.encode(prompt.encode(), lib.LLM_SPECIAL)
+    expected = model.decode(model.greedy(tokens, 24), tokens)
+    assert generate(run, tiny, prompt, "-t", "0", "-n", "24") == prompt.encode() + expected
+
+
+def test_story_model_at_temperature_zero_is_the_argmax_of_the_bindings(run, story_model):
+    prompt, model = "Once upon a time", Model(story_model)
+    tokens = model.encode(prompt.encode(), lib.LLM_SPECIAL)
+    expected = model.decode(model.greedy(tokens, 30), tokens)
+    assert generate(run, story_model, prompt, "-t", "0", "-n", "30") == prompt.encode() + expected
+
+
+def test_same_seed_same_text_on_any_number_of_threads(run, tiny):
+    texts = {generate(run, tiny, "ab", "-n", "40", "--seed", "9", "--threads", n) for n in ("1", "2", "4")}
+    assert len(texts) == 1
+    assert generate(run, tiny, "ab", "-n", "40", "--seed", "10") not in texts
+
+
+def test_story_model_same_seed_same_text_on_any_number_of_threads(run, story_model):
+    texts = {
+        generate(run, story_model, "Once", "-n", "40", "--seed", "9", "--threads", n) for n in ("1", "2", "4")
+    }
+    assert len(texts) == 1
+
+
+def test_without_a_seed_texts_differ_and_verbose_tells_the_seed(run, tiny):
+    out, err = run("generate", "-m", tiny, "ab", "-n", "40", "-v")
+    assert err.count(b"\n") == 1
+    seed = re.search(
+        rb"seed (\d+); prompt of 3 tokens, 3 of them run in .*; (\d+) tokens made in .*threads\n", err
+    )
+    assert 1 <= int(seed[2]) <= 40
+    assert generate(run, tiny, "ab", "-n", "40", "--seed", seed[1].decode()) == out[:-1]
+    assert generate(run, tiny, "ab", "-n", "40") != out[:-1]
+
+
+def test_generate_makes_at_most_max_tokens(run, tiny):
+    for n in ("1", "7"):
+        err = run("generate", "-m", tiny, "ab", "-t", "0", "-n", n, "-v")[1].decode()
+        assert f" {n} tokens made" in err
+
+
+def test_generate_ends_when_the_context_is_full(run, tiny):
+    out, err = run("generate", "-m", tiny, "x" * 100, "--no-echo", "-v", "-t", "1", "--seed", "3")
+    made = int(re.search(rb"(\d+) tokens made", err)[1])
+    assert made == 128 - 101 + 1  # the last token need not go into the context
+
+
+@pytest.mark.parametrize("prompt, context", [("x" * 128, None), ("x" * 20, "8"), ("x" * 50_000, None)])
+def test_a_prompt_longer_than_the_context_is_an_error_with_both_lengths(run, tiny, prompt, context):
+    out, err = run("generate", "-m", tiny, prompt, *(["--context", context] if context else []), rc=1)
+    assert out == b""
+    assert f"{len(prompt) + 1} tokens, more than the context of {context or 128}" in err.decode()
+
+
+def test_a_longer_context_may_be_asked_for(run, tiny):
+    assert len(generate(run, tiny, "x" * 300, "--context", "400", "-n", "2")) > 300
+
+
+def test_stop_ends_before_the_text(run, tiny):
+    text = generate(run, tiny, "ab", "-n", "60", "--seed", "4", "--no-echo")
+    for i in (5, 20, 33):  # a stop of several tokens in the middle, chosen from what comes anyway
+        stop = text[i : i + 4]
+        arguments = ["ab", "-n", "60", "--seed", "4", "--no-echo", "--stop", os.fsdecode(stop)]
+        assert generate(run, tiny, *arguments) == text[: text.index(stop)]
+        other = ["--stop", os.fsdecode(text[i + 2 : i + 12] + b"-"), "--stop", "never there"]
+        assert generate(run, tiny, *arguments, *other) == text[: text.index(stop)]
+
+
+def test_text_held_back_for_a_stop_that_does_not_come_is_printed(run, tiny):
+    arguments = ["ab", "-n", "60", "--seed", "6", "--no-echo"]
+    text = generate(run, tiny, *arguments)
+    assert b"\0" not in text  # which could not be an argument
+    for stop in (text[-3:] + b"!", text[10:20] + b"!", text + b"!"):
+        assert generate(run, tiny, *arguments, "--stop", os.fsdecode(stop)) == text
+
+
+def test_stop_token_ends_without_being_printed(run, tmp_path):
+    path = tmp_path / "stops.llm"
+    data = tiny_model(more={lib.LLM_STOP: np.arange(0, 200, dtype="<u4").tobytes()})
+    path.write_bytes(data)
+    text = generate(run, str(path), "ab", "--seed", "4", "--no-echo")
+    assert not any(c < 128 for c in text) and len(text) < 120
+
+
+def test_generate_reads_the_prompt_from_stdin(run, tiny):
+    arguments = ["-n", "10", "-t", "0"]
+    expected = generate(run, tiny, "two\nlines", *arguments)
+    for given in (b"two\nlines", b"two\nlines\n"):  # one newline at the end is the shell's
+        assert generate(run, tiny, "-", *arguments, input=given) == expected
+    assert generate(run, tiny, "-", *arguments, input=b"two\nlines\n\n") != expected
+
+
+def test_generate_takes_bytes_that_are_not_utf8(run, tiny):
+    for prompt in (b"\xff\xfe", b"\xc3", b"a\xf0\x9f\x98z", b"\xed\xa0\x80"):
+        out = generate(run, tiny, prompt, "-n", "5", "-t", "0")
+        assert out.startswith(prompt)
+        assert out[len(prompt) :] == generate(
+            run, tiny, prompt.decode(errors="replace"), "-n", "5", "-t", "0", "--no-echo"
+        )
+    generate(run, tiny, "-", "-n", "5", input=b"nul \0 inside")
+
+
+def test_generated_text_is_valid_utf8_and_streamed(run, tiny):
+    for seed in range(8):
+        generate(run, tiny, "ab", "-n", "100", "--seed", str(seed), "--no-echo", "-t", "2").decode()
+
+
+def test_an_empty_prompt_needs_a_bos(run, tiny, tmp_path):
+    assert generate(run, tiny, "-n", "5") and generate(run, tiny, "", "-n", "5")
+    quiet, none = tmp_path / "quiet.llm", tmp_path / "none.llm"
+    quiet.write_bytes(tiny_model(flags=0))  # has a BOS, but does not add it by itself
+    none.write_bytes(tiny_model(flags=0, bos=NONE))
+    assert generate(run, str(quiet), "-t", "0", "-n", "5") == generate(run, tiny, "-t", "0", "-n", "5")
+    out, err = run("generate", "-m", str(none), rc=1)
+    assert out == b"" and b"no BOS" in err
+    assert b"no BOS" in run("generate", "-m", tiny, "--no-bos", rc=1)[1]
+
+
+def test_sampling_flags_reach_the_sampler(run, tiny):
+    base = ["ab", "-n", "40", "--seed", "2"]
+    plain = generate(run, tiny, *base, "-t", "1")
+    greedy = generate(run, tiny, *base, "-t", "0")
+    for flags in (["--top-k", "1"], ["--top-p", "0.000001"], ["--min-p", "1"]):
+        assert generate(run, tiny, *base, *flags) == greedy
+    for flags in (
+        ["--repeat-penalty", "3"],
+        ["--presence-penalty", "5"],
+        ["--frequency-penalty", "5"],
+        ["--top-k", "3"],
+    ):
+        assert generate(run, tiny, *base, "-t", "1", *flags) != plain
+
+
+def read_some(process, n: int) -> bytes:
+    """n bytes of the process's output, or what there is when it ends."""
+    data = b""
+    while len(data) < n and (more := process.stdout.read1(n - len(data))):
+        data += more
+    return data
+
+
+@pytest.fixture
+def endless(tmp_path) -> list[str]:
+    """Arguments with which generate does not end by itself for minutes."""
+    path = tmp_path / "endless.llm"
+    path.write_bytes(tiny_model(more={lib.LLM_STOP: b""}, eos=NONE, n_layers=1))
+    return ["-m", str(path), "--context", "200000", "--seed", "1"]
+
+
+def finish(process, seconds: float = 30) -> tuple[bytes, bytes]:
+    """Waits for a process, and ends it if it does not end."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        return process.communicate()
+    finally:
+        timer.cancel()
+
+
+def test_ctrl_c_ends_generate_with_a_newline_and_130(pyllm_binary, endless):
+    process = start(pyllm_binary, "generate", *endless, "ab")
+    assert read_some(process, 20).startswith(b"ab")
+    process.send_signal(signal.SIGINT)
+    out, err = finish(process)
+    assert process.returncode == 130
+    assert out.endswith(b"\n") and err == b""
+
+
+def test_a_closed_pipe_ends_generate_quietly(pyllm_binary, endless):
+    process = start(pyllm_binary, "generate", *endless, "ab")
+    read_some(process, 20)
+    process.stdout.close()
+    process.stdin.close()
+    timer = threading.Timer(30, process.kill)
+    timer.start()
+    err = process.stderr.read()
+    assert process.wait() in (-signal.SIGPIPE, 1)
+    timer.cancel()
+    assert err == b""
+
+
+def test_a_closed_pipe_is_quiet_where_sigpipe_is_ignored(pyllm_binary, endless):
+    command = [pyllm_binary, "generate", *endless, "ab"]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGPIPE, signal.SIG_IGN),
+        restore_signals=False,
+    )
+    read_some(process, 20)
+    process.stdout.close()
+    timer = threading.Timer(30, process.kill)
+    timer.start()
+    err = process.stderr.read()
+    timer.cancel()
+    assert (process.wait(), err) == (1, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_an_error(pyllm_binary, tiny):
+    for arguments in (["generate", "-m", tiny, "ab", "-n", "5"], ["--help"], ["info", "-m", tiny]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([pyllm_binary, *arguments], stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"pyllm: cannot write to standard output: ")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# next
+
+
+ROW = re.compile(r'^"(.*)" +(\d+\.\d\d) % ([\u2588-\u258f]*)$')
+
+
+def next_rows(out: bytes) -> list[tuple[str, float, str]]:
+    rows = [ROW.match(line) for line in out.decode().split("\n")[:-1]]
+    assert all(rows)
+    return [(row[1], float(row[2]), row[3]) for row in rows]
+
+
+def test_next_shows_the_probabilities_of_the_model(run, tiny):
+    out, err = run("next", "-m", tiny, "The cat sat on a", "-n", "259")
+    rows, model = next_rows(out), Model(tiny)
+    p = np.exp(log_softmax(model.logits(model.encode(b"The cat sat on a", lib.LLM_SPECIAL))[-1]))
+    assert err == b"" and len(rows) == 259
+    assert sum(row[1] for row in rows) == pytest.approx(100, abs=259 * 0.005)
+    np.testing.assert_allclose([row[1] for row in rows], np.sort(p)[::-1] * 100, atol=0.0051)
+    assert [row[1] for row in rows] == sorted((row[1] for row in rows), reverse=True)
+
+
+def test_next_shows_ten_by_default_with_bars_scaled_to_the_first(run, tiny):
+    rows = next_rows(run("next", "-m", tiny, "The cat sat on a")[0])
+    assert len(rows) == 10
+    assert rows[0][2] == "\u2588" * 40
+    for _, percent, bar in rows:
+        eighths = sum(8 - (ord(c) - 0x2588) for c in bar)
+        assert eighths == pytest.approx(320 * percent / rows[0][1], abs=1 + 320 * 0.01 / rows[0][1])
+
+
+def test_next_makes_every_token_visible(run, tiny):
+    texts = {row[0] for row in next_rows(run("next", "-m", tiny, "x", "-n", "1000")[0])}
+    assert {"\\n", "\\t", "\\x00", "\\x1b", '\\"', "\\\\", " ", "a", "<|im_end|>", "\\xc3", "\\xf0"} <= texts
+
+
+# ----------------------------------------------------------------------------------------------------------
+# info
+
+
+def info(run, *arguments) -> dict[str, str]:
+    out, err = run("info", *arguments)
+    assert err == b""
+    lines: dict[str, str] = {}
+    name = ""
+    for line in out.decode().splitlines():
+        name = line[:18].strip() or name
+        lines[name] = lines[name] + "\n" + line[18:] if name in lines else line[18:]
+    return lines
+
+
+def test_info_agrees_with_the_header(run, tiny):
+    lines, h = info(run, "-m", tiny), Model(tiny).header
+    assert lines["name"] == "Tiny"
+    assert (
+        lines["about"] == "family: test\nlicence: \\x1b[31mnone"
+    )  # nothing in a file reaches the terminal raw
+    assert lines["file"].startswith(f"{os.path.getsize(tiny)} bytes (")
+    assert lines["weights"].startswith("int8")
+    per_layer = 2 * h.dim + (4 + 2 * 2) * 16 * h.dim + h.dim * 64 + 3 * h.dim * h.ffn_dim
+    assert lines["parameters"] == str(2 * h.vocab_size * h.dim + h.dim + h.n_layers * per_layer)
+    assert lines["shape"] == "2 layers, width 64, feed-forward 128"
+    assert lines["attention"] == "4 heads of 16, 2 for keys and values"
+    assert lines["vocabulary"] == "259" and lines["context"] == "128"
+    assert lines["BOS"] == '256 "<s>"' and lines["EOS"] == lines["ends a text"] == '258 "<|im_end|>"'
+    assert lines["chat"] == "yes"
+    assert lines["keys and values"] == "256 bytes a position, 32.0 KiB at a context of 128"
+    assert info(run, "-m", tiny, "--context", "4096")["keys and values"].endswith(
+        "1.0 MiB at a context of 4096"
+    )
+    assert info(run, "-m", tiny, "--threads", "3")["runs with"].endswith(", 3 threads")
+
+
+def test_info_counts_experts(run, tmp_path):
+    path = tmp_path / "experts.llm"
+    path.write_bytes(make_model(n_experts=8, n_active=2, n_layers=3))
+    lines = info(run, "-m", str(path))
+    expert = 3 * 64 * 128
+    every = 2 * 96 * 64 + 64 + 3 * (2 * 64 + 8 * 16 * 64 + 64 * 64 + 8 * 64)
+    assert lines["parameters"] == f"{every + 3 * 8 * expert}, {every + 3 * 2 * expert} of them for each token"
+    assert lines["shape"] == "3 layers, width 64, feed-forward 128 in 8 experts, 2 for each token"
+
+
+def test_info_says_why_a_model_cannot_chat(run, tmp_path):
+    path = tmp_path / "nochat.llm"
+    path.write_bytes(
+        tiny_model(None, {lib.LLM_CHAT_TEMPLATE: b"{{ x }}", lib.LLM_CHAT_WHY: b"it calls tools"})
+    )
+    assert info(run, "-m", str(path))["chat"] == "only from Python\nit calls tools"
+    out, err = run("chat", "-m", str(path), rc=1)
+    assert out == b"" and err == b"pyllm: this model cannot chat here: it calls tools\n"
+    path.write_bytes(tiny_model(None))
+    assert info(run, "-m", str(path))["chat"] == "no"
+    assert b"no chat template" in run("chat", "-m", str(path), rc=1)[1]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# tokenize
+
+
+def test_tokenize_prints_ids_and_pieces(run, tiny):
+    out, err = run("tokenize", "-m", tiny, 'a "b\n')
+    assert err == b""
+    assert out.decode().splitlines() == [
+        '    256  "<s>"',
+        '     97  "a"',
+        '     32  " "',
+        '     34  "\\""',
+        '     98  "b"',
+        '     10  "\\n"',
+    ]
+
+
+def test_tokenize_ids_are_those_of_the_bindings(run, tiny):
+    text, model = "<|im_start|>user caf\u00e9<|im_end|>", Model(tiny)
+    for flags, bits in [
+        ([], lib.LLM_SPECIAL),
+        (["--no-special"], 0),
+        (["--no-bos"], lib.LLM_SPECIAL | lib.LLM_NO_BOS),
+    ]:
+        out = run("tokenize", "-m", tiny, text, "--ids", *flags)[0]
+        assert list(map(int, out.split())) == model.encode(text.encode(), bits)
+        assert out.count(b"\n") == 1
+
+
+def test_tokenize_reads_stdin_as_it_is(run, tiny):
+    out = run("tokenize", "-m", tiny, "-", "--ids", "--no-bos", input=b"a\0b\n\n")[0]
+    assert out == b"97 0 98 10 10\n"
+    assert run("tokenize", "-m", tiny, "-", "--ids", "--no-bos", input=b"")[0] == b"\n"
+    long = b"0123456789" * 50_000
+    assert len(run("tokenize", "-m", tiny, "-", "--ids", input=long)[0].split()) == len(long) + 1
+
+
+# ----------------------------------------------------------------------------------------------------------
+# perplexity
+
+
+def expected_losses(path: str, text: bytes, context: int, stride: int, bos: int | None) -> np.ndarray:
+    """Of every token the loss in the first window that has it, window by window with the bindings."""
+    model = Model(path, context)
+    tokens, first = model.encode(text, lib.LLM_SPECIAL | lib.LLM_NO_BOS), [] if bos is None else [bos]
+    losses: dict[int, float] = {}
+    for at in range(0, len(tokens), stride):
+        window = first + tokens[at : at + context - len(first)]
+        logprobs = log_softmax(model.logits(window))
+        for i in range(1, len(window)):
+            losses.setdefault(at + i - len(first), -logprobs[i - 1, window[i]])
+        if at + context - len(first) >= len(tokens):
+            break
+    assert sorted(losses) == list(range(1 - len(first), len(tokens)))
+    return np.array(list(losses.values()))
+
+
+@pytest.mark.parametrize(
+    "bos, length, context, stride",
+    [
+        (1, 100, 128, None),
+        (1, 127, 128, None),
+        (1, 128, 128, None),
+        (1, 1000, 64, None),
+        (1, 300, 32, 31),
+        (1, 300, 32, 1),
+        (1, 300, 32, 1000),
+        (0, 100, 128, None),
+        (0, 129, 128, None),
+        (0, 500, 50, 20),
+        (0, 300, 32, 1000),
+        (1, 1, 2, None),
+        (0, 20, 2, None),
+        (1, 20, 2, 5),
+    ],
+)
+def test_perplexity_is_that_of_the_bindings(run, tmp_path, bos, length, context, stride):
+    model, text = tmp_path / "m.llm", tmp_path / "text"
+    model.write_bytes(tiny_model(flags=lib.LLM_ADD_BOS if bos else 0))
+    text.write_bytes((b"The quick brown fox jumps over the lazy dog. " * 30)[:length])
+    flags = ["--context", str(context)] + (["--stride", str(stride)] if stride else [])
+    out, err = run("perplexity", "-m", str(model), str(text), *flags)
+    assert err == b""
+    room = context - bos
+    step = min(stride or (room + 1) // 2, room - (not bos))
+    losses = expected_losses(str(model), text.read_bytes(), context, step, BOS if bos else None)
+    mean, error = losses.mean(), losses.std() / math.sqrt(max(1, len(losses) - 1))
+    lines = out.decode().splitlines()
+    assert lines[0] == f"tokens      {length} ({len(losses)} predicted)"
+    numbers = [float(x) for line in lines[1:] for x in re.findall(r"\d+\.\d+", line)]
+    # printed with 5 and 4 decimals; the log-probabilities are float32
+    np.testing.assert_allclose(numbers[:2], [mean, error], atol=2e-5)
+    np.testing.assert_allclose(numbers[2:], [math.exp(mean), math.exp(mean) * error], rtol=3e-5, atol=1e-4)
+
+
+def test_perplexity_reads_stdin_and_rejects_what_it_cannot_measure(run, tiny, tmp_path):
+    out, _ = run("perplexity", "-m", tiny, "-", input=b"hello there")
+    assert out.startswith(b"tokens      11 (11 predicted)\n")
+    assert b"0 tokens" in run("perplexity", "-m", tiny, "-", rc=1)[1]
+    assert b"none to predict" in run("perplexity", "-m", tiny, "-", "--context", "1", input=b"abc", rc=1)[1]
+    assert b"/nonexistent" in run("perplexity", "-m", tiny, "/nonexistent", rc=1)[1]
+    assert run("perplexity", "-m", tiny, str(tmp_path), rc=1)[1].startswith(b"pyllm: ")
+
+
+def test_perplexity_reports_progress_when_asked(run, tiny):
+    _, err = run("perplexity", "-m", tiny, "-", "-v", "--context", "64", input=b"hello there " * 20)
+    assert b"240 of 240 tokens, perplexity" in err
+
+
+# ----------------------------------------------------------------------------------------------------------
+# bench
+
+
+def test_bench_prints_what_it_measured(run, tiny):
+    out, err = run("bench", "-m", tiny, "--prompt-tokens", "16", "-n", "4", "--repeat", "2", "--threads", "2")
+    assert err == b""
+    patterns = [
+        r"model             Tiny",
+        r"runs with         \w+, 2 threads; medians of 2",
+        r"prefill           \d+\.\d tokens/s \(16 tokens\)",
+        r"decode            \d+\.\d tokens/s \(4 tokens after those\)",
+        r"decode reads      \d+\.\d KiB of weights a token",
+        r"read bandwidth    \d+\.\d\d GB/s \(256\.0 MiB\)",
+        r"decode reaches    \d+ % of that",
+    ]
+    lines = out.decode().splitlines()
+    assert len(lines) == len(patterns)
+    for line, pattern in zip(lines, patterns, strict=True):
+        assert re.fullmatch(pattern, line)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# chat
+
+
+@pytest.fixture(scope="session")
+def chatty(tmp_path_factory) -> str:
+    """The path of tiny_model() with room for a conversation."""
+    path = tmp_path_factory.mktemp("chat") / "chatty.llm"
+    path.write_bytes(tiny_model(context=1024))
+    return str(path)
+
+
+def expected_chat(path: str, parts: list[str], system: str | None, users: list[str], n: int = 6) -> bytes:
+    """What the command should print: each reply from the whole conversation rendered and run anew."""
+    model, text, out = Model(path), parts[0] + system + parts[1] if system is not None else parts[2], b""
+    data = text.encode()
+    for user in users:
+        data += (user + parts[3]).encode()
+        tokens = model.encode(data, lib.LLM_SPECIAL | lib.LLM_NO_BOS)
+        reply = model.decode(model.greedy(tokens, n), tokens)
+        out += reply + b"\n"
+        data += reply + parts[4].encode()
+    return out
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_chat_replies_as_the_whole_conversation_says(run, chatty, system):
+    users = ["Hello", "And then?", "caf\u00e9 \U0001f600"]
+    flags = ["--system", system] if system else []
+    out, err = run("chat", "-m", chatty, "-t", "0", "-n", "6", *flags, input="\n".join(users).encode())
+    assert err == b""  # no prompt, since standard input is no terminal; the last line needs no newline
+    assert out == expected_chat(chatty, CHATML, system, users)
+
+
+def test_chat_runs_only_what_is_new(run, chatty):
+    _, err = run("chat", "-m", chatty, "-t", "0", "-n", "6", "-v", input=b"Hello\nAnd then?\n")
+    (n1, ran1), (n2, ran2) = re.findall(rb"prompt of (\d+) tokens, (\d+) of them run", err)
+    assert int(ran1) == int(n1)
+    # What comes after the first prompt: the reply (which, if it is no whole UTF-8, is encoded otherwise than
+    # it was generated), the end of its turn, the new message and the beginning of the next reply.
+    assert int(ran2) <= int(n2) - int(n1)
+
+
+def test_chat_reset_forgets_and_exit_leaves(run, chatty):
+    out, err = run(
+        "chat", "-m", chatty, "-t", "0", "-n", "6", input=b"Hello\n/reset\nHello\n\n/exit\nHello\n"
+    )
+    assert err == b""
+    assert out == expected_chat(chatty, CHATML, None, ["Hello"]) * 2
+
+
+def test_chat_help_goes_to_stderr(run, chatty):
+    out, err = run("chat", "-m", chatty, input=b"/help\n")
+    assert out == b"" and all(word in err for word in (b"/reset", b"/exit", b"/help", b"Ctrl-C"))
+
+
+def test_chat_backslash_continues_a_message(run, chatty):
+    out, _ = run("chat", "-m", chatty, "-t", "0", "-n", "6", input=b"one\\\ntwo\\\nthree\n")
+    assert out == expected_chat(chatty, CHATML, None, ["one\ntwo\nthree"])
+
+
+def test_chat_trims_where_the_template_does(run, tmp_path):
+    path = tmp_path / "trim.llm"
+    path.write_bytes(tiny_model([*CHATML[:5], "trim"], context=1024))
+    out, _ = run("chat", "-m", str(path), "-t", "0", "-n", "6", input=b" \t Hello  \n")
+    assert out == expected_chat(str(path), CHATML, None, ["Hello"])
+
+
+def test_chat_system_needs_a_template_with_one(run, tmp_path):
+    path = tmp_path / "nosystem.llm"
+    path.write_bytes(tiny_model(["", "", *CHATML[2:]]))
+    out, err = run("chat", "-m", str(path), "--system", "Be brief.", rc=1)
+    assert out == b"" and b"--system" in err
+    assert run("chat", "-m", str(path), input=b"Hello\n", rc=0)[0]
+
+
+@pytest.mark.parametrize("broken", [b"", b"\0", b"a\0b\0c\0d\0e\0", b"no end"])
+def test_chat_rejects_a_broken_template(run, tmp_path, broken):
+    path = tmp_path / "broken.llm"
+    path.write_bytes(tiny_model(None, {lib.LLM_CHAT_PARTS: broken}))
+    out, err = run("chat", "-m", str(path), input=b"Hello\n", rc=1)
+    assert out == b"" and b"template" in err
+
+
+def test_chat_forgets_the_oldest_turns_when_the_context_is_full(run, tiny):
+    users = ["a" * 60, "b" * 60, "c" * 60]  # two turns of these do not fit
+    out, err = run("chat", "-m", tiny, "-t", "0", "-n", "6", input="\n".join(users).encode())
+    assert b"pyllm: the context of 128 is full; the oldest turns (" in err
+    assert out.endswith(expected_chat(tiny, CHATML, None, users[2:]))
+
+
+def test_chat_refuses_a_message_that_cannot_fit_and_goes_on(run, tiny):
+    out, err = run("chat", "-m", tiny, "-t", "0", "-n", "6", input=b"x" * 500 + b"\nHello\n")
+    assert b"more than the context of 128; it was not sent" in err
+    assert out == expected_chat(tiny, CHATML, None, ["Hello"])
+
+
+def test_chat_stop_text_ends_a_reply(run, chatty):
+    reply = expected_chat(chatty, CHATML, None, ["Hello"]).decode()[:-1]
+    out, _ = run("chat", "-m", chatty, "-t", "0", "-n", "6", "--stop", reply[2:4], input=b"Hello\n")
+    assert out.decode() == reply[: reply.index(reply[2:4])] + "\n"
+
+
+def test_chat_is_the_same_with_the_same_seed(run, chatty):
+    given = b"Hello\nAnd then?\n"
+    one, two, three = (run("chat", "-m", chatty, "-n", "20", "--seed", s, input=given)[0] for s in "112")
+    assert one == two != three
+
+
+def test_chat_on_a_terminal_shows_prompts_on_stderr(pyllm_binary, chatty):
+    main, terminal = os.openpty()
+    process = subprocess.Popen(
+        [pyllm_binary, "chat", "-m", chatty, "-t", "0", "-n", "6"],
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    os.write(main, b"one\\\ntwo\n\x04")  # Ctrl-D
+    out, err = finish(process)
+    os.close(main)
+    os.close(terminal)
+    assert process.returncode == 0
+    assert out == expected_chat(chatty, CHATML, None, ["one\ntwo"])
+    assert err == b"> . > \n"
+
+
+def test_ctrl_c_in_chat_ends_the_reply_only(pyllm_binary, endless):
+    process = start(pyllm_binary, "chat", *endless)
+    process.stdin.write(b"Hello\n")
+    process.stdin.flush()
+    read_some(process, 20)
+    process.send_signal(signal.SIGINT)
+    process.stdin.write(b"/exit\n")
+    out, err = finish(process)
+    assert process.returncode == 0
+    assert out.endswith(b"\n") and err == b""
+
+
+def test_ctrl_c_twice_at_the_prompt_leaves_chat(pyllm_binary, tiny):
+    process = start(pyllm_binary, "chat", "-m", tiny, "-n", "1", "-t", "0")
+    timer = threading.Timer(30, process.kill)
+    timer.start()
+    process.stdin.write(b"Hello\n")
+    process.stdin.flush()
+    process.stdout.readline()  # it is at the prompt now, or about to be
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == b"\n"
+    assert b"Ctrl-C again" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (b"", b"\n")
+    assert process.returncode == 130
+    timer.cancel()

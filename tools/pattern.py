@@ -1,0 +1,406 @@
+"""Compiles the regular expressions of pre-tokenizers to the program that csrc/tokenizer.c runs (sections
+LLM_PATTERN and LLM_CLASSES).
+
+Accepts the part of Oniguruma's syntax that pre-tokenizers use and means by it exactly what Oniguruma means;
+anything else is a ValueError that names it. Character classes are sets of code points, kept as the bits of
+one Python integer.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import re
+import struct
+import zlib
+from dataclasses import dataclass, field
+
+from . import unicode_tables
+
+LIMIT = 0x110000
+EVERYTHING = (1 << LIMIT) - 1
+UNLIMITED = 0xFFFFFFFF
+MATCH, RUN, EAT, ALT, JUMP, LOOK, END = range(7)  # enum llm_op
+SPLITS = {"Isolated": 0, "Removed": 1, "MergedWithPrevious": 2, "MergedWithNext": 3, "Contiguous": 4}
+INVERT = 8
+MAX_STAGES, MAX_INSTRUCTIONS = 16, 1024
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Sets of code points
+
+
+def unpack(text: str) -> list[int]:
+    """The integers that make_unicode_tables.pack() packed."""
+    out, number, shift = [], 0, 0
+    for byte in zlib.decompress(base64.b85decode(text)):
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            out.append(number)
+            number = shift = 0
+    return out
+
+
+def span(first: int, last: int) -> int:
+    """The set of the code points from first to last."""
+    return ((1 << (last - first + 1)) - 1) << first
+
+
+def chars(text: str) -> int:
+    """The set of the characters of text."""
+    out = 0
+    for char in text:
+        out |= 1 << ord(char)
+    return out
+
+
+@functools.lru_cache(maxsize=256)
+def runs(bits: int) -> tuple[tuple[int, int], ...]:
+    """A set as inclusive (first, last) runs."""
+    return tuple((m.start(), m.end() - 1) for m in re.finditer("1+", format(bits, "b")[::-1]))
+
+
+@functools.cache
+def named_set(name: str) -> int:
+    """SPACE, WORD, NUMERIC, SINGLE_WORD, STRIPPED or a script of unicode_tables."""
+    numbers, out, at = unpack(getattr(unicode_tables, name)), 0, 0
+    for gap, more in zip(numbers[::2], numbers[1::2], strict=True):
+        out |= span(at + gap, at + gap + more)
+        at += gap + more + 1
+    return out
+
+
+@functools.cache
+def category_sets() -> dict[str, int]:
+    """The general categories by their two-letter names, and the one-letter groups of them."""
+    numbers = unpack(unicode_tables.CATEGORIES)
+    names = unicode_tables.CATEGORY_NAMES
+    out = {name: 0 for name in names} | {name[0]: 0 for name in names}
+    starts = [sum(numbers[0 : i + 1 : 2]) for i in range(0, len(numbers), 2)]
+    for start, end, kind in zip(starts, [*starts[1:], LIMIT], numbers[1::2], strict=True):
+        out[names[kind]] |= span(start, end - 1)
+        out[names[kind][0]] |= span(start, end - 1)
+    return out
+
+
+def property_set(name: str) -> int:
+    """The set of \\p{name}."""
+    if name in category_sets():
+        return category_sets()[name]
+    if name.upper() in ("HAN", "HIRAGANA", "KATAKANA", "HANGUL"):
+        return named_set(name.upper())
+    raise ValueError(rf"the character property \p{{{name}}} is not supported")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Parsing
+
+
+@dataclass
+class Node:
+    """A part of an expression: "class", "seq", "alt", "look" or "end"."""
+
+    kind: str
+    bits: int = 0
+    least: int = 1
+    most: int = 1
+    possessive: bool = False
+    negative: bool = False
+    parts: list[Node] = field(default_factory=list)
+
+    def shortest(self) -> int:
+        """The length of the shortest text that it matches."""
+        if self.kind == "class":
+            return self.least
+        if self.kind == "seq":
+            return sum(part.shortest() for part in self.parts)
+        if self.kind == "alt":
+            return min(part.shortest() for part in self.parts)
+        return 0
+
+
+class Parser:
+    """Recursive descent over one expression."""
+
+    SETS = {"s": "SPACE", "w": "WORD"}
+    ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a", "e": "\x1b"}
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.fold = False
+
+    def fail(self, what: str) -> ValueError:
+        return ValueError(
+            f"the pre-tokenizer's expression {self.text!r} uses {what} at character {self.at}, "
+            "which is not supported"
+        )
+
+    def peek(self, text: str) -> bool:
+        return self.text.startswith(text, self.at)
+
+    def accept(self, text: str) -> bool:
+        if not self.peek(text):
+            return False
+        self.at += len(text)
+        return True
+
+    def next(self) -> str:
+        if self.at >= len(self.text):
+            raise self.fail("its end too early")
+        self.at += 1
+        return self.text[self.at - 1]
+
+    def parse(self) -> Node:
+        node = self.alternatives()
+        if self.at < len(self.text):
+            raise self.fail(f"an unmatched {self.text[self.at]!r}")
+        if node.shortest() == 0:
+            raise ValueError(
+                f"the pre-tokenizer's expression {self.text!r} can match nothing, which is not supported"
+            )
+        return node
+
+    def alternatives(self) -> Node:
+        parts = [self.sequence()]
+        while self.accept("|"):
+            parts.append(self.sequence())
+        if len(parts) == 1:
+            return parts[0]
+        if all(p.kind == "class" and p.least == p.most == 1 for p in parts):  # (a|b) is [ab]
+            return Node("class", bits=functools.reduce(int.__or__, (p.bits for p in parts)))
+        return Node("alt", parts=parts)
+
+    def sequence(self) -> Node:
+        parts: list[Node] = []
+        letters = ""
+        while self.at < len(self.text) and not self.peek("|") and not self.peek(")"):
+            start = self.at
+            parts.append(self.quantified())
+            letters = letters + self.text[start] if self.at == start + 1 else ""
+            if self.fold and re.search("ss|st|ff|fi|fl", letters.lower()):
+                raise self.fail("a ligature's letters without regard to case")
+        return parts[0] if len(parts) == 1 else Node("seq", parts=parts)
+
+    def quantified(self) -> Node:
+        node = self.atom()
+        simple = node.kind == "class" and node.least == node.most == 1
+        least, most = 1, 1
+        if self.accept("?"):
+            least, most = 0, 1
+        elif self.accept("*"):
+            least, most = 0, UNLIMITED
+        elif self.accept("+"):
+            least, most = 1, UNLIMITED
+        elif self.peek("{"):
+            found = re.compile(r"\{(\d+)(?:(,)(\d*))?\}").match(self.text, self.at)
+            if not found:
+                raise self.fail("a strange repetition")
+            self.at = found.end()
+            least = int(found[1])
+            most = least if not found[2] else int(found[3]) if found[3] else UNLIMITED
+            if least > most or max(least, most if most != UNLIMITED else 0) > 1000 or most == 0:
+                raise self.fail("a strange repetition")
+            if self.peek("+") or self.peek("?") or self.peek("*"):
+                raise self.fail("a repetition of a repetition")
+            if (least, most) != (1, 1) and not simple:
+                raise self.fail("a repeated group")
+            return Node("class", bits=node.bits, least=least, most=most) if simple else node
+        else:
+            return node
+        if not simple:
+            if (least, most) != (0, 1) or node.kind in ("look", "end"):
+                raise self.fail("a repeated group")
+            if self.peek("+") or self.peek("?") or self.peek("*"):
+                raise self.fail("a repetition of a repetition")
+            return Node("alt", parts=[node, Node("seq")])
+        possessive = self.accept("+")
+        if self.peek("+") or self.peek("?") or self.peek("*") or self.peek("{"):
+            raise self.fail("a lazy repetition")
+        return Node("class", bits=node.bits, least=least, most=most, possessive=possessive)
+
+    def atom(self) -> Node:
+        if self.accept("("):
+            return self.group()
+        if self.accept("["):
+            return Node("class", bits=self.bracket())
+        if self.accept("$"):
+            return Node("end")
+        if self.accept("."):
+            return Node("class", bits=EVERYTHING & ~chars("\n"))
+        if self.peek("^") or self.peek("*") or self.peek("+") or self.peek("?") or self.peek("{"):
+            raise self.fail(repr(self.text[self.at]))
+        if self.accept("\\"):
+            return Node("class", bits=self.folded(self.escape()))
+        return Node("class", bits=self.folded(chars(self.next())))
+
+    def group(self) -> Node:
+        fold = self.fold
+        kind = "group"
+        if self.accept("?i:"):
+            self.fold = True
+        elif self.accept("?=") or self.accept("?!"):
+            kind = self.text[self.at - 1]
+        elif not self.accept("?:") and self.peek("?"):
+            raise self.fail(f"the group ({self.text[self.at : self.at + 3]}")
+        node = self.alternatives()
+        if not self.accept(")"):
+            raise self.fail("an unclosed group")
+        self.fold = fold
+        return node if kind == "group" else Node("look", negative=kind == "!", parts=[node])
+
+    def folded(self, bits: int) -> int:
+        """Adds the other case of each letter inside (?i:...)."""
+        if not self.fold:
+            return bits
+        if bits >> 128:
+            raise self.fail("a character beyond ASCII without regard to case")
+        for first, last in runs(bits):
+            for code in range(first, last + 1):
+                bits |= chars(chr(code).lower() + chr(code).upper())
+        extra = {"s": "\u017f", "k": "\u212a"}  # the only others that fold to ASCII letters
+        return bits | chars("".join(more for letter, more in extra.items() if bits >> ord(letter) & 1))
+
+    def escape(self) -> int:
+        """The set that stands behind a backslash."""
+        char = self.next()
+        if char.lower() in self.SETS:
+            bits = named_set(self.SETS[char.lower()])
+            return bits if char.islower() else EVERYTHING & ~bits
+        if char.lower() == "d":
+            bits = category_sets()["Nd"]
+            return bits if char.islower() else EVERYTHING & ~bits
+        if char in "pP":
+            found = re.compile(r"\{(\^?)(\w+)\}").match(self.text, self.at)
+            if not found:
+                raise self.fail("a strange property")
+            self.at = found.end()
+            bits = property_set(found[2])
+            return EVERYTHING & ~bits if (char == "P") != bool(found[1]) else bits
+        if char in self.ESCAPES:
+            return chars(self.ESCAPES[char])
+        if char in "xu":
+            shape = r"\{([0-9a-fA-F]{1,6})\}|([0-9a-fA-F]{2})" if char == "x" else r"()([0-9a-fA-F]{4})"
+            found = re.compile(shape).match(self.text, self.at)
+            code = int(found[1] or found[2], 16) if found else LIMIT
+            if not found or code >= LIMIT or (char == "x" and found[2] and code > 0x7F):
+                raise self.fail("a strange escape")
+            self.at = found.end()
+            return 1 << code
+        if char.isalnum():
+            raise self.fail(rf"\{char}")
+        return chars(char)
+
+    def bracket(self) -> int:
+        """A class, behind its opening bracket."""
+        negated = self.accept("^")
+        bits, both, empty = 0, EVERYTHING, True
+        while not self.accept("]"):
+            if self.accept("&&"):
+                both &= self.folded(bits)
+                bits = 0
+                continue
+            if self.peek("[:"):
+                raise self.fail("a POSIX class")
+            if self.accept("["):
+                bits |= self.bracket()
+                empty = False
+                continue
+            start = self.at
+            item = self.escape() if self.accept("\\") else chars(self.next())
+            single = item & (item - 1) == 0
+            if self.peek("-") and not self.peek("-]") and not self.peek("-[") and not self.peek("-&&"):
+                self.at += 1
+                last = self.escape() if self.accept("\\") else chars(self.next())
+                if not single or last & (last - 1) or last < item:
+                    raise self.fail(f"the range {self.text[start : self.at]!r}")
+                item = span(item.bit_length() - 1, last.bit_length() - 1)
+            bits |= item
+            empty = False
+        if empty:
+            raise self.fail("an empty class")
+        bits = both & self.folded(bits)
+        return EVERYTHING & ~bits if negated else bits
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Compiling
+
+
+class Program:
+    """Stages and classes as they are added; sections() gives them as bytes."""
+
+    def __init__(self, metaspace: bool) -> None:
+        """metaspace: the expressions are about text with U+2581 for spaces; the engine's text has spaces."""
+        self.metaspace = metaspace
+        self.stages: list[tuple[int, int]] = []
+        self.code: list[list[int]] = []
+        self.classes: dict[int, int] = {}
+
+    def class_number(self, bits: int) -> int:
+        return self.classes.setdefault(bits, len(self.classes))
+
+    def add_stage(self, node: Node, split: int) -> None:
+        """Appends a stage that splits by an expression; split is a number of enum llm_split."""
+        self.stages.append((len(self.code), split))
+        self.emit(node)
+        self.code.append([MATCH, 0, 0, 0])
+        if len(self.stages) > MAX_STAGES or len(self.code) > MAX_INSTRUCTIONS:
+            raise ValueError("the pre-tokenizer has more stages or longer expressions than are supported")
+
+    def emit(self, node: Node) -> None:
+        if node.kind == "class":
+            bits = node.bits
+            if self.metaspace:
+                bits = bits & ~chars(" \u2581") | (chars(" ") if bits >> 0x2581 & 1 else 0)
+            op = EAT if node.possessive else RUN
+            self.code.append([op, self.class_number(bits), node.least, node.most])
+        elif node.kind == "seq":
+            for part in node.parts:
+                self.emit(part)
+        elif node.kind == "alt":
+            jumps = []
+            for part in node.parts[:-1]:
+                alt = [ALT, 0, 0, 0]
+                self.code.append(alt)
+                self.emit(part)
+                jumps.append([JUMP, 0, 0, 0])
+                self.code.append(jumps[-1])
+                alt[1] = len(self.code)
+            self.emit(node.parts[-1])
+            for jump in jumps:
+                jump[1] = len(self.code)
+        elif node.kind == "look":
+            look = [LOOK, 0, int(node.negative), 0]
+            self.code.append(look)
+            self.emit(node.parts[0])
+            self.code.append([MATCH, 0, 0, 0])
+            look[1] = len(self.code)
+        else:
+            self.code.append([END, 0, 0, 0])
+
+    def sections(self) -> tuple[bytes, bytes]:
+        """The payloads of LLM_PATTERN (empty without stages) and LLM_CLASSES."""
+        heads, ranges = [], []
+        for bits in self.classes:
+            above = [(max(first, 128), last) for first, last in runs(bits) if last >= 128]
+            words = [bits >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)]
+            heads.append(struct.pack("<6I", *words, len(ranges), len(above)))
+            ranges += above
+        classes = struct.pack("<2I", len(heads), len(ranges)) + b"".join(heads)
+        classes += b"".join(struct.pack("<2I", *pair) for pair in ranges)
+        pattern = struct.pack("<2I", len(self.stages), len(self.code))
+        pattern += b"".join(struct.pack("<2I", *stage) for stage in self.stages)
+        pattern += b"".join(struct.pack("<4I", *instruction) for instruction in self.code)
+        return pattern if self.stages else b"", classes
+
+
+def literal(text: str) -> Node:
+    """An expression that matches exactly text."""
+    if not text:
+        raise ValueError("the pre-tokenizer splits at an empty text, which is not supported")
+    parts = [Node("class", bits=chars(char)) for char in text]
+    return parts[0] if len(parts) == 1 else Node("seq", parts=parts)

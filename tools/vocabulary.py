@@ -1,0 +1,1088 @@
+"""Turns a model's tokenizer into the tokenizer sections of a flat file (csrc/llm.h says what is in them).
+
+Reads a Hugging Face directory (tokenizer.json, else tokenizer.model), the metadata of a GGUF file, or
+llama2.c's tokenizer.bin, and refuses with a ValueError whatever the engine would not do exactly as the
+original. Runs nothing that it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import pattern, unicode_tables
+
+NONE = 0xFFFFFFFF
+METASPACE = "\u2581"
+
+# enum llm_section_tag
+STOP = 3
+TOKENIZER, STARTS, BYTES, TYPES, ORDER, MERGE_STARTS, MERGES, ADDED, PATTERN, CLASSES, NFC, NORMALIZER = (
+    range(16, 28)
+)
+# enum llm_vocabulary_flag
+BYTE_LEVEL, BYTE_FALLBACK, FUSE_UNKNOWN, WHOLE_WORDS, ADD_BOS, ADD_EOS = 1, 2, 4, 8, 16, 32
+PREFIX_SPACE, PREFIX_FIRST, STRIP_SPACE, STRIP_SPACES = 64, 128, 256, 512
+# enum llm_token_type, llm_added_flag, llm_normalize_kind
+SPECIAL, BYTE, ABSENT = 1, 2, 4
+ADDED_SPECIAL, ADDED_LSTRIP, ADDED_RSTRIP, ADDED_WORD = 1, 2, 4, 8
+TO_NFC, PREPEND, REPLACE, TRIM = 1, 2, 3, 4
+
+# Tokens that end a turn: they stop a generation when they are special and the chat template writes them.
+TURN_ENDS = (
+    "<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|endofturn|>",
+)  # fmt: skip
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The character that byte-level vocabularies write for each byte: GPT-2's bytes_to_unicode, inverted."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+ALPHABET = byte_alphabet()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# A tokenizer in the engine's terms
+
+
+@dataclass
+class Added:
+    """A token that is cut out of the text before it is split, as the text comes or once it is normalized."""
+
+    id: int
+    text: str
+    special: bool = True
+    normalized: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    match: str = ""  # what is looked for, if that is not the text itself
+
+
+@dataclass
+class Vocabulary:
+    """What the sections hold. Token texts are as the source writes them until sections() is called."""
+
+    tokens: dict[int, str] = field(default_factory=dict)
+    look_up: set[int] = field(default_factory=set)  # the ids that text can be looked up as
+    merges: list[tuple[int, int, int, int]] = field(default_factory=list)  # left, right, rank, result
+    added: list[Added] = field(default_factory=list)
+    special: set[int] = field(default_factory=set)
+    byte_tokens: dict[int, int] = field(default_factory=dict)  # byte -> id
+    decode_bytes: bool = False  # "<0x0A>" decodes to a newline
+    metaspace: bool = False  # spaces are written as U+2581
+    steps: list[tuple[int, str, str]] = field(default_factory=list)  # kind, from, to
+    program: pattern.Program = field(default_factory=lambda: pattern.Program(False))
+    flags: int = 0
+    bos: int | None = None
+    eos: int | None = None
+    unknown: int | None = None
+    stops: list[int] = field(default_factory=list)
+
+    def find(self, text: str | None) -> int | None:
+        """The id of a token by its text."""
+        for item in self.added:
+            if item.text == text:
+                return item.id
+        return next((i for i, token in self.tokens.items() if token == text), None)
+
+    def text_bytes(self, text: str) -> bytes:
+        """What a token's text decodes to."""
+        if self.flags & BYTE_LEVEL and all(char in ALPHABET for char in text):
+            return bytes(ALPHABET[char] for char in text)
+        if self.decode_bytes and (found := re.fullmatch(r"<0x([0-9a-fA-F]{2})>", text)):
+            return bytes([int(found[1], 16)])
+        return utf8(text.replace(METASPACE, " ") if self.metaspace else text)
+
+    def normal_text(self, text: str) -> str:
+        """What the normalisation steps make of the text of an added token."""
+        for kind, old, new in self.steps:
+            if kind == TO_NFC:
+                text = unicodedata.normalize("NFC", text)
+            elif kind == PREPEND:
+                text = new + text
+            elif kind == REPLACE:
+                text = text.replace(old, new)
+        return text
+
+    def sections(self) -> dict[int, bytes]:
+        """The sections' payloads."""
+        n = 1 + max([*self.tokens, *(item.id for item in self.added)], default=-1)
+        if n == 0:
+            raise ValueError("the tokenizer has no tokens")
+        if n > 1 << 24:
+            raise ValueError(f"the tokenizer has an id of {n - 1}, which is not supported")
+        texts = self.tokens | {item.id: item.match or item.text for item in self.added}
+        data = [self.text_bytes(texts[i]) if i in texts else b"" for i in range(n)]
+        types = np.zeros(n, np.uint8)
+        for i in range(n):
+            if i not in texts:
+                types[i] = ABSENT
+            elif self.decode_bytes and re.fullmatch(r"<0x[0-9a-fA-F]{2}>", texts[i]):
+                types[i] = BYTE
+        types[list(self.special)] |= SPECIAL
+        order = sorted((data[i], i) for i in self.look_up if data[i])
+        merges = np.array(self.merges, np.uint32).reshape(-1, 4)
+        merges = merges[np.lexsort((merges[:, 1], merges[:, 0]))]
+        counts = np.bincount(merges[:, 0], minlength=n)
+        pattern_bytes, class_bytes = self.program.sections()
+        info = [
+            self.flags,
+            n,
+            *(NONE if i is None else i for i in (self.bos, self.eos, self.unknown)),
+            0,
+            0,
+            0,
+        ]
+        out = {
+            TOKENIZER: pack(info + [self.byte_tokens.get(byte, NONE) for byte in range(256)]),
+            STARTS: pack(np.cumsum([0, *map(len, data)])),
+            BYTES: b"".join(data),
+            TYPES: types.tobytes(),
+            ORDER: pack([i for _, i in order]),
+            MERGE_STARTS: pack([0, *np.cumsum(counts)]),
+            MERGES: pack(merges[:, 1:].ravel()),
+            CLASSES: class_bytes,
+        }
+        if self.stops:
+            out[STOP] = pack(sorted(set(self.stops)))
+        if self.added:
+            out[ADDED] = self.added_section()
+        if pattern_bytes:
+            out[PATTERN] = pattern_bytes
+        if self.steps:
+            out[NORMALIZER] = b"".join(
+                struct.pack("<3I", kind, len(utf8(old)), len(utf8(new))) + utf8(old) + utf8(new)
+                for kind, old, new in self.steps
+            )
+        if any(kind == TO_NFC for kind, _, _ in self.steps):
+            out[NFC] = nfc_section()
+        return out
+
+    def added_section(self) -> bytes:
+        groups: tuple[dict[bytes, Added], dict[bytes, Added]] = ({}, {})
+        for item in self.added:
+            groups[item.normalized].setdefault(utf8(item.match or item.text), item)
+        heads, blob = b"", b""
+        for group in groups:
+            for text, item in sorted(group.items()):
+                flags = (
+                    ADDED_SPECIAL * item.special
+                    | ADDED_LSTRIP * item.lstrip
+                    | ADDED_RSTRIP * item.rstrip
+                    | ADDED_WORD * item.single_word
+                )
+                heads += struct.pack("<4I", item.id, flags, len(blob), len(text))
+                blob += text
+        return struct.pack("<2I", len(groups[0]), len(groups[1])) + heads + blob
+
+
+def new_program(metaspace: bool, single_word: bool) -> pattern.Program:
+    """A program whose classes 0 and 1 are what added tokens need."""
+    program = pattern.Program(metaspace)
+    program.class_number(pattern.named_set("STRIPPED"))
+    program.class_number(pattern.named_set("SINGLE_WORD") if single_word else 0)
+    return program
+
+
+def pack(numbers: Iterable[int]) -> bytes:
+    return np.asarray(numbers, dtype=np.int64).astype("<u4").tobytes()
+
+
+def utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"the tokenizer's text {text!r} has a lone surrogate") from None
+
+
+def nfc_section() -> bytes:
+    """LLM_NFC from the tables of the tokenizers library."""
+    orders = iter_pairs(pattern.unpack(unicode_tables.COMBINING))
+    numbers = pattern.unpack(unicode_tables.DECOMPOSITIONS)
+    parts: dict[int, list[int]] = {}
+    at = 0
+    while at < len(numbers):
+        parts[numbers[at]] = numbers[at + 2 : at + 2 + numbers[at + 1]]
+        at += 2 + numbers[at + 1]
+    flat = pattern.unpack(unicode_tables.COMPOSITES)
+    pairs = sorted(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
+    backward = {second for _, second, _ in pairs if second not in orders}
+    backward |= {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}  # vowels and tails of Hangul syllables
+    chars, points = b"", []
+    for code in sorted({*orders, *parts, *backward}):
+        order = orders.get(code, 0) or 256 * (code in backward)
+        chars += struct.pack("<4I", code, order, len(points), len(parts.get(code, [])))
+        points += parts.get(code, [])
+    head = struct.pack("<3I", len(chars) // 16, len(points), len(pairs))
+    return head + chars + pack(points) + pack([n for pair in pairs for n in pair])
+
+
+def iter_pairs(numbers: list[int]) -> dict[int, int]:
+    return dict(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# tokenizer.json
+
+
+def get(value: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """value[key], which must be of that type."""
+    if not isinstance(value, Mapping) or not isinstance(value.get(key), kind) or isinstance(value[key], bool):
+        raise ValueError(f"{where} has no usable {key!r}")
+    return value[key]
+
+
+def unsupported(what: str, part: Mapping[str, Any]) -> ValueError:
+    text = json.dumps(part, ensure_ascii=False)
+    return ValueError(f"tokenizer.json: the {what} {text[:200]} is not supported")
+
+
+def flat_list(part: Mapping[str, Any] | None, key: str, what: str) -> list[dict[str, Any]]:
+    """A component as the list of its steps: nested sequences are taken apart."""
+    if part is None:
+        return []
+    if not isinstance(part, dict):
+        raise ValueError(f"tokenizer.json: the {what} is not an object")
+    if part.get("type") == "Sequence":
+        return [
+            step
+            for inner in get(part, key, list, f"tokenizer.json: the {what}")
+            for step in flat_list(inner, key, what)
+        ]
+    return [dict(part)]
+
+
+def literal_pattern(part: Mapping[str, Any]) -> str | None:
+    """The text of {"pattern": {"String": text}}, or of a regular expression without special characters."""
+    given = part.get("pattern")
+    if isinstance(given, dict) and isinstance(given.get("String"), str):
+        return given["String"]
+    if (
+        isinstance(given, dict)
+        and isinstance(given.get("Regex"), str)
+        and re.fullmatch(r"[\w ]+", given["Regex"])
+    ):
+        return given["Regex"]
+    return None
+
+
+def read_normalizer(vocabulary: Vocabulary, steps: list[dict[str, Any]]) -> None:
+    for step in steps:
+        kind = step.get("type")
+        if kind == "NFC":
+            vocabulary.steps.append((TO_NFC, "", ""))
+        elif kind == "Prepend" and isinstance(step.get("prepend"), str):
+            vocabulary.steps.append((PREPEND, "", step["prepend"]))
+        elif kind == "Replace" and literal_pattern(step) and isinstance(step.get("content"), str):
+            old, new = literal_pattern(step) or "", step["content"]
+            if (old, new) == (" ", METASPACE):
+                vocabulary.metaspace = True
+                old, new = METASPACE, " "
+            elif " " in old or METASPACE in old:
+                raise unsupported("normalizer", step)
+            vocabulary.steps.append((REPLACE, old, new))
+        else:
+            raise unsupported("normalizer", step)
+    if vocabulary.metaspace:
+        vocabulary.steps = [(kind, old, new.replace(METASPACE, " ")) for kind, old, new in vocabulary.steps]
+
+
+def read_pre_tokenizer(vocabulary: Vocabulary, steps: list[dict[str, Any]]) -> None:
+    """The pre-tokenizer as stages and flags. vocabulary.metaspace says what its normalizer did to spaces."""
+    for number, step in enumerate(steps):
+        kind = step.get("type")
+        program = vocabulary.program
+        if vocabulary.flags & BYTE_LEVEL:
+            raise unsupported("pre-tokenizer after ByteLevel", step)
+        if kind == "ByteLevel":
+            if step.get("add_prefix_space", True):
+                if program.stages:
+                    raise unsupported("pre-tokenizer after a split", step)
+                vocabulary.flags |= PREFIX_SPACE
+            if vocabulary.metaspace:
+                raise unsupported("pre-tokenizer", step)
+            vocabulary.flags |= BYTE_LEVEL
+            if step.get("use_regex", True):
+                program.add_stage(pattern.Parser(pattern.GPT2).parse(), pattern.SPLITS["Isolated"])
+        elif kind == "Metaspace":
+            if number > 0 or step.get("replacement", METASPACE) != METASPACE:
+                raise unsupported("pre-tokenizer", step)
+            scheme = step.get("prepend_scheme")
+            if scheme is None:
+                scheme = "always" if step.get("add_prefix_space", True) else "never"
+            if scheme not in ("always", "first", "never"):
+                raise unsupported("pre-tokenizer", step)
+            vocabulary.metaspace = program.metaspace = True
+            if (REPLACE, METASPACE, " ") not in vocabulary.steps:
+                vocabulary.steps.append((REPLACE, METASPACE, " "))
+            vocabulary.flags |= {"always": PREFIX_SPACE, "first": PREFIX_SPACE | PREFIX_FIRST, "never": 0}[
+                scheme
+            ]
+            if step.get("split", True):
+                program.add_stage(pattern.literal(METASPACE), pattern.SPLITS["MergedWithNext"])
+        elif kind == "Digits":
+            how = "Isolated" if step.get("individual_digits", False) else "Contiguous"
+            node = pattern.Node("class", bits=pattern.named_set("NUMERIC"))
+            program.add_stage(node, pattern.SPLITS[how])
+        elif (
+            kind == "Split"
+            and str(step.get("behavior")) in pattern.SPLITS
+            and isinstance(step.get("pattern"), dict)
+        ):
+            given = step["pattern"]
+            split = pattern.SPLITS[step["behavior"]] | pattern.INVERT * bool(step.get("invert"))
+            if isinstance(given.get("String"), str):
+                program.add_stage(pattern.literal(given["String"]), split)
+            elif isinstance(given.get("Regex"), str):
+                program.add_stage(pattern.Parser(given["Regex"]).parse(), split)
+            else:
+                raise unsupported("pre-tokenizer", step)
+        else:
+            raise unsupported("pre-tokenizer", step)
+
+
+def read_decoder(vocabulary: Vocabulary, steps: list[dict[str, Any]], whole: Any) -> None:
+    kinds = [step.get("type") for step in steps]
+    spaces = fused = False
+    for step, kind in zip(steps, kinds, strict=True):
+        if kind == "ByteLevel" and vocabulary.flags & BYTE_LEVEL:
+            fused = True
+        elif kind == "Metaspace" and vocabulary.metaspace and kinds == ["Metaspace"]:
+            scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+            spaces = True
+            vocabulary.flags |= STRIP_SPACES if scheme != "never" else 0
+        elif kind == "Replace" and (literal_pattern(step), step.get("content")) == (METASPACE, " "):
+            spaces = True
+        elif kind == "ByteFallback":
+            vocabulary.decode_bytes = True
+        elif kind == "Fuse":
+            fused = True
+        elif kind == "Strip" and fused and step.get("content") == " " and not step.get("stop"):
+            if step.get("start") not in (0, 1):
+                raise unsupported("decoder", step)
+            vocabulary.flags |= STRIP_SPACE * step["start"]
+        else:
+            raise unsupported("decoder", whole)
+    byte_level = bool(vocabulary.flags & BYTE_LEVEL)
+    if byte_level != ("ByteLevel" in kinds) or vocabulary.metaspace != spaces or not kinds:
+        raise unsupported("decoder does not undo the pre-tokenizer:", whole or {})
+
+
+def read_post_processor(vocabulary: Vocabulary, steps: list[dict[str, Any]]) -> None:
+    where = "tokenizer.json: the post-processor"
+    for step in steps:
+        if step.get("type") == "ByteLevel":
+            continue
+        if step.get("type") != "TemplateProcessing":
+            raise unsupported("post-processor", step)
+        sides: list[list[int]] = [[]]
+        for item in get(step, "single", list, where):
+            if isinstance(item, dict) and "Sequence" in item:
+                sides.append([])
+                continue
+            name = get(get(item, "SpecialToken", dict, where), "id", str, where)
+            token = get(get(step, "special_tokens", dict, where), name, dict, where)
+            sides[-1] += as_ids(get(token, "ids", list, where))
+        if len(sides) != 2 or len(sides[0]) > 1 or len(sides[1]) > 1:
+            raise unsupported("post-processor", step)
+        for ids, flag, name in ((sides[0], ADD_BOS, "bos"), (sides[1], ADD_EOS, "eos")):
+            if ids:
+                vocabulary.flags |= flag
+                setattr(vocabulary, name, ids[0])
+
+
+def read_model(vocabulary: Vocabulary, model: Mapping[str, Any]) -> None:
+    where = "tokenizer.json: the model"
+    if model.get("type", "BPE") != "BPE" or "merges" not in model:
+        raise ValueError(f"{where} is of type {model.get('type')!r}; only BPE is supported")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise ValueError(f"{where} has {key!r}, which is not supported")
+    ids = get(model, "vocab", dict, where)
+    if any(not isinstance(i, int) or not 0 <= i < 1 << 24 for i in ids.values()):
+        raise ValueError(f"{where} has a vocabulary with strange ids")
+    vocabulary.tokens = {i: text for text, i in ids.items()}
+    if len(vocabulary.tokens) != len(ids):
+        raise ValueError(f"{where} has two tokens of the same id")
+    merges = {}
+    for rank, merge in enumerate(get(model, "merges", list, where)):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or [type(part) for part in pair] != [str, str]:
+            raise ValueError(f"{where} has the strange merge {merge!r}")
+        if pair[0] not in ids or pair[1] not in ids or "".join(pair) not in ids:
+            raise ValueError(f"{where} has the merge {merge!r}, whose tokens are not in the vocabulary")
+        merges[ids[pair[0]], ids[pair[1]]] = (rank, ids["".join(pair)])
+    vocabulary.merges = [(*pair, *rest) for pair, rest in merges.items()]
+    if model.get("unk_token") is not None:
+        if not isinstance(model["unk_token"], str) or model["unk_token"] not in ids:
+            raise ValueError(
+                f"{where} has an unknown token {model['unk_token']!r} that is not in the vocabulary"
+            )
+        vocabulary.unknown = ids[model["unk_token"]]
+    vocabulary.flags |= FUSE_UNKNOWN * bool(model.get("fuse_unk")) | WHOLE_WORDS * bool(
+        model.get("ignore_merges")
+    )
+    if vocabulary.flags & BYTE_LEVEL:
+        vocabulary.byte_tokens = {byte: ids[char] for char, byte in ALPHABET.items() if char in ids}
+        vocabulary.look_up = {i for text, i in ids.items() if all(char in ALPHABET for char in text)}
+        if model.get("byte_fallback") and len(vocabulary.byte_tokens) < 256:
+            raise ValueError(f"{where} lacks bytes and has 'byte_fallback', which is not supported")
+        return
+    vocabulary.look_up = {
+        i
+        for text, i in ids.items()
+        if not (vocabulary.metaspace and " " in text)
+        and not (vocabulary.decode_bytes and re.fullmatch(r"<0x[0-9a-fA-F]{2}>", text))
+    }
+    if model.get("byte_fallback"):
+        tokens = {byte: ids[f"<0x{byte:02X}>"] for byte in range(256) if f"<0x{byte:02X}>" in ids}
+        if 0 < len(tokens) < 256:
+            raise ValueError(f"{where} has 'byte_fallback' but tokens for {len(tokens)} of 256 bytes only")
+        vocabulary.byte_tokens = tokens
+        vocabulary.flags |= BYTE_FALLBACK * bool(tokens)
+
+
+def read_added(vocabulary: Vocabulary, items: Iterable[Mapping[str, Any]], where: str) -> None:
+    known = {item.text for item in vocabulary.added}
+    for item in items:
+        text, number = get(item, "content", str, where), get(item, "id", int, where)
+        if not 0 <= number < 1 << 24:
+            raise ValueError(f"{where} has the id {number}, which is not supported")
+        if not text or text in known:
+            continue
+        switches = {
+            key: bool(item.get(key)) for key in ("special", "normalized", "lstrip", "rstrip", "single_word")
+        }
+        vocabulary.added.append(Added(number, text, **switches))
+        known.add(text)
+
+
+def from_tokenizer_json(spec: Mapping[str, Any], extra_added: Iterable[Mapping[str, Any]] = ()) -> Vocabulary:
+    """A Vocabulary from the contents of a tokenizer.json, and from further added tokens in the same form."""
+    out = Vocabulary()
+    read_added(
+        out,
+        get(spec, "added_tokens", list, "tokenizer.json") if spec.get("added_tokens") else [],
+        "tokenizer.json: an added token",
+    )
+    read_added(out, extra_added, "tokenizer_config.json: an added token")
+    read_normalizer(out, flat_list(spec.get("normalizer"), "normalizers", "normalizer"))
+    out.program = new_program(out.metaspace, any(item.single_word for item in out.added))
+    by_normalizer = out.metaspace
+    read_pre_tokenizer(out, flat_list(spec.get("pre_tokenizer"), "pretokenizers", "pre-tokenizer"))
+    read_decoder(out, flat_list(spec.get("decoder"), "decoders", "decoder"), spec.get("decoder"))
+    read_post_processor(out, flat_list(spec.get("post_processor"), "processors", "post-processor"))
+    read_model(out, get(spec, "model", dict, "tokenizer.json"))
+    for item in out.added:
+        if item.normalized:
+            item.match = out.normal_text(item.text)
+        strips = item.lstrip or item.rstrip
+        spaced = " " in item.text or METASPACE in item.text
+        if item.normalized and out.metaspace and (strips if by_normalizer else spaced):
+            raise ValueError(
+                f"tokenizer.json: the normalized added token {item.text!r} has white space that this "
+                "tokenizer writes as U+2581, which is not supported"
+            )
+    out.special = {item.id for item in out.added if item.special}
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Pieces with scores: tokenizer.model, GGUF's "llama", tokenizer.bin
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE_PIECE = 1, 2, 3, 4, 5, 6
+
+
+def merges_from_scores(pieces: list[tuple[str, float, int]]) -> list[tuple[int, int, int, int]]:
+    """Every way to put a piece together from two others, best score first, as sentencepiece merges them."""
+    ids = {text: i for i, (text, _, kind) in enumerate(pieces) if kind in (NORMAL, USER_DEFINED, UNUSED)}
+    scores = sorted({score for _, score, kind in pieces if kind in (NORMAL, UNUSED)}, reverse=True)
+    ranks = {score: rank for rank, score in enumerate(scores)}
+    out = []
+    for i, (text, score, kind) in enumerate(pieces):
+        if kind not in (NORMAL, UNUSED) or len(text) < 2 or ids[text] != i:
+            continue
+        found = [
+            (ids[text[:cut]], ids[text[cut:]], ranks[score], i)
+            for cut in range(1, len(text))
+            if text[:cut] in ids and text[cut:] in ids
+        ]
+        if kind == UNUSED and found:
+            raise ValueError(f"the unused piece {text!r} can come about by merging, which is not supported")
+        if kind == NORMAL and (lacks := [char for char in text if char not in ids]):
+            raise ValueError(
+                f"the piece {text!r} has the character {lacks[0]!r}, which is no piece itself; that is "
+                "not supported"
+            )
+        out += found
+    return out
+
+
+def from_pieces(
+    pieces: list[tuple[str, float, int]],
+    *,
+    prefix: bool,
+    prefix_first: bool = False,
+    trim: bool = False,
+    byte_fallback: bool | None = None,
+) -> Vocabulary:
+    """A Vocabulary as sentencepiece's BPE has it.
+
+    pieces        (text, score, type as in sentencepiece_model.proto), by id
+    prefix        a space goes before each text between control tokens; with prefix_first before the first
+    trim          white space is removed at the ends and collapsed between
+    byte_fallback None: if there is a piece for every byte
+    """
+    out = Vocabulary(metaspace=True, decode_bytes=True)
+    out.tokens = {i: text for i, (text, _, _) in enumerate(pieces)}
+    out.program = new_program(True, False)
+    out.merges = merges_from_scores(pieces)
+    out.look_up = {
+        i for i, (text, _, kind) in enumerate(pieces) if kind in (NORMAL, UNUSED) and " " not in text
+    }
+    out.special = {i for i, (_, _, kind) in enumerate(pieces) if kind in (UNKNOWN, CONTROL)}
+    out.added = [
+        Added(i, text) for i, (text, _, kind) in enumerate(pieces) if kind in (UNKNOWN, CONTROL) and text
+    ]
+    out.added += [
+        Added(i, text, special=False, normalized=True, match=text.replace(METASPACE, " "))
+        for i, (text, _, kind) in enumerate(pieces)
+        if kind == USER_DEFINED and text
+    ]
+    for i, (text, _, kind) in enumerate(pieces):
+        if kind == BYTE_PIECE:
+            found = re.fullmatch(r"<0x([0-9A-F]{2})>", text)
+            if not found:
+                raise ValueError(f"the byte piece {text!r} is not of the form <0x0A>")
+            out.byte_tokens[int(found[1], 16)] = i
+        elif kind == UNKNOWN:
+            out.unknown = i
+    if byte_fallback is None:
+        byte_fallback = len(out.byte_tokens) == 256
+    if byte_fallback and len(out.byte_tokens) < 256:
+        raise ValueError(
+            f"the tokenizer has byte fallback but pieces for {len(out.byte_tokens)} of 256 bytes only"
+        )
+    out.flags = FUSE_UNKNOWN | BYTE_FALLBACK * byte_fallback | STRIP_SPACE * prefix
+    if not byte_fallback:
+        out.byte_tokens = {}
+    if trim:
+        out.steps.append((TRIM, "", ""))
+    if prefix and not prefix_first:
+        out.steps.append((PREPEND, "", " "))
+    elif prefix:
+        out.flags |= PREFIX_SPACE | PREFIX_FIRST
+    out.steps.append((REPLACE, METASPACE, " "))
+    return out
+
+
+def proto_fields(data: bytes, where: str) -> list[tuple[int, Any]]:
+    """The fields of a protobuf message: numbers, or the bytes of messages, texts and fixed-width values."""
+    out: list[tuple[int, Any]] = []
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        number = 0
+        for shift in range(0, 70, 7):
+            if at >= len(data):
+                break
+            at += 1
+            number |= (data[at - 1] & 0x7F) << shift
+            if data[at - 1] < 0x80:
+                return number
+        raise ValueError(f"{where} is not a sentencepiece model: it ends inside a number")
+
+    while at < len(data):
+        key = varint()
+        if key & 7 == 0:
+            out.append((key >> 3, varint()))
+            continue
+        size = {1: 8, 5: 4}.get(key & 7)
+        if key & 7 == 2:
+            size = varint()
+        if size is None or size > len(data) - at:
+            raise ValueError(f"{where} is not a sentencepiece model: it has a field of a wrong size")
+        out.append((key >> 3, data[at : at + size]))
+        at += size
+    return out
+
+
+def from_sentencepiece(data: bytes, where: str, legacy: bool = True) -> Vocabulary:
+    """A Vocabulary from the bytes of a tokenizer.model."""
+    pieces: list[tuple[str, float, int]] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    try:
+        for number, value in proto_fields(data, where):
+            if number == 1:
+                piece = dict(proto_fields(value, where))
+                score = struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0
+                pieces.append((piece.get(1, b"").decode("utf-8"), score, piece.get(3, NORMAL)))
+            elif number in (2, 3):
+                (trainer if number == 2 else normalizer).update(proto_fields(value, where))
+    except (TypeError, AttributeError, UnicodeDecodeError, struct.error) as error:
+        raise ValueError(f"{where} is not a sentencepiece model ({error})") from None
+    if not pieces:
+        raise ValueError(f"{where} is not a sentencepiece model: it has no pieces")
+    if trainer.get(3, 1) != 2:
+        kinds = {1: "unigram", 3: "word", 4: "char"}
+        raise ValueError(
+            f"{where} is a {kinds.get(trainer.get(3, 1), 'strange')} model; only bpe is supported"
+        )
+    if normalizer.get(2):
+        name = normalizer.get(1, b"?").decode("utf-8", "replace")
+        raise ValueError(f"{where} normalises by {name!r}; only 'identity' is supported")
+    if trainer.get(24) or not normalizer.get(5, 1):
+        raise ValueError(
+            f"{where} treats white space as a suffix or does not escape it, which is not supported"
+        )
+    prefix = bool(normalizer.get(3, 1))
+    out = from_pieces(
+        pieces,
+        prefix=prefix,
+        prefix_first=prefix and not legacy,
+        trim=bool(normalizer.get(4, 1)),
+        byte_fallback=bool(trainer.get(35, 0)),
+    )
+    for name, number, default in (("bos", 41, 1), ("eos", 42, 2)):
+        value = trainer.get(number, default)
+        setattr(out, name, value if value < len(pieces) else None)
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Entry points
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return value
+
+
+def content(token: Any) -> str | None:
+    """The text of a token in tokenizer_config.json, which is a string or an object."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def as_ids(value: Any) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [int(i) for i in values if isinstance(i, (int, np.integer)) and i is not True and 0 <= i < NONE]
+
+
+def add_stops(out: Vocabulary, ids: list[int], template: str) -> None:
+    n = 1 + max([*out.tokens, *(item.id for item in out.added)], default=-1)
+    ends = [
+        item.id for item in out.added if item.special and item.text in TURN_ENDS and item.text in template
+    ]
+    out.stops = [i for i in [*ids, *ends] if i < n]
+    if out.eos is None and ids and ids[0] < n:
+        out.eos = ids[0]
+
+
+def config_added(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The added tokens of a tokenizer_config.json in the form that tokenizer.json has them in."""
+    decoder = config.get("added_tokens_decoder")
+    if not isinstance(decoder, dict):
+        return []
+    return [
+        {**item, "id": int(number)}
+        for number, item in decoder.items()
+        if isinstance(item, dict) and number.isdigit()
+    ]
+
+
+def from_directory(path: Path) -> dict[int, bytes]:
+    """The tokenizer sections from a Hugging Face model directory: tokenizer.json, else tokenizer.model."""
+    path = Path(path)
+    config = read_json(path / "tokenizer_config.json")
+    names = read_json(path / "special_tokens_map.json") | config
+    adds_bos = str(config.get("tokenizer_class")).startswith(("Llama", "CodeLlama", "Gemma"))
+    if (path / "tokenizer.json").is_file():
+        spec = read_json(path / "tokenizer.json")
+        out = from_tokenizer_json(spec, config_added(config))
+        adds_bos = adds_bos and spec.get("post_processor") is None
+        templated = spec.get("post_processor") is not None
+    elif (path / "tokenizer.model").is_file():
+        legacy = config.get("legacy") is not False
+        out = from_sentencepiece((path / "tokenizer.model").read_bytes(), "tokenizer.model", legacy)
+        known = {item.text: item for item in out.added}
+        more = config_added(config)
+        more += [
+            {"content": text, "id": i, "normalized": True}
+            for text, i in read_json(path / "added_tokens.json").items()
+        ]
+        for item in more:
+            if item.get("special") and item.get("content") in known:
+                known[item["content"]].special = True
+        read_added(out, more, "tokenizer_config.json or added_tokens.json: an added token")
+        for item in out.added:
+            item.match = item.text.replace(METASPACE, " ") if item.normalized else ""
+        out.special |= {item.id for item in out.added if item.special}
+        adds_bos = adds_bos or "tokenizer_class" not in config
+        templated = False
+    else:
+        raise ValueError(f"{path} has neither tokenizer.json nor tokenizer.model")
+    for name, flag in (("bos", ADD_BOS), ("eos", ADD_EOS)):
+        number = out.find(content(names.get(f"{name}_token")))
+        if number is not None and (getattr(out, name) is None or not out.flags & flag):
+            setattr(out, name, number)
+    # transformers lets these two, when one is given, stand in for the post-processor of tokenizer.json
+    if "add_bos_token" in config or "add_eos_token" in config or not templated:
+        bos = config.get("add_bos_token", adds_bos and not templated)
+        out.flags &= ~(ADD_BOS | ADD_EOS)
+        out.flags |= ADD_BOS * bool(bos and out.bos is not None)
+        out.flags |= ADD_EOS * bool(config.get("add_eos_token") and out.eos is not None)
+    template = json.dumps(config.get("chat_template") or "", ensure_ascii=False)
+    if (path / "chat_template.jinja").is_file():
+        template += (path / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
+    stops = [] if out.eos is None else [out.eos]
+    stops += as_ids(read_json(path / "generation_config.json").get("eos_token_id"))
+    stops += as_ids(read_json(path / "config.json").get("eos_token_id"))
+    add_stops(out, stops, template)
+    return out.sections()
+
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace("{1,3}", "")
+CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+TAIL"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*TAIL"
+    r"|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The letters with case of Unicode 11, as the DeepSeek LLM tokenizer lists them.
+DEEPSEEK_LETTERS = (
+    r"A-Za-z\u00B5\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u01BA\u01BC-\u01BF\u01C4-\u0293\u0295-\u02AF\u0370-\u0373\u0376"
+    r"\u0377\u037B-\u037D\u037F\u0386\u0388-\u038A\u038C\u038E-\u03A1\u03A3-\u03F5\u03F7-\u0481\u048A-\u052F"
+    r"\u0531-\u0556\u10A0-\u10C5\u13A0-\u13F5\u13F8-\u13FD\u1C90-\u1CBA\u1CBD-\u1CBF\u1D00-\u1D2B\u1D6B-\u1D77"
+    r"\u1D79-\u1D9A\u1E00-\u1F15\u1F18-\u1F1D\u1F20-\u1F45\u1F48-\u1F4D\u1F50-\u1F57\u1F59\u1F5B\u1F5D\u1F5F-\u1F7D"
+    r"\u1F80-\u1FB4\u1FB6-\u1FBC\u1FBE\u1FC2-\u1FC4\u1FC6-\u1FCC\u1FD0-\u1FD3\u1FD6-\u1FDB\u1FE0-\u1FEC\u1FF2-\u1FF4"
+    r"\u1FF6-\u1FFC\u2102\u2107\u210A-\u2113\u2115\u2119-\u211D\u2124\u2126\u2128\u212A-\u212D\u212F-\u2134\u2139"
+    r"\u213C-\u213F\u2145-\u2149\u214E\u2183\u2184\u2C00-\u2C7B\u2C7E-\u2CE4\u2CEB-\u2CEE\u2CF2\u2CF3\uA640-\uA66D"
+    r"\uA680-\uA69B\uA722-\uA76F\uA771-\uA787\uA78B-\uA78E\uAB70-\uABBF\uFB00-\uFB06\uFB13-\uFB17\uFF21-\uFF3A"
+    r"\uFF41-\uFF5A\x{10400}-\x{1044F}\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}"
+    r"\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}"
+)
+CJK = r"[\u4E00-\u9FA5\u0800-\u4E00\uAC00-\uD7FF]+"
+
+# The values of tokenizer.ggml.pre, and the expressions that split the text, one after the other.
+PRE_TOKENIZERS: dict[str, list[str]] = {}
+for _names, _expressions in {
+    "gpt-2 mpt olmo jais phi-2": [pattern.GPT2],
+    "llama-bpe llama3 llama-v3 falcon3 dbrx smaug-bpe": [LLAMA3],
+    "qwen2 deepseek-r1-qwen megrez stablelm2": [QWEN2],
+    "smollm starcoder refact command-r codeshell": [r"\p{N}", pattern.GPT2],
+    "tekken": [CASED.replace("TAIL", "").replace("DIGITS", "")],
+    "gpt-4o llama4": [CASED.replace("TAIL", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace("DIGITS", "{1,3}")],
+    "deepseek-llm": [
+        r"[\r\n]",
+        rf"\s?[{DEEPSEEK_LETTERS}]+",
+        r"\s?[!-/:-~\uFF01-\uFF0F\uFF1A-\uFF5E\u2018-\u201F\u3000-\u3002]+",
+        r"\s+$",
+        CJK,
+        r"\p{N}+",
+    ],
+    "deepseek-coder": [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}"],
+    "deepseek-v3": [
+        r"\p{N}{1,3}",
+        r"[\u4E00-\u9FA5\u3040-\u309F\u30A0-\u30FF]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ],
+    "default": [
+        r"[\p{P}\$\+<=>\^~\|]+",
+        pattern.GPT2.removesuffix(r"|\s+"),
+        r"\p{N}+",
+        r"[0-9][0-9][0-9]",
+    ],
+}.items():
+    PRE_TOKENIZERS |= dict.fromkeys(_names.split(), _expressions)
+# Those that look whole pieces up first, and add BOS when the file does not say; those that normalise.
+WHOLE_WORD_PRE_TOKENIZERS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"}
+NFC_PRE_TOKENIZERS = {"qwen2", "deepseek-r1-qwen", "megrez"}
+
+
+def gguf_list(fields: Mapping[str, Any], name: str) -> list[Any]:
+    value = fields.get(f"tokenizer.ggml.{name}")
+    if value is None or isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+        raise ValueError(f"the GGUF file has no usable tokenizer.ggml.{name}")
+    return value.tolist() if hasattr(value, "tolist") else list(value)
+
+
+def gguf_byte_level(fields: Mapping[str, Any], texts: list[str], kinds: list[int]) -> tuple[Vocabulary, bool]:
+    """A Vocabulary from GGUF's "gpt2", and whether it adds BOS when the file does not say."""
+    name = fields.get("tokenizer.ggml.pre", "default")
+    if name not in PRE_TOKENIZERS:
+        raise ValueError(
+            f"tokenizer.ggml.pre is {name!r}, which is not supported; known are "
+            + ", ".join(sorted(PRE_TOKENIZERS))
+        )
+    expressions, whole_words = PRE_TOKENIZERS[name], name in WHOLE_WORD_PRE_TOKENIZERS
+    added = [
+        {"id": i, "content": text, "special": kind != USER_DEFINED}
+        for i, (text, kind) in enumerate(zip(texts, kinds, strict=True))
+        if kind in (CONTROL, UNKNOWN, USER_DEFINED)
+    ]
+    splits = [{"type": "Split", "pattern": {"Regex": text}, "behavior": "Isolated"} for text in expressions]
+    vocab = {text: i for i, text in reversed(list(enumerate(texts)))}
+    merges = [merge for merge in gguf_list(fields, "merges")]
+    out = from_tokenizer_json(
+        {
+            "added_tokens": added,
+            "normalizer": {"type": "NFC"} if name in NFC_PRE_TOKENIZERS else None,
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [
+                    *splits,
+                    {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+                ],
+            },
+            "decoder": {"type": "ByteLevel"},
+            "model": {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": whole_words},
+        }
+    )
+    out.tokens = dict(enumerate(texts))
+    return out, whole_words
+
+
+def from_gguf(fields: Mapping[str, Any]) -> dict[int, bytes]:
+    """The tokenizer sections from the metadata of a GGUF file: its fields' names and plain values."""
+    model = fields.get("tokenizer.ggml.model")
+    texts = [
+        text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in gguf_list(fields, "tokens")
+    ]
+    kinds = (
+        [int(kind) for kind in gguf_list(fields, "token_type")]
+        if "tokenizer.ggml.token_type" in fields
+        else []
+    )
+    kinds = kinds or [NORMAL] * len(texts)
+    if len(kinds) != len(texts):
+        raise ValueError(f"the GGUF file has {len(texts)} tokens but {len(kinds)} token types")
+    if model == "gpt2":
+        out, adds_bos = gguf_byte_level(fields, texts, kinds)
+    elif model == "llama":
+        scores = [float(score) for score in gguf_list(fields, "scores")]
+        if len(scores) != len(texts):
+            raise ValueError(f"the GGUF file has {len(texts)} tokens but {len(scores)} scores")
+        texts = [
+            text.replace(" ", METASPACE) if kind == USER_DEFINED else text
+            for text, kind in zip(texts, kinds, strict=True)
+        ]
+        out = from_pieces(
+            list(zip(texts, scores, kinds, strict=True)),
+            prefix=bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
+            trim=bool(fields.get("tokenizer.ggml.remove_extra_whitespaces", False)),
+        )
+        adds_bos = True
+    else:
+        raise ValueError(f"tokenizer.ggml.model is {model!r}; only 'llama' and 'gpt2' are supported")
+    for name in ("bos", "eos"):
+        ids = as_ids(
+            fields.get(
+                f"tokenizer.ggml.{name}_token_id", {"bos": 1, "eos": 2}[name] if model == "llama" else -1
+            )
+        )
+        setattr(out, name, ids[0] if ids and ids[0] < len(texts) else None)
+    out.flags &= ~(ADD_BOS | ADD_EOS)
+    out.flags |= ADD_BOS * bool(fields.get("tokenizer.ggml.add_bos_token", adds_bos) and out.bos is not None)
+    out.flags |= ADD_EOS * bool(fields.get("tokenizer.ggml.add_eos_token", False) and out.eos is not None)
+    stops = [
+        i for name in ("eos", "eot", "eom") for i in as_ids(fields.get(f"tokenizer.ggml.{name}_token_id"))
+    ]
+    add_stops(out, stops, str(fields.get("tokenizer.chat_template", "")))
+    return out.sections()
+
+
+def from_llama2c(path: Path, vocab_size: int) -> dict[int, bytes]:
+    """The tokenizer sections from llama2.c's tokenizer.bin with vocab_size tokens."""
+    path = Path(path)
+    data = path.read_bytes()
+    pieces: list[tuple[str, float, int]] = []
+    at = 4  # behind the length of the longest token
+    for i in range(vocab_size):
+        if len(data) - at < 8:
+            raise ValueError(f"{path.name} ends after {i} of {vocab_size} tokens")
+        score, size = struct.unpack_from("<fi", data, at)
+        at += 8
+        if not 0 <= size <= len(data) - at:
+            raise ValueError(f"{path.name}: token {i} has a length of {size}")
+        try:
+            text = data[at : at + size].decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path.name}: token {i} is not UTF-8") from None
+        at += size
+        kind = UNKNOWN if i == 0 else CONTROL if i < 3 else NORMAL
+        if i in (1, 2):
+            text = text.strip("\n") or ("<s>", "</s>")[i - 1]
+        if kind == NORMAL and re.fullmatch(r"<0x[0-9A-F]{2}>", text):
+            kind = BYTE_PIECE
+        pieces.append((text.replace(" ", METASPACE), score, kind))
+    if at != len(data):
+        raise ValueError(f"{path.name} has more than the {vocab_size} tokens of the model")
+    out = from_pieces(pieces, prefix=True)
+    out.bos, out.eos = 1, 2
+    out.flags |= ADD_BOS
+    out.stops = [1, 2]  # llama2.c ends a story at BOS
+    return out.sections()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Checking a written file against the original
+
+
+def hard_strings(specials: Iterable[str] = ()) -> list[str]:
+    """Texts that tokenizers disagree about."""
+    # fmt: off
+    words = [
+        "", " ", "  ", "   ", "\n", "\n\n", " \n", "\n ", "\t", "\r\n", "\r", "\u00a0", "\u3000", "\u2581",
+        "\u2581a", "a", " a", "  a", "a ", "a  ", "a b", "a  b", "a   b", " a b ", "Hello", "Hello world",
+        "HELLO World's", "don't", "DON'T", "I'll we've they're it's i'd I'm", "'s", "'S", "'\u017f",
+        "x'\u017f", "'ll'LL", "1", "12", "123", "1234", "12345", "1 2", "1,234.56", "\u0661\u0662\u0663",
+        "\u00bd", "\u2167", "\u4e00\u4e8c", "x1y22z333", ".", "...", "!?", " !", "\u3002", "\u300c\u300d",
+        "a.b", "a,b", "a-b", "a_b", "a/b", "//", "\\n", "-->", "\u00e9", "e\u0301", "\u1e9b\u0323",
+        "\u0344", "\u212b", "\uac00", "\u1100\u1161\u11a8", "\uac00\u11a8", "q\u0307\u0323", "\u0958",
+        "\u2126", "\u0e01\u0e33", "\u0928\u093f", "\u05e9\u05c1", "\u0627\u0651",
+        "\u4f60\u597d\u4e16\u754c", "\u3053\u3093\u306b\u3061\u306f", "\uc548\ub155",
+        "\u0645\u0631\u062d\u0628\u0627", "\U0001f600", "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "\U0001f1e9\U0001f1ea", "\u2764\ufe0f", "\U000e0041", "\U0010ffff", "\ue000", "\u0378", "\ufffd",
+        "\ufeff", "\u200b", "\x00", "a\x00b", "\x01\x02", "\x7f", "\x85", "\u2028", "<0x0A>", "<0xE2>",
+        "<s>", "</s>", "<unk>", "<|endoftext|>", "<", "<|", "|>", "[INST]", "def f(x):\n    return x\n",
+        "    indented\n\ttabbed", "for (int i = 0; i < n; i++) {\r\n}\r\n",
+        "https://example.org/?q=a%20b#c", "camelCaseWord SNAKE_CASE \u01c5ungla \u02b0x \u00aa",
+        "\u0130stanbul \u00df \u1e9e \ufb03", "a\u200db", "x\u0300\u0301y", "tab\there", "trailing\n\n\n",
+        "\n\n\nleading", "mixed \n \n\n x", " " * 17, "\n" * 9, "a" * 40, "7" * 11,
+    ]
+    # fmt: on
+    marks = list(specials)[:24]
+    out = list(words)
+    out += [f"{a}{b}" for a, b in zip(words, words[7:], strict=False)]
+    out += [f"{a} {b}" for a, b in zip(words[3:], words[31:], strict=False)]
+    for mark in marks:
+        out += [
+            mark,
+            f"{mark}a",
+            f"a{mark}",
+            f"a {mark} b",
+            f" {mark}\n",
+            f"{mark}{mark}",
+            f"x{mark}{marks[0]} y",
+        ]
+    return out
+
+
+def first_difference(ours: list[list[int]], theirs: list[list[int]], texts: list[str], who: str) -> None:
+    for mine, other, text in zip(ours, theirs, texts, strict=True):
+        if mine != other:
+            raise ValueError(
+                f"the text {text!r} becomes {mine[:20]}, but {who} makes {other[:20]} of it: this "
+                "tokenizer cannot be reproduced exactly"
+            )
+
+
+class Engine:
+    """The tokenizer of a flat file, run by the C code."""
+
+    def __init__(self, file: Path) -> None:
+        from pyllm._llm import ffi, lib  # here, since reading tokenizers needs no engine
+
+        self.ffi, self.lib = ffi, lib
+        err = ffi.new("char[256]")
+        self.model = lib.llm_open(str(file).encode(), err, 256)
+        self.tokenizer = lib.llm_tokenizer_open(self.model, err, 256) if self.model else ffi.NULL
+        if not self.tokenizer:
+            lib.llm_close(self.model)
+            raise ValueError(f"{file}: {ffi.string(err).decode('utf-8', 'replace')}")
+
+    def close(self) -> None:
+        self.lib.llm_tokenizer_close(self.tokenizer)
+        self.lib.llm_close(self.model)
+
+    def encode(self, text: str | bytes, flags: int) -> list[int]:
+        data = text.encode("utf-8") if isinstance(text, str) else text
+        room = len(data) + 16
+        ids = self.ffi.new("uint32_t[]", room)
+        n = self.lib.llm_encode(self.tokenizer, data, len(data), flags, ids, room, self.ffi.NULL, 0)
+        return list(ids[0:n]) if 0 <= n <= room else []
+
+
+def verify(file: Path, source: Path) -> str:
+    """Encodes hard texts with a flat file's tokenizer and with the library that its source was made for.
+
+    Returns a sentence that says what was checked. Raises ValueError, naming the first text that differs.
+    """
+    source = Path(source)
+    no_bos, special = 1, 4  # enum llm_encode_flag
+    engine = Engine(Path(file))
+    try:
+        if (source / "tokenizer.json").is_file():
+            try:
+                from tokenizers import AddedToken, Tokenizer
+            except ImportError:
+                return "tokenizer: not checked (the tokenizers library is not installed)"
+            config = read_json(source / "tokenizer_config.json")
+            try:
+                reference = Tokenizer.from_file(str(source / "tokenizer.json"))
+            except Exception as error:  # the library raises nothing narrower
+                raise ValueError(f"the tokenizers library cannot read tokenizer.json ({error})") from None
+            reference.no_truncation()
+            reference.no_padding()
+            known = {token.content for token in reference.get_added_tokens_decoder().values()}
+            keys = ("special", "normalized", "lstrip", "rstrip", "single_word")
+            for item in sorted(config_added(config), key=lambda item: item["id"]):
+                if item["content"] not in known:
+                    reference.add_tokens(
+                        [AddedToken(item["content"], **{k: bool(item.get(k)) for k in keys})]
+                    )
+            marks = [token.content for token in reference.get_added_tokens_decoder().values()]
+            texts = hard_strings(marks)
+            for split, flags in ((False, no_bos | special), (True, no_bos)):
+                reference.encode_special_tokens = split
+                theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
+                first_difference(
+                    [engine.encode(t, flags) for t in texts], theirs, texts, "the tokenizers library"
+                )
+            return f"tokenizer: {len(texts)} hard texts encode as the tokenizers library encodes them"
+        if (source / "tokenizer.model").is_file():
+            try:
+                from sentencepiece import SentencePieceProcessor
+            except ImportError:
+                return "tokenizer: not checked (the sentencepiece library is not installed)"
+            processor = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+            texts = hard_strings()
+            if read_json(source / "tokenizer_config.json").get("legacy") is False:
+                texts = [text for text in texts if text[:1] not in (" ", METASPACE)]
+            texts = [text for text in texts if "\0" not in text]  # the library's C strings end there
+            theirs = [processor.encode(text) for text in texts]
+            first_difference(
+                [engine.encode(t, no_bos) for t in texts], theirs, texts, "the sentencepiece library"
+            )
+            return f"tokenizer: {len(texts)} hard texts encode as the sentencepiece library encodes them"
+    finally:
+        engine.close()
+    return "tokenizer: not checked (there is no reference library for this source)"
