@@ -1,4 +1,5 @@
-/* fail.h - how the library reports errors: one sentence into the caller's buffer. Not part of the interface. */
+/* fail.h - how the library reports errors: one sentence into the caller's buffer. Not part of the
+ * interface. */
 #ifndef FAIL_H
 #define FAIL_H
 #include <stdarg.h>

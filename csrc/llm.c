@@ -22,7 +22,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define TILE 4 /* tokens that share one pass over a row of weights */
+#define TILE 4       /* tokens that share one pass over a row of weights */
 #define ROW_BLOCK 16 /* rows that a thread takes at a time: one cache line of every output */
 #define MAX_HEAD 1024
 
@@ -123,11 +123,11 @@ uint64_t llm_checksum(const llm_header *h) {
  * Models */
 
 struct llm_model {
-    const uint8_t *data; /* the whole file, size bytes; if mapped, it is ours to unmap */
+    const uint8_t *data;             /* the whole file, size bytes; if mapped, it is ours to unmap */
     size_t size, mapped, layer_size; /* layer_size: bytes from a layer to the next */
     llm_header h;
     const llm_layer *layers;
-    const float *rope; /* (n_rope, head_dim / 2) */
+    const float *rope;                /* (n_rope, head_dim / 2) */
     llm_tensor tensor[LLM_N_TENSORS]; /* of layer 0, expert 0 */
 };
 
@@ -242,7 +242,7 @@ struct llm_session {
     llm_options o;
     size_t dim, ffn, q_dim, qkv_dim, width; /* padded; width: of a head in the cache */
     size_t seq_size, arena_size; /* of a sequence in the cache, in numbers: whole pages; in bytes */
-    uint8_t *arena; /* one mapping that holds all of these: */
+    uint8_t *arena;              /* one mapping that holds all of these: */
     uint16_t *kv;
     size_t *length;
     float *x, *xb, *qkv, *q, *att, *gate, *hidden, *scales, *rotation, *router, *gains;

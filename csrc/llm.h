@@ -62,16 +62,16 @@ typedef struct llm_header {
     uint32_t dim;       /* width of the residual stream */
     uint32_t ffn_dim;   /* inner width of the feed-forward block, or of one expert */
     uint32_t n_layers;
-    uint32_t n_heads;    /* query heads, a multiple of n_kv_heads */
-    uint32_t n_kv_heads; /* key and value heads */
-    uint32_t head_dim;   /* even; need not be dim / n_heads */
-    uint32_t vocab_size; /* rows of the embedding */
-    uint32_t context;    /* positions that the model was made for */
-    uint32_t n_rope;     /* rotary tables, at least 1 */
-    uint32_t n_experts;  /* 0: a dense feed-forward block */
-    uint32_t n_active;   /* experts that each token goes through; 0 when dense */
-    float norm_eps;      /* of every RMSNorm */
-    float attn_scale;    /* multiplies q . k; usually 1 / sqrt(head_dim) */
+    uint32_t n_heads;      /* query heads, a multiple of n_kv_heads */
+    uint32_t n_kv_heads;   /* key and value heads */
+    uint32_t head_dim;     /* even; need not be dim / n_heads */
+    uint32_t vocab_size;   /* rows of the embedding */
+    uint32_t context;      /* positions that the model was made for */
+    uint32_t n_rope;       /* rotary tables, at least 1 */
+    uint32_t n_experts;    /* 0: a dense feed-forward block */
+    uint32_t n_active;     /* experts that each token goes through; 0 when dense */
+    float norm_eps;        /* of every RMSNorm */
+    float attn_scale;      /* multiplies q . k; usually 1 / sqrt(head_dim) */
     uint8_t reserved[160]; /* zeros */
     uint64_t checksum;     /* llm_checksum() of all before */
 } llm_header;
@@ -83,28 +83,29 @@ typedef struct llm_layer {
 
 /* The tensors in file order. Those before LLM_ATTN_NORM occur once; the rest once a layer, a layer's tensors
  * together; LLM_GATE_UP and LLM_DOWN once for each expert of a layer. q_dim = n_heads * head_dim, kv_dim =
- * n_kv_heads * head_dim. */
+ * n_kv_heads * head_dim. Element i of a query or key head rotates with element i + head_dim / 2
+ * (half-split). */
 enum llm_tensor_id {
-    LLM_EMBED,     /* (vocab_size, dim)              the model's dtype */
-    LLM_OUT_NORM,  /* (1, dim)                       fp32 */
-    LLM_OUTPUT,    /* (vocab_size, dim)              the model's dtype; absent with LLM_TIED */
-    LLM_ATTN_NORM, /* (1, dim)                       fp32 */
-    LLM_QKV,       /* (q_dim + 2 * kv_dim, dim)      the model's dtype; rows of q, then k, then v. Element i of a
-                                                     head rotates with element i + head_dim / 2 (half-split) */
-    LLM_BIAS,      /* (1, q_dim + 2 * kv_dim)        fp32; only with LLM_QKV_BIAS */
-    LLM_Q_NORM,    /* (1, head_dim)                  fp32; only with LLM_QK_NORM */
-    LLM_K_NORM,    /* (1, head_dim)                  fp32; only with LLM_QK_NORM */
-    LLM_ATTN_OUT,  /* (dim, q_dim)                   the model's dtype */
-    LLM_FFN_NORM,  /* (1, dim)                       fp32 */
-    LLM_ROUTER,    /* (n_experts, dim)               fp16; only with experts */
-    LLM_GATE_UP,   /* (2 * ffn_dim, dim)             the model's dtype; rows of gate, then up */
-    LLM_DOWN,      /* (dim, ffn_dim)                 the model's dtype */
+    LLM_EMBED,     /* (vocab_size, dim)            the model's dtype */
+    LLM_OUT_NORM,  /* (1, dim)                     fp32 */
+    LLM_OUTPUT,    /* (vocab_size, dim)            the model's dtype; absent with LLM_TIED */
+    LLM_ATTN_NORM, /* (1, dim)                     fp32 */
+    LLM_QKV,       /* (q_dim + 2 * kv_dim, dim)    the model's dtype; rows of q, then k, then v, see below */
+    LLM_BIAS,      /* (1, q_dim + 2 * kv_dim)      fp32; only with LLM_QKV_BIAS */
+    LLM_Q_NORM,    /* (1, head_dim)                fp32; only with LLM_QK_NORM */
+    LLM_K_NORM,    /* (1, head_dim)                fp32; only with LLM_QK_NORM */
+    LLM_ATTN_OUT,  /* (dim, q_dim)                 the model's dtype */
+    LLM_FFN_NORM,  /* (1, dim)                     fp32 */
+    LLM_ROUTER,    /* (n_experts, dim)             fp16; only with experts */
+    LLM_GATE_UP,   /* (2 * ffn_dim, dim)           the model's dtype; rows of gate, then up */
+    LLM_DOWN,      /* (dim, ffn_dim)               the model's dtype */
     LLM_N_TENSORS
 };
 
 typedef struct llm_tensor {
     uint64_t offset; /* of its first byte in the file, a multiple of 64 */
-    uint64_t size;   /* bytes, scales included, without the padding up to the next tensor; 0: the model has no such tensor */
+    /* bytes, scales included, without the padding up to the next tensor; 0: the model has no such tensor */
+    uint64_t size;
     uint64_t rows, cols;
     uint64_t stride; /* columns stored a row */
     uint32_t dtype;  /* enum llm_dtype */
@@ -115,8 +116,8 @@ typedef struct llm_tensor {
  * -1 with a reason in err when the header's fields are out of range or contradict each other, when its sizes
  * overflow, or when id, layer or expert is out of range. header->magic, version and file_size are not looked
  * at. */
-int llm_layout(const llm_header *header, uint32_t id, uint32_t layer, uint32_t expert, llm_tensor *tensor, char *err,
-               size_t errlen);
+int llm_layout(const llm_header *header, uint32_t id, uint32_t layer, uint32_t expert, llm_tensor *tensor,
+    char *err, size_t errlen);
 
 /* The size in bytes of the file that this header describes, or 0 with a reason in err as from llm_layout. */
 uint64_t llm_file_size(const llm_header *header, char *err, size_t errlen);
@@ -137,18 +138,22 @@ typedef struct llm_section_head {
 } llm_section_head;
 
 enum llm_section_tag {
-    LLM_NAME = 1,         /* UTF-8, the model's name */
-    LLM_ABOUT = 2,        /* UTF-8, what it is: family, source, licence, description; lines of "key: value" */
-    LLM_STOP = 3,         /* uint32[]: tokens that end a generation */
-    LLM_CHAT_TEMPLATE = 4,/* UTF-8: the model's own Jinja template */
-    LLM_CHAT_PARTS = 5,   /* six UTF-8 strings, each ended by NUL, that make a conversation without Jinja:
-                             0 before the system message, 1 between it and the first user message,
-                             2 before the first user message when there is no system message,
-                             3 between a user message and the reply, 4 between a reply and the next user message,
-                             5 "trim" if messages are stripped of white space at both ends, else "".
-                             Absent when the template cannot be reduced to this; LLM_CHAT_WHY then says why. */
-    LLM_CHAT_WHY = 6,     /* UTF-8: why there are no LLM_CHAT_PARTS */
-    LLM_TOKENIZER = 16,   /* llm_vocabulary; this and up to 31 are the tokenizer's, see below */
+    LLM_NAME = 1,  /* UTF-8, the model's name */
+    LLM_ABOUT = 2, /* UTF-8, what it is: family, source, licence, description; lines of "key: value" */
+    LLM_STOP = 3,  /* uint32[]: tokens that end a generation; absent or empty: EOS alone does */
+    LLM_CHAT_TEMPLATE = 4, /* UTF-8: the model's own Jinja template */
+    /* Six UTF-8 strings, each ended by NUL, that make a conversation without Jinja:
+     *   0 before the system message, 1 between it and the first user message (both empty: the template
+     *     knows no system message),
+     *   2 before the first user message when there is no system message,
+     *   3 between a user message and the reply, 4 between a reply and the next user message,
+     *   5 "trim" if messages are to be stripped of white space at both ends, else "".
+     * A reply goes between 3 and 4 as the model wrote it: some templates put a space before earlier replies,
+     * which the model writes itself. Absent when the template cannot be reduced to this; LLM_CHAT_WHY then
+     * says why. */
+    LLM_CHAT_PARTS = 5,
+    LLM_CHAT_WHY = 6,   /* UTF-8: why there are no LLM_CHAT_PARTS */
+    LLM_TOKENIZER = 16, /* llm_vocabulary; this and up to 31 are the tokenizer's, see below */
     LLM_TOKEN_STARTS = 17,
     LLM_TOKEN_BYTES = 18,
     LLM_TOKEN_TYPES = 19,
@@ -216,8 +221,8 @@ const char *llm_session_isa(const llm_session *session);
  *   logits  (number wanted, vocab_size) float32, rows in the order of the tokens; NULL: none are computed
  * Returns 0; or -1 and changes nothing when an argument is out of range or a sequence would grow past the
  * session's context. */
-int llm_forward(llm_session *session, size_t n, const uint32_t *tokens, const uint32_t *seqs, const uint8_t *want,
-                float *logits, char *err, size_t errlen);
+int llm_forward(llm_session *session, size_t n, const uint32_t *tokens, const uint32_t *seqs,
+    const uint8_t *want, float *logits, char *err, size_t errlen);
 
 /* The number of positions in sequence `seq`; 0 when there is no such sequence. */
 size_t llm_length(const llm_session *session, uint32_t seq);
@@ -238,7 +243,8 @@ size_t llm_kv_bytes(const llm_model *model);
  * makes the sequence those in `state` (set = 1). `state` has length * llm_kv_bytes() bytes: fp16 [layer][k,
  * v][kv head][position][head_dim padded to 16]. Returns -1 and changes nothing when there is no such
  * sequence, it is shorter, or length is more than the session's context. */
-int llm_state(llm_session *session, uint32_t seq, size_t length, void *state, int set, char *err, size_t errlen);
+int llm_state(
+    llm_session *session, uint32_t seq, size_t length, void *state, int set, char *err, size_t errlen);
 
 /* The processors that this process may really use: its affinity mask, then the cgroup's CPU quota rounded
  * down, at least 1; 1 in a build without OpenMP. */
@@ -289,7 +295,8 @@ enum llm_vocabulary_flag {
     LLM_WHOLE_WORDS = 8,   /* a piece that is a token is that token, whatever the merges would make of it */
     LLM_ADD_BOS = 16,      /* before every text, unless told otherwise */
     LLM_ADD_EOS = 32,
-    LLM_PREFIX_SPACE = 64,  /* a space goes before each text between added tokens that does not begin with one */
+    /* a space goes before each text between added tokens that does not begin with one */
+    LLM_PREFIX_SPACE = 64,
     LLM_PREFIX_FIRST = 128, /* ... but only at the very start */
     LLM_STRIP_SPACE = 256,  /* decoding: one space is dropped at the start of the text */
     LLM_STRIP_SPACES = 512  /* decoding: all spaces of the first token are dropped */
@@ -334,17 +341,17 @@ enum llm_normalize_kind {
     LLM_NORMALIZE_NFC = 1,     /* Unicode normalization form C */
     LLM_NORMALIZE_PREPEND = 2, /* `to` before every text that is not empty */
     LLM_NORMALIZE_REPLACE = 3, /* every `from` by `to` */
-    LLM_NORMALIZE_TRIM = 4     /* runs of spaces become one, none at the start, none (and no U+2581) at the end */
+    LLM_NORMALIZE_TRIM = 4 /* runs of spaces become one, none at the start, none (and no U+2581) at the end */
 };
 
 typedef struct llm_normalize_step {
-    uint32_t kind;              /* enum llm_normalize_kind */
+    uint32_t kind;               /* enum llm_normalize_kind */
     uint32_t from_size, to_size; /* bytes of the two texts that follow */
 } llm_normalize_step;
 
 /* What becomes of the text that a stage's expression matches. */
 enum llm_split {
-    LLM_SPLIT_ISOLATED = 0,   /* a piece of its own */
+    LLM_SPLIT_ISOLATED = 0, /* a piece of its own */
     LLM_SPLIT_REMOVED = 1,
     LLM_SPLIT_PREVIOUS = 2,   /* joined to the unmatched text before it */
     LLM_SPLIT_NEXT = 3,       /* joined to the unmatched text behind it */
@@ -358,8 +365,9 @@ enum llm_op {
     LLM_OP_EAT = 2,   /* b to c characters of class a, as many as there are */
     LLM_OP_ALT = 3,   /* what follows, or else what is at a */
     LLM_OP_JUMP = 4,  /* on at a */
-    LLM_OP_LOOK = 5,  /* on at a if what follows, up to its LLM_OP_MATCH, matches here (b = 0) or does not (b = 1) */
-    LLM_OP_END = 6    /* only at the end of the text or before a newline */
+    /* on at a if what follows, up to its LLM_OP_MATCH, matches here (b = 0) or does not (b = 1) */
+    LLM_OP_LOOK = 5,
+    LLM_OP_END = 6 /* only at the end of the text or before a newline */
 };
 
 enum { LLM_MAX_STAGES = 16, LLM_MAX_INSTRUCTIONS = 1024 };
@@ -374,8 +382,8 @@ typedef struct llm_stage {
 } llm_stage;
 
 typedef struct llm_instruction { /* every place that it names is behind it; the last one is LLM_OP_MATCH */
-    uint32_t op;             /* enum llm_op */
-    uint32_t a, b, c;        /* c: UINT32_MAX is without limit */
+    uint32_t op;                 /* enum llm_op */
+    uint32_t a, b, c;            /* c: UINT32_MAX is without limit */
 } llm_instruction;
 
 typedef struct llm_class_head {
@@ -415,30 +423,31 @@ void llm_tokenizer_close(llm_tokenizer *tokenizer); /* NULL is allowed */
 /* Flags of llm_encode. By default a BOS (and for the few models that want it an EOS) is added where the
  * Hugging Face tokenizer adds it. */
 enum llm_encode_flag {
-    LLM_NO_BOS = 1,  /* never add BOS or EOS */
-    LLM_BOS = 2,     /* add BOS, unless the text's own first token is already BOS; no EOS */
-    LLM_SPECIAL = 4  /* recognise special (control) tokens in the text; without it they are plain text */
+    LLM_NO_BOS = 1, /* never add BOS or EOS */
+    LLM_BOS = 2,    /* add BOS, unless the text's own first token is already BOS; no EOS */
+    LLM_SPECIAL = 4 /* recognise special (control) tokens in the text; without it they are plain text */
 };
 
 /* Writes the ids of text (len bytes) to tokens, at most capacity of them, and returns how many there are
  * (which may be more: call again with more room; capacity 0 with tokens NULL only counts). Returns -1 when
  * memory runs out, or when the file's pattern is so bad that it would take forever. */
-int64_t llm_encode(const llm_tokenizer *tokenizer, const char *text, size_t len, uint32_t flags, uint32_t *tokens,
-                   size_t capacity, char *err, size_t errlen);
+int64_t llm_encode(const llm_tokenizer *tokenizer, const char *text, size_t len, uint32_t flags,
+    uint32_t *tokens, size_t capacity, char *err, size_t errlen);
 
 /* A decoder holds back the bytes of an unfinished character. Zero-initialise it to start a text. */
 typedef struct llm_decoder {
     uint8_t held[8];
     uint32_t n_held;
-    uint32_t started; /* bit 0: text has been given out, so that a leading space stays; the rest is the decoder's own */
+    /* bit 0: text has been given out, so that a leading space stays; the rest is the decoder's own */
+    uint32_t started;
 } llm_decoder;
 
 /* Decodes one token after those that the decoder has seen. Writes whole UTF-8 characters to out (not
  * NUL-terminated), at most capacity bytes, and returns how many; llm_token_max_bytes() is always room enough.
  * Special tokens give nothing unless `special`. Bytes that can no longer become a character give U+FFFD. An
  * id that the tokenizer does not have gives nothing. */
-size_t llm_decode(const llm_tokenizer *tokenizer, llm_decoder *decoder, uint32_t token, int special, char *out,
-                  size_t capacity);
+size_t llm_decode(const llm_tokenizer *tokenizer, llm_decoder *decoder, uint32_t token, int special,
+    char *out, size_t capacity);
 
 /* Ends a text: what is still held back gives U+FFFD. The same room. Resets the decoder. */
 size_t llm_decode_end(llm_decoder *decoder, char *out, size_t capacity);
@@ -463,17 +472,22 @@ int64_t llm_token_find(const llm_tokenizer *tokenizer, const char *text, size_t 
  * min-p. */
 
 typedef struct llm_sampling {
-    float temperature;       /* >= 0; 0: always the most likely token (the lowest id among equals) */
-    float top_p;             /* in (0, 1]: the fewest most likely tokens whose probabilities reach it; 1: off (Holtzman et al. 2020) */
-    float min_p;             /* in [0, 1]: drop tokens less likely than this times the most likely one; 0: off (Nguyen et al. 2024) */
-    uint32_t top_k;          /* keep the k most likely tokens; 0: off */
-    float repeat_penalty;    /* > 0; 1: off. Divides positive and multiplies negative logits of tokens seen, prompt included (CTRL, Keskar 2019) */
+    float temperature; /* >= 0; 0: always the most likely token (the lowest id among equals) */
+    /* in (0, 1]: the fewest most likely tokens whose probabilities reach it; 1: off (Holtzman et al. 2020) */
+    float top_p;
+    /* in [0, 1]: drop tokens less likely than this times the most likely one; 0: off (Nguyen et al. 2024) */
+    float min_p;
+    uint32_t top_k; /* keep the k most likely tokens; 0: off */
+    /* > 0; 1: off. Divides positive and multiplies negative logits of tokens seen, prompt included (CTRL,
+     * Keskar 2019) */
+    float repeat_penalty;
     float presence_penalty;  /* subtracted once from tokens already generated; 0: off (OpenAI's definition) */
     float frequency_penalty; /* subtracted once for each time they were generated; 0: off */
     uint32_t n_bias;         /* entries in the two arrays below */
     const uint32_t *bias_tokens; /* (n_bias,); may be NULL when n_bias is 0. Copied by llm_sampler_open. */
     const float *bias_values;    /* (n_bias,), added to the logits; -INFINITY forbids a token */
-    uint64_t seed;           /* the same seed and logits give the same tokens, on every machine with the same floating point */
+    /* the same seed and logits give the same tokens, on every machine with the same floating point */
+    uint64_t seed;
 } llm_sampling;
 
 /* The defaults: temperature 0.8, top_p 0.95, everything else off, seed 0. */
@@ -497,6 +511,6 @@ uint32_t llm_sample(llm_sampler *sampler, const float *logits);
  * likely tokens, most likely first (lower id first among equals), to top_tokens and top_logprobs (both (n,);
  * may be NULL when n is 0; n is cut to vocab_size), and returns that of `token`. */
 float llm_logprobs(const float *logits, size_t vocab_size, uint32_t token, size_t n, uint32_t *top_tokens,
-                   float *top_logprobs);
+    float *top_logprobs);
 
 #endif

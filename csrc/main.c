@@ -308,7 +308,7 @@ static char *escape(char *out, const char *data, size_t n, int quoted) {
         else if (c < 32 || c == 127)
             out += sprintf(out, "\\x%02x", c);
         else if (c >= 0x80 && c < 0xa0 && i && (unsigned char)data[i - 1] == 0xc2) /* U+0080 to U+009F */
-            out += sprintf(out - 1, "\\x%02x", c) - 1; /* in place of the 0xc2 */
+            out += sprintf(out - 1, "\\x%02x", c) - 1;                             /* in place of the 0xc2 */
         else if (quoted && (c == '"' || c == '\\'))
             *out++ = '\\', *out++ = (char)c;
         else
@@ -340,14 +340,14 @@ struct run {
     llm_tokenizer *tokenizer;
     llm_session *session;
     uint32_t context, threads; /* the session's */
-    text input; /* the argument, or the file that it names */
-    uint32_t *tokens; /* (n,) its tokens */
+    text input;                /* the argument, or the file that it names */
+    uint32_t *tokens;          /* (n,) its tokens */
     size_t n;
-    float *logits; /* (vocab_size,) after the last token of sequence 0 */
+    float *logits;    /* (vocab_size,) after the last token of sequence 0 */
     uint32_t *cached; /* (context,) the tokens of sequence 0 */
-    char *piece; /* one token's text */
-    char *visible; /* the same in quotes, with escapes */
-    void *taken[8]; /* what `take` gave */
+    char *piece;      /* one token's text */
+    char *visible;    /* the same in quotes, with escapes */
+    void *taken[8];   /* what `take` gave */
     int n_taken;
     char err[256];
 };
@@ -852,7 +852,7 @@ static int run_chat(run *r) {
             status = add_turn(&c, &message);
             if (status == OK)
                 status = answer(&c, seed + c.n_turns - 1); /* each reply its own random numbers */
-            if (status == INTERRUPTED) { /* what there is of the reply is kept */
+            if (status == INTERRUPTED) {                   /* what there is of the reply is kept */
                 status = OK;
                 interrupted = 0;
             }
@@ -907,7 +907,7 @@ static int run_next(run *r) {
 
 typedef struct weights {
     double total, active; /* parameters; those that one token goes through */
-    double bytes; /* of the weights that are read for a token */
+    double bytes;         /* of the weights that are read for a token */
 } weights;
 
 /* Adds up the tensors. A token goes through all but the experts not chosen, and reads one row of an

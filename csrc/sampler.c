@@ -22,20 +22,20 @@
 
 enum {
     BLOCK = 64, /* logits that share a block maximum */
-    LANES = 16 /* independent accumulators, so that the compiler can use vectors without -ffast-math */
+    LANES = 16  /* independent accumulators, so that the compiler can use vectors without -ffast-math */
 };
 
 struct llm_sampler {
     llm_sampling params; /* its bias arrays are the sampler's own */
     size_t vocab_size, n_blocks;
     uint64_t rng;
-    float *logits; /* (vocab_size,) with penalties and bias; only when there are any */
-    float *weights; /* (vocab_size,) exp((logit - max) / temperature) */
+    float *logits;    /* (vocab_size,) with penalties and bias; only when there are any */
+    float *weights;   /* (vocab_size,) exp((logit - max) / temperature) */
     float *block_max; /* (n_blocks,) */
-    uint32_t *ids; /* (vocab_size,) candidates, ascending */
-    uint32_t *order; /* (vocab_size,) what select_best permutes */
+    uint32_t *ids;    /* (vocab_size,) candidates, ascending */
+    uint32_t *order;  /* (vocab_size,) what select_best permutes */
     uint32_t *counts; /* (vocab_size,) 0: not seen, else 1 + times generated; only with a penalty */
-    uint32_t *seen; /* (vocab_size,) the n_seen tokens with counts > 0 */
+    uint32_t *seen;   /* (vocab_size,) the n_seen tokens with counts > 0 */
     size_t n_seen;
 };
 

@@ -13,7 +13,8 @@
 #include <omp.h>
 #endif
 
-/* The first number in the file root + group + name, and the second to *other if there is one; -1 without ("max"). */
+/* The first number in the file root + group + name, and the second to *other if there is one; -1 without
+ * ("max"). */
 static double read_number(const char *root, const char *group, const char *name, double *other) {
     char path[640];
     double number = -1;
@@ -26,8 +27,9 @@ static double read_number(const char *root, const char *group, const char *name,
     return number;
 }
 
-/* The smallest CPU limit of this cgroup and the groups around it, in processors; without one a large number. Version 2
- * has cpu.max, "quota period" or "max period"; version 1 has two files, where quota is -1 without a limit. */
+/* The smallest CPU limit of this cgroup and the groups around it, in processors; without one a large number.
+ * Version 2 has cpu.max, "quota period" or "max period"; version 1 has two files, where quota is -1 without a
+ * limit. */
 static double group_limit(const char *root, char *group, int version) {
     double least = 1e9;
     for (char *slash = group + strlen(group);; slash = strrchr(group, '/')) {
@@ -43,8 +45,8 @@ static double group_limit(const char *root, char *group, int version) {
     }
 }
 
-/* The limit of the groups that /proc/self/cgroup names: a line "0::/path" for version 2, "N:cpu,cpuacct:/path" for 1. A
- * container sees its own group at the root, which is asked last either way. */
+/* The limit of the groups that /proc/self/cgroup names: a line "0::/path" for version 2,
+ * "N:cpu,cpuacct:/path" for 1. A container sees its own group at the root, which is asked last either way. */
 static double cpu_quota(void) {
     double least = 1e9;
     char line[512];

@@ -1,11 +1,13 @@
 /* tokenizer.c - text to token ids and back.
  *
- * Knows no model family: it runs the steps that the converter wrote into the file's tokenizer sections (llm.h says which steps and how
- * they are laid out). Everything it allocates per call grows with the text; nothing recurses by the text's length, only by the number
- * of stages and instructions in the file, both of which are bounded.
+ * Knows no model family: it runs the steps that the converter wrote into the file's tokenizer sections (llm.h
+ * says which steps and how they are laid out). Everything it allocates per call grows with the text; nothing
+ * recurses by the text's length, only by the number of stages and instructions in the file, both of which are
+ * bounded.
  *
- * The file is untrusted. llm_tokenizer_open proves every offset and id that is used without a check later; what it leaves unproven
- * (whether tables are sorted, whether merges make sense) can only make the ids wrong. */
+ * The file is untrusted. llm_tokenizer_open proves every offset and id that is used without a check later;
+ * what it leaves unproven (whether tables are sorted, whether merges make sense) can only make the ids
+ * wrong. */
 #include "llm.h"
 #include "fail.h"
 
@@ -19,8 +21,8 @@ struct llm_tokenizer {
     const llm_vocabulary *info;
     const uint32_t *starts; // (n_tokens + 1,)
     const uint8_t *bytes;
-    const uint8_t *types; // (n_tokens,) enum llm_token_type
-    const uint32_t *order; // (n_order,)
+    const uint8_t *types;         // (n_tokens,) enum llm_token_type
+    const uint32_t *order;        // (n_order,)
     const uint32_t *merge_starts; // (n_tokens + 1,)
     const llm_merge *merges;
     const llm_added *added; // (n_added,) the raw ones first
@@ -36,7 +38,7 @@ struct llm_tokenizer {
     const uint32_t *stops;
     size_t n_order, n_added, n_raw, normalizer_size, n_classes, n_stages, n_code, n_stops, max_bytes;
     size_t n_nfc_chars, n_nfc_points, n_nfc_pairs;
-    uint32_t ascii[128]; // the token of each ASCII character alone, or NO_TOKEN
+    uint32_t ascii[128];         // the token of each ASCII character alone, or NO_TOKEN
     uint8_t added_first[2][256]; // whether an added token (raw, normal) begins with this byte
     // Bit b of joins[a]: some merge joins a text that ends in byte a with one that begins with byte b.
     uint8_t joins[256][32];
@@ -153,7 +155,7 @@ typedef struct memory {
 
 typedef struct symbol {
     size_t prev, next; // NO_PLACE at the ends
-    uint32_t id; // NO_TOKEN: merged into the one before
+    uint32_t id;       // NO_TOKEN: merged into the one before
 } symbol;
 
 typedef struct candidate {
@@ -165,12 +167,12 @@ typedef struct encoder {
     const llm_tokenizer *t;
     uint32_t flags, *tokens;
     size_t capacity, n_tokens;
-    int need_bos; // the first token has to be BOS
+    int need_bos;      // the first token has to be BOS
     int after_unknown; // the symbol before in this piece was an unknown character
     buffer valid, normal[2], prefixed, symbols, heap, points;
-    memory *memories; // (n_code,)
-    uint64_t texts; // texts searched so far
-    uint64_t steps; // left before the pattern is given up
+    memory *memories;  // (n_code,)
+    uint64_t texts;    // texts searched so far
+    uint64_t steps;    // left before the pattern is given up
     const char *error; // set once; then everything winds up
 } encoder;
 
@@ -446,7 +448,7 @@ static void split(encoder *e, size_t stage, const uint8_t *text, size_t n);
 // Puts together what belongs together of the matches and of what lies between them, and hands it on to the next stage.
 typedef struct splitter {
     size_t stage, start, end; // [start, end): what is held until it is known what follows
-    int held, matched; // whether anything is held; whether the last part of it was a match
+    int held, matched;        // whether anything is held; whether the last part of it was a match
 } splitter;
 
 static void add_part(encoder *e, splitter *p, const uint8_t *text, size_t start, size_t end, int matched) {
