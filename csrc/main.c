@@ -681,7 +681,7 @@ typedef struct chat {
 static int read_message(text *message, int tty) {
     const char *prompt = "> ";
     for (message->len = 0;; prompt = ". ") {
-        int byte;
+        int byte = EOF;
         if (tty)
             fputs(prompt, stderr);
         while (!interrupted && (byte = getchar()) != EOF && byte != '\n')
