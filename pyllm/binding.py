@@ -1,0 +1,245 @@
+"""What touches C: models, tokenizers and sessions as objects that free themselves, and errors as exceptions.
+
+Nothing here is public but LLMError and __version__. Every object keeps alive what it was made from, so the
+order in which Python lets go of them never matters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import numbers
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pyllm._llm import ffi, lib
+
+try:
+    __version__ = importlib.metadata.version("pyllm")
+except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+uninstalled"
+
+CHUNK = 256  # tokens for one call of the engine: between two of them Python sees Ctrl-C
+
+
+class LLMError(RuntimeError):
+    """The engine refuses: a file, a memory or a context limit. The message is one sentence."""
+
+
+def call(function: Callable, *arguments: Any) -> Any:
+    """function(*arguments, err, errlen), or LLMError when it returns NULL or a negative number."""
+    err = ffi.new("char[]", 512)
+    result = function(*arguments, err, len(err))
+    if (result < 0) if isinstance(result, int) else not result:
+        raise LLMError(ffi.string(err).decode("utf-8", "replace"))
+    return result
+
+
+def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """value as an int; TypeError or ValueError with its name when it is none or not in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if value < least or (most is not None and value > most):
+        limits = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {limits}, not {value}")
+    return int(value)
+
+
+def token_ids(ids: Sequence[int] | np.ndarray, limit: int) -> list[int]:
+    """ids as a list of int, each below limit. Anything that NumPy sees as a row of integers will do."""
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # nested lists of several lengths
+        raise TypeError(f"ids must be a sequence of integers, not {ids!r:.60}") from None
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(f"ids must be a sequence of integers, not {ids!r:.60}")
+    if array.size and (array.min() < 0 or array.max() >= limit):
+        wrong = array[(array < 0) | (array >= limit)][0]
+        raise ValueError(f"{wrong} is no token: ids are from 0 to {limit - 1}")
+    return [int(i) for i in array.tolist()]
+
+
+def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their start."""
+    n = min(len(a), len(b))
+    return n if a[:n] == b[:n] else next(i for i in range(n) if a[i] != b[i])
+
+
+class Model:
+    """An open file, and its tokenizer when it has one. Immutable: any thread may use it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        model = ffi.gc(call(lib.llm_open, os.fsencode(path)), lib.llm_close)
+        self.ptr = model
+        self.header = lib.llm_model_header(model)
+        self.vocab_size: int = self.header.vocab_size
+        self._tokenizer = None
+        if self.section(lib.LLM_TOKENIZER) is not None:
+            tokenizer = call(lib.llm_tokenizer_open, model)
+            self._tokenizer = ffi.gc(tokenizer, lambda ptr, model=model: lib.llm_tokenizer_close(ptr))
+
+    @property
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            raise LLMError(f"{self.path}: the model has no tokenizer, only ids can be used")
+        return self._tokenizer
+
+    def section(self, tag: int) -> bytes | None:
+        """A copy of a section of the file, or None."""
+        size = ffi.new("size_t *")
+        data = lib.llm_section(self.ptr, tag, size)
+        return None if data == ffi.NULL else ffi.buffer(data, size[0])[:]
+
+    def text(self, tag: int) -> str | None:
+        """A section as text; what is not UTF-8 in it becomes U+FFFD."""
+        data = self.section(tag)
+        return None if data is None else data.decode("utf-8", "replace")
+
+    def encode(self, text: str | bytes, flags: int) -> list[int]:
+        """Ids of a text; flags as for llm_encode. A lone surrogate counts as U+FFFD."""
+        if isinstance(text, str):
+            try:
+                text = text.encode()
+            except UnicodeEncodeError:
+                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        room = len(text) // 2 + 16
+        while True:
+            tokens = ffi.new("uint32_t[]", room)
+            n = call(lib.llm_encode, self.tokenizer, text, len(text), flags, tokens, room)
+            if n <= room:
+                return ffi.unpack(tokens, n) if n else []
+            room = n
+
+    @cached_property
+    def stop_tokens(self) -> tuple[int, ...]:
+        tokenizer = self.tokenizer
+        return tuple(i for i in range(lib.llm_token_count(tokenizer)) if lib.llm_token_is_stop(tokenizer, i))
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the header, the sections and samples of the weights: tells models apart that share a
+        shape."""
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            start = file.read(lib.LLM_HEADER_SIZE)
+            digest.update(start + file.read(self.header.text_size))
+            if start != ffi.buffer(self.header)[:]:
+                raise LLMError(f"{self.path} has changed since it was opened")
+            for i in range(64):
+                file.seek(self.header.file_size * i // 64)
+                digest.update(file.read(4096))
+        return digest.digest()
+
+
+class Decoder:
+    """Token by token to text: str pieces of whole characters."""
+
+    def __init__(self, model: Model) -> None:
+        self.tokenizer = model.tokenizer
+        self.state = ffi.new("llm_decoder *")
+        self.room = lib.llm_token_max_bytes(self.tokenizer)
+        self.out = ffi.new("char[]", max(1, self.room))
+
+    def feed(self, tokens: Iterable[int], special: bool = False) -> str:
+        """The text that these tokens complete."""
+        pieces = []
+        for token in tokens:
+            n = lib.llm_decode(self.tokenizer, self.state, token, special, self.out, self.room)
+            pieces.append(ffi.buffer(self.out, n)[:])
+        return b"".join(pieces).decode()
+
+    def end(self) -> str:
+        """What an unfinished character at the end becomes."""
+        n = lib.llm_decode_end(self.state, self.out, self.room)
+        return ffi.buffer(self.out, n)[:].decode()
+
+
+class Cache:
+    """A session of the engine together with the tokens that its sequences hold. One thread at a time.
+
+    tokens[seq] is written before the engine appends and after it forgets, so when an exception such as
+    KeyboardInterrupt comes between the two, the shorter of both is right: sync() cuts the longer.
+    """
+
+    # OpenMP's threads do not survive fork(): a child of a process that has run them would wait for them.
+    parallel = False  # this process has run more than one thread
+    forked = False  # this process is such a child: it runs one thread
+
+    def __init__(self, model: Model, context: int, threads: int, n_seqs: int = 1) -> None:
+        options = dict(context=context, n_seqs=n_seqs, threads=1 if Cache.forked else threads, batch=CHUNK)
+        session = call(lib.llm_session_open, model.ptr, ffi.new("llm_options *", options))
+        self.ptr = ffi.gc(session, lambda ptr, model=model.ptr: lib.llm_session_close(ptr))
+        self.context: int = lib.llm_session_options(session).context
+        self.threads: int = lib.llm_session_options(session).threads
+        self.vocab_size = model.vocab_size
+        self.tokens: list[list[int]] = [[] for _ in range(n_seqs)]
+        self.rows = np.empty((1, self.vocab_size), np.float32)  # grows to the most logits asked for at once
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether its threads were left behind in the parent process."""
+        return Cache.forked and self.threads > 1
+
+    def sync(self) -> None:
+        """Makes tokens and the engine agree after an exception."""
+        for seq, tokens in enumerate(self.tokens):
+            del tokens[lib.llm_length(self.ptr, seq) :]
+            call(lib.llm_truncate, self.ptr, seq, len(tokens))
+
+    def forward(self, tokens: list[int], seqs: list[int], want: list[bool]) -> np.ndarray:
+        """Appends tokens (n,), n <= CHUNK, to their sequences; logits (sum(want), vocab_size), valid until
+        the next call."""
+        if self.orphaned:
+            raise LLMError("this session was opened before the process was forked: open another one")
+        Cache.parallel |= self.threads > 1
+        n, rows = len(tokens), sum(want)
+        if rows > len(self.rows):
+            self.rows = np.empty((rows, self.vocab_size), np.float32)
+        for seq, token in zip(seqs, tokens, strict=True):
+            self.tokens[seq].append(token)
+        out = ffi.from_buffer("float[]", self.rows) if rows else ffi.NULL
+        call(lib.llm_forward, self.ptr, n, tokens, seqs, bytes(want), out)
+        return self.rows[:rows]
+
+    def extend(self, tokens: list[int], out: np.ndarray | None = None) -> None:
+        """Appends any number of tokens to sequence 0; logits go to out: (n, vocab_size), or (1, vocab_size)
+        for the last token's, or None."""
+        if len(self.tokens[0]) + len(tokens) > self.context:
+            held, more = len(self.tokens[0]), len(tokens)
+            raise LLMError(f"{held} tokens and {more} more do not fit into the context of {self.context}")
+        every = out is not None and len(out) == len(tokens)
+        for at in range(0, len(tokens), CHUNK):
+            part = tokens[at : at + CHUNK]
+            want = [every or (out is not None and at + i == len(tokens) - 1) for i in range(len(part))]
+            logits = self.forward(part, [0] * len(part), want)
+            if len(logits):
+                out[at if every else 0 :][: len(logits)] = logits
+
+    def truncate(self, seq: int, length: int) -> None:
+        call(lib.llm_truncate, self.ptr, seq, length)
+        del self.tokens[seq][length:]
+
+    def reuse(self, seq: int, tokens: list[int]) -> int:
+        """Makes sequence seq the longest start of tokens that any sequence holds; returns its length."""
+        lengths = [shared_prefix(held, tokens) for held in self.tokens]
+        best = max(range(len(lengths)), key=lambda i: (lengths[i], i == seq))
+        if best == seq:
+            self.truncate(seq, lengths[seq])
+        else:
+            self.tokens[seq] = []
+            call(lib.llm_copy, self.ptr, best, seq, lengths[best])
+            self.tokens[seq] = tokens[: lengths[best]]
+        return lengths[best]
+
+
+def after_fork() -> None:
+    Cache.forked |= Cache.parallel
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=after_fork)

@@ -1,0 +1,255 @@
+"""How tokens are chosen, and what comes of it: SamplingParams in, Completion out, a Continuation in between.
+
+The choosing itself is csrc/sampler.c; what is here knows nothing of batches, sessions or threads.
+"""
+
+from __future__ import annotations
+
+import numbers
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyllm._llm import ffi, lib
+from pyllm.binding import Decoder, LLMError, Model, call, integer
+
+DEFAULTS = lib.llm_sampling_default()
+MAX_FLOAT = float(np.finfo(np.float32).max)
+REALS = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+
+
+def default(name: str) -> float:
+    """The C default of a float32 field, in as few digits as tell it apart: 0.95, not 0.949999988."""
+    return float(f"{getattr(DEFAULTS, name):.7g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How to continue a text. Defaults and ranges are those of llm_sampling in llm.h.
+
+    max_tokens         tokens to make at most, at least 1; None: until the model stops or the context is full
+    temperature        >= 0; 0: always the most likely token
+    top_k              keep the k most likely tokens; 0: off
+    top_p              in (0, 1]: keep the fewest most likely tokens whose probabilities reach it; 1: off
+    min_p              in [0, 1]: drop tokens less likely than this times the most likely one; 0: off
+    repeat_penalty     > 0: makes tokens of prompt and text less likely; 1: off
+    presence_penalty   subtracted once from the logits of tokens made before; 0: off
+    frequency_penalty  subtracted once for each time they were made; 0: off
+    logit_bias         {token id: number added to its logit}; -inf forbids a token
+    seed               0 to 2**64 - 1: the same seed gives the same text; None: a random one, Completion.seed
+    stop               one or several texts that end the continuation, which goes up to them; kept as a tuple
+    logprobs           None: none; 0: that of each token made; n: and those of the n most likely in its place
+
+    Raises TypeError or ValueError that names the field.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = default("temperature")
+    top_k: int = DEFAULTS.top_k
+    top_p: float = default("top_p")
+    min_p: float = default("min_p")
+    repeat_penalty: float = default("repeat_penalty")
+    presence_penalty: float = default("presence_penalty")
+    frequency_penalty: float = default("frequency_penalty")
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        integer("top_k", self.top_k, 0, 2**32 - 1)
+        for name, least, most in (("max_tokens", 1, None), ("seed", 0, 2**64 - 1), ("logprobs", 0, None)):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), least, most)
+        for name in REALS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(f"{name} must be a number, not {value!r}")
+            if abs(value) > MAX_FLOAT:
+                raise ValueError(f"{name} must be a float32 number, not {value!r:.40}")
+        stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) for text in stop):
+            raise TypeError(f"stop must be a str or a sequence of str, not {self.stop!r}")
+        if not all(stop):
+            raise ValueError("stop must not be an empty text")
+        object.__setattr__(self, "stop", tuple(stop))
+        object.__setattr__(self, "logit_bias", self._checked_bias())
+        try:
+            self._sampler(1, {}, 0)  # the C side knows the ranges
+        except LLMError as error:
+            raise ValueError(str(error)) from None
+
+    def _checked_bias(self) -> dict[int, float] | None:
+        if self.logit_bias is None:
+            return None
+        if not isinstance(self.logit_bias, Mapping):
+            raise TypeError(f"logit_bias must be a mapping of token ids to numbers, not {self.logit_bias!r}")
+        checked = {}
+        for token, value in self.logit_bias.items():
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(f"logit_bias[{token}] must be a number, not {value!r}")
+            if not value <= MAX_FLOAT:
+                raise ValueError(f"logit_bias[{token}] must be a float32 number or -inf, not {value}")
+            checked[integer("a token of logit_bias", token, 0, 2**32 - 1)] = float(value)
+        return checked
+
+    def check(self, vocab_size: int) -> None:
+        """ValueError when logit_bias names a token that a model of this vocabulary does not have."""
+        for token in self.logit_bias or ():
+            if token >= vocab_size:
+                raise ValueError(f"logit_bias: {token} is no token, ids are from 0 to {vocab_size - 1}")
+
+    def _sampler(self, vocab_size: int, bias: Mapping[int, float], seed: int) -> Any:
+        """An llm_sampler that frees itself."""
+        c = ffi.new("llm_sampling *", {name: float(getattr(self, name)) for name in REALS})
+        c.top_k, c.seed, c.n_bias = self.top_k, seed, len(bias)
+        tokens, values = ffi.new("uint32_t[]", list(bias)), ffi.new("float[]", list(bias.values()))
+        c.bias_tokens, c.bias_values = tokens, values
+        return ffi.gc(call(lib.llm_sampler_open, c, vocab_size), lib.llm_sampler_close)
+
+
+def params_for(
+    count: int, params: SamplingParams | Sequence[SamplingParams] | None, overrides: dict
+) -> list[SamplingParams]:
+    """One SamplingParams for each of count prompts. A seed that is given once for all of them counts up."""
+    if params is None or isinstance(params, SamplingParams):
+        shared = replace(params or SamplingParams(), **overrides)
+        each, counts_up = [shared] * count, shared.seed is not None
+    else:
+        each = list(params) if isinstance(params, Sequence) else [params]
+        if not all(isinstance(p, SamplingParams) for p in each):
+            raise TypeError(f"params must be SamplingParams or a sequence of them, not {params!r:.60}")
+        if len(each) != count:
+            raise ValueError(f"params has {len(each)} entries for {count} prompts")
+        each, counts_up = [replace(p, **overrides) for p in each], overrides.get("seed") is not None
+    return [replace(p, seed=(p.seed + i) % 2**64) if counts_up and i else p for i, p in enumerate(each)]
+
+
+class Logprob(NamedTuple):
+    """The natural logarithm of a token's probability under the model, before penalties, temperature and
+    filters."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]  # (id, logprob) of the most likely tokens in this place, most likely first
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came of a prompt; str() is its text.
+
+    text           without the prompt, and without what stopped it
+    tokens         the ids made, without the stop token, but with those that made up a stop text
+    logprobs       one Logprob for each of tokens, if asked for
+    finish_reason  "stop": a stop token or a stop text; "length": max_tokens, or the context is full
+    stop           the stop token's id or the stop text; None with "length"
+    prompt_tokens  the number of the prompt's tokens
+    seed           what to pass as `seed` to get the same again
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[Logprob] | None = field(repr=False)
+    finish_reason: str
+    stop: int | str | None
+    prompt_tokens: int
+    seed: int
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Continuation:
+    """A prompt on its way to a Completion: give it logits until `finished`.
+
+    prompt  ids (n,), n >= 1
+    todo    ids that the engine has yet to see before the next logits
+    """
+
+    def __init__(self, model: Model, prompt: list[int], params: SamplingParams, context: int) -> None:
+        room = context - len(prompt) + 1  # the last token made need not be run
+        self.model, self.tokenizer, self.prompt, self.params = model, model.tokenizer, prompt, params
+        self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.todo: list[int] = prompt
+        self.tokens: list[int] = []
+        self.logprobs: list[Logprob] | None = None if params.logprobs is None else []
+        self.finish_reason: str | None = None
+        self.stop: int | str | None = None
+        self.parts: list[str] = []  # text that is certain
+        self.held = ""  # text that may be the start of a stop text
+
+    def start(self, reused: int) -> None:
+        """Takes what the first logits need; the engine holds `reused` tokens of the prompt already."""
+        self.todo = self.prompt[reused:]
+        self.sampler = self.params._sampler(self.model.vocab_size, self.params.logit_bias or {}, self.seed)
+        self.decoder = Decoder(self.model)
+        self.decoder.feed(self.prompt)  # so that the first token's leading space is not the first of a text
+        if self.params.repeat_penalty != 1:
+            for token in self.prompt:
+                lib.llm_sampler_accept(self.sampler, token, 0)
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def accept(self, logits: Any) -> None:
+        """Takes the next token from logits: a float * to (vocab_size,)."""
+        token = lib.llm_sample(self.sampler, logits)
+        if lib.llm_token_is_stop(self.tokenizer, token):
+            return self._finish("stop", token)
+        if self.logprobs is not None:
+            self.logprobs.append(self._logprob(logits, token))
+        self.tokens.append(token)
+        self.todo = [token]
+        self._add(self.decoder.feed(self.todo))
+        if self.stop is not None:
+            self._finish("stop", self.stop)
+        elif len(self.tokens) >= self.limit:
+            self._finish("length", None)
+
+    def _finish(self, reason: str, stop: int | str | None) -> None:
+        if not isinstance(stop, str):
+            self._add(self.decoder.end(), last=True)
+        self.finish_reason, self.stop = reason, stop
+        del self.sampler, self.decoder
+
+    def _logprob(self, logits: Any, token: int) -> Logprob:
+        n = min(self.params.logprobs, self.model.vocab_size)
+        ids, values = ffi.new("uint32_t[]", n), ffi.new("float[]", n)
+        value = lib.llm_logprobs(logits, self.model.vocab_size, token, n, ids, values)
+        return Logprob(token, value, list(zip(ids, values, strict=True)))
+
+    def _add(self, piece: str, last: bool = False) -> None:
+        """Appends text up to a stop text if there is one, else up to what may become one."""
+        stops = self.params.stop
+        self.held += piece
+        found = min(
+            ((at, i) for i, stop in enumerate(stops) if (at := self.held.find(stop)) >= 0), default=None
+        )
+        if found:
+            at, self.stop = found[0], stops[found[1]]
+        elif last or not stops:
+            at = len(self.held)
+        else:
+            first = max(0, len(self.held) - max(map(len, stops)) + 1)
+            starts = (
+                i for i in range(first, len(self.held)) if any(s.startswith(self.held[i:]) for s in stops)
+            )
+            at = next(starts, len(self.held))
+        self.parts.append(self.held[:at])
+        self.held = "" if found else self.held[at:]
+
+    def completion(self) -> Completion:
+        return Completion(
+            "".join(self.parts),
+            self.tokens,
+            self.logprobs,
+            self.finish_reason,
+            self.stop,
+            len(self.prompt),
+            self.seed,
+        )

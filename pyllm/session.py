@@ -1,0 +1,176 @@
+"""Session: one sequence of tokens under the caller's control, with the engine's keys and values for it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyllm._llm import ffi, lib
+from pyllm.binding import Cache, LLMError, call, integer, token_ids
+
+if TYPE_CHECKING:
+    from pyllm.engine import LLM
+
+# The head of a saved session: magic, version, 0, the model's fingerprint, the checksum of what follows, the
+# number of tokens, the bytes of keys and values a token. Then the ids as uint32, and the keys and values as
+# llm_state() gives them. Little-endian.
+HEAD = struct.Struct("<8sII32s32sQQ")
+MAGIC, VERSION = b"PYLLMKV\n", 1
+
+
+def _locked(method: Callable) -> Callable:
+    """Lets one thread at a time into a Session's method, and none after it was closed."""
+
+    @wraps(method)
+    def run(self: Session, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            self._llm._open()
+            if self._cache is None:
+                raise LLMError("the session is closed")
+            self._cache.sync()
+            return method(self, *args, **kwargs)
+
+    return run
+
+
+class Session:
+    """A sequence of tokens and the engine's keys and values for them. Made by LLM.session().
+
+        with llm.session() as s:
+            logits = s.eval(llm.encode("Once upon a"))
+
+    Threads may share one: its methods wait for each other. Closing the LLM ends its sessions too."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._lock = threading.RLock()
+        self._model = llm._open()
+        self._cache: Cache | None = llm._open_cache(self._model)
+
+    def close(self) -> None:
+        """Gives the memory back; closing twice is allowed."""
+        with self._lock:
+            self._cache = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        cache = self._cache
+        return (
+            "Session(closed)"
+            if cache is None
+            else f"Session({len(cache.tokens[0])} tokens of {cache.context})"
+        )
+
+    @property
+    @_locked
+    def tokens(self) -> list[int]:
+        """A copy of the ids so far."""
+        return list(self._cache.tokens[0])
+
+    @_locked
+    def __len__(self) -> int:
+        return len(self._cache.tokens[0])
+
+    def __bool__(self) -> bool:
+        return True
+
+    @_locked
+    def eval(self, ids: Sequence[int] | np.ndarray, *, all: bool = False) -> np.ndarray:
+        """Appends ids (n,). Returns the logits after the last one, float32 (vocab_size,), or with `all` those
+        after each, float32 (n, vocab_size). Raises LLMError and changes nothing when the context has no room
+        for them."""
+        tokens = token_ids(ids, self._model.vocab_size)
+        if not tokens and not all:
+            raise ValueError("ids is empty")
+        out = np.empty((len(tokens) if all else 1, self._model.vocab_size), np.float32)
+        self._cache.extend(tokens, out)
+        return out if all else out[0]
+
+    @_locked
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` tokens."""
+        self._cache.truncate(0, integer("length", length, 0, len(self._cache.tokens[0])))
+
+    @_locked
+    def fork(self) -> Session:
+        """A copy that goes its own way from here."""
+        other = Session(self._llm)
+        other._set(self._cache.tokens[0], self._state())
+        return other
+
+    def _state(self) -> np.ndarray:
+        """uint8 (len(self) * llm_kv_bytes,): the keys and values."""
+        tokens = self._cache.tokens[0]
+        state = np.empty(len(tokens) * lib.llm_kv_bytes(self._model.ptr), np.uint8)
+        call(lib.llm_state, self._cache.ptr, 0, len(tokens), ffi.from_buffer(state), 0)
+        return state
+
+    def _set(self, tokens: list[int], state: np.ndarray) -> None:
+        self._cache.tokens[0] = []
+        call(lib.llm_state, self._cache.ptr, 0, len(tokens), ffi.from_buffer(state), 1)
+        self._cache.tokens[0] = list(tokens)
+
+    @_locked
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the tokens, keys and values to a file that load() reads, under another name first."""
+        ids, state = np.array(self._cache.tokens[0], "<u4"), self._state()
+        kv_bytes = lib.llm_kv_bytes(self._model.ptr)
+        head = (MAGIC, VERSION, 0, self._model.fingerprint, _digest(ids, state), len(ids), kv_bytes)
+        part = f"{os.fspath(path)}.{os.getpid()}-{threading.get_ident()}.part"
+        try:
+            with open(part, "xb") as file:
+                for data in (HEAD.pack(*head), ids, state):
+                    file.write(data)
+            os.replace(part, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
+
+    @_locked
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Replaces the session's contents by those that save() wrote. Raises LLMError and changes nothing
+        when the file is damaged, of another model, or longer than the context."""
+        path, kv_bytes = os.fspath(path), lib.llm_kv_bytes(self._model.ptr)
+        with open(path, "rb") as file:
+            head = file.read(HEAD.size)
+            if len(head) < HEAD.size or not head.startswith(MAGIC):
+                raise LLMError(f"{path} is not a saved session")
+            _, version, reserved, model, digest, n, stored = HEAD.unpack(head)
+            if (version, reserved) != (VERSION, 0):
+                raise LLMError(f"{path}: version {version} of saved sessions is not known here")
+            if model != self._model.fingerprint or stored != kv_bytes:
+                raise LLMError(f"{path}: the session was saved from another model than {self._llm.path}")
+            if n > self._cache.context:
+                raise LLMError(f"{path}: {n} tokens, more than the context of {self._cache.context}")
+            if os.fstat(file.fileno()).st_size != HEAD.size + n * (4 + kv_bytes):
+                raise LLMError(f"{path}: the file is cut short or too long")
+            ids, state = (
+                np.frombuffer(file.read(n * size), kind) for size, kind in ((4, "<u4"), (kv_bytes, np.uint8))
+            )
+        if len(ids) != n or len(state) != n * kv_bytes or _digest(ids, state) != digest:
+            raise LLMError(f"{path}: the file is damaged: its checksum is wrong")
+        try:
+            self._set(token_ids(ids, self._model.vocab_size), state)
+        except ValueError as error:
+            raise LLMError(f"{path}: {error}") from None
+
+
+def _digest(ids: np.ndarray, state: np.ndarray) -> bytes:
+    """What tells that a saved session is as it was written."""
+    digest = hashlib.sha256(ids)
+    digest.update(state)
+    return digest.digest()

@@ -1,0 +1,791 @@
+"""The package pyllm as its users see it, with a tiny random model over bytes and the story model."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import multiprocessing
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyllm._llm import lib
+from reference import INT8, Reference, make_model
+
+import pyllm
+from pyllm import LLM, Completion, LLMError, SamplingParams, TemplateError
+from pyllm.binding import CHUNK, Cache
+from pyllm.engine import MAX_BATCH, MAX_IDLE
+
+BOS, IM_START, IM_END, NONE = 256, 257, 258, 2**32 - 1
+SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}{{ extra or '' }}"
+)
+HI = [{"role": "user", "content": "Hi"}]
+
+
+def byte_tokenizer(flags: int) -> dict[int, bytes]:
+    """The sections of a tokenizer whose tokens are the 256 bytes and SPECIAL."""
+    texts = [bytes([i]) for i in range(256)] + SPECIAL
+    starts = np.cumsum([0] + [len(t) for t in texts]).astype("<u4")
+    heads, at = b"", 0
+    for text in sorted(SPECIAL):
+        heads += struct.pack("<IIII", texts.index(text), lib.LLM_ADDED_SPECIAL, at, len(text))
+        at += len(text)
+    head = struct.pack("<8I", lib.LLM_BYTE_LEVEL | flags, len(texts), BOS, IM_END, NONE, 0, 0, 0)
+    return {
+        lib.LLM_TOKENIZER: head + np.arange(256, dtype="<u4").tobytes(),
+        lib.LLM_TOKEN_STARTS: starts.tobytes(),
+        lib.LLM_TOKEN_BYTES: b"".join(texts),
+        lib.LLM_TOKEN_TYPES: bytes(256) + bytes([lib.LLM_TOKEN_SPECIAL]) * len(SPECIAL),
+        lib.LLM_TOKEN_ORDER: np.arange(256, dtype="<u4").tobytes(),
+        lib.LLM_MERGE_STARTS: bytes(4 * (len(texts) + 1)),
+        lib.LLM_MERGES: b"",
+        lib.LLM_ADDED: struct.pack("<II", len(SPECIAL), 0) + heads + b"".join(sorted(SPECIAL)),
+    }
+
+
+def tiny(more: dict[int, bytes] | None = None, flags: int = lib.LLM_ADD_BOS, **arguments) -> bytes:
+    """A flat file of random weights over byte_tokenizer. Two ids at the end have no token."""
+    about = {lib.LLM_NAME: b"Tiny", lib.LLM_ABOUT: b"family: test\nlicense: none: at all\n\nnonsense"}
+    sections = {**about, **byte_tokenizer(flags), lib.LLM_CHAT_TEMPLATE: CHATML.encode(), **(more or {})}
+    arguments = {"seed": 5, "dtype": INT8, "context": 700, **arguments}
+    return make_model(vocab_size=len(SPECIAL) + 258, sections=sections, **arguments)
+
+
+@pytest.fixture(scope="session")
+def path(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("python") / "tiny.llm"
+    file.write_bytes(tiny())
+    return str(file)
+
+
+@pytest.fixture
+def llm(path):
+    with LLM(path, threads=1) as llm:
+        yield llm
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Opening and closing
+
+
+def test_public_names_are_exported_and_documented():
+    for name in pyllm.__all__:
+        assert getattr(pyllm, name).__doc__, name
+    for kind in (LLM, pyllm.Session):
+        for name, member in inspect.getmembers(kind):
+            assert name.startswith("_") or inspect.getdoc(member), (kind, name)
+
+
+def test_properties_say_what_the_file_is(llm, path):
+    assert (llm.path, llm.name, llm.dtype, llm.context) == (path, "Tiny", "int8", 700)
+    assert (llm.vocab_size, llm.dim, llm.n_layers) == (261, 64, 2)
+    assert llm.about == {"family": "test", "license": "none: at all"}
+    assert (llm.bos_token, llm.eos_token, llm.stop_tokens) == (BOS, IM_END, (IM_END,))
+    assert llm.chat_template == CHATML
+    layer = 64 + 64 * 128 + 64 * 64 + 64 + 2 * 128 * 64 + 64 * 128
+    assert llm.parameters == 2 * 261 * 64 + 64 + 2 * layer
+    for part in (path, "Tiny", "int8", "700", "million"):
+        assert part in repr(llm)
+
+
+def test_parameters_count_every_expert(tmp_path):
+    def parameters(**arguments):
+        (tmp_path / "m.llm").write_bytes(make_model(**arguments))
+        return LLM(tmp_path / "m.llm").parameters
+
+    assert parameters(n_experts=4, n_active=2) - parameters() == 2 * (3 * 3 * 128 * 64 + 4 * 64)
+
+
+def test_errors_of_files_name_the_file(tmp_path, path):
+    with pytest.raises(LLMError, match="absent.llm"):
+        LLM(tmp_path / "absent.llm")
+    (tmp_path / "cut.llm").write_bytes(Path(path).read_bytes()[:-64])
+    with pytest.raises(LLMError, match="cut.llm"):
+        LLM(tmp_path / "cut.llm")
+    with pytest.raises(ValueError, match="NUL"):
+        LLM("a\0b")
+    with pytest.raises(TypeError):
+        LLM(5)
+
+
+@pytest.mark.parametrize("name", ["threads", "context"])
+def test_bad_arguments_name_themselves(path, name):
+    for value, error in (
+        (0, ValueError),
+        (-1, ValueError),
+        (2**40, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+    ):
+        with pytest.raises(error, match=name):
+            LLM(path, **{name: value})
+
+
+def test_a_closed_model_refuses_everything(path):
+    llm = LLM(path)
+    session, stream = llm.session(), llm.stream("a", max_tokens=5)
+    next(stream)
+    llm.close()
+    llm.close()
+    uses = [
+        lambda: llm.generate("a"), lambda: llm.chat(HI), lambda: llm.stream("a"), lambda: llm.encode("a"),
+        lambda: llm.decode([1]), lambda: llm.logits([1]), lambda: llm.score("a", "b"), lambda: llm.session(),
+        lambda: llm.about, lambda: llm.stop_tokens, lambda: llm.__enter__(), lambda: session.eval([1]),
+        lambda: list(stream),
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(LLMError, match="closed"):
+            use()
+    assert "closed" in repr(llm) and llm.vocab_size == 261
+    session.close()
+
+
+def test_closing_while_threads_generate_is_an_error_there_and_no_crash(path):
+    llm, ended = LLM(path, threads=1), []
+
+    def work():
+        try:
+            while True:
+                llm.generate(["a", "b"], max_tokens=50, logit_bias={IM_END: -math.inf})
+        except LLMError as error:
+            ended.append("closed" in str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    llm.generate("c", max_tokens=20)
+    llm.close()
+    for thread in threads:
+        thread.join(30)
+    assert ended == [True] * 3
+
+
+def test_pickling_opens_the_file_again(path, monkeypatch):
+    monkeypatch.chdir(Path(path).parent)
+    llm = LLM("tiny.llm", threads=1, context=50)
+    data = pickle.dumps(llm)
+    monkeypatch.chdir("/")
+    copy = pickle.loads(data)
+    assert (copy.path, copy.context) == (llm.path, 50)
+    assert copy.generate("a", max_tokens=9, seed=1) == llm.generate("a", max_tokens=9, seed=1)
+    params = SamplingParams(logit_bias={1: 2.0}, stop="x")
+    assert pickle.loads(pickle.dumps(params)) == params
+
+
+def forked(llm, pipe):
+    pipe.send(llm.generate("abc", max_tokens=20, seed=3))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_can_generate(path):
+    llm = LLM(path, threads=2)
+    expected = llm.generate("abc", max_tokens=20, seed=3)
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=forked, args=(llm, there))
+    child.start()
+    assert here.poll(30), "the child hangs"
+    assert here.recv() == expected
+    child.join()
+
+
+def test_nothing_is_printed(path, tmp_path):
+    script = f"""if True:
+        import pyllm
+        llm = pyllm.LLM({path!r})
+        llm.generate(["a", "b"], max_tokens=5), llm.logits("abc"), llm.chat({HI!r}, max_tokens=3)
+        with llm.session() as s: s.eval([1])
+        try: pyllm.LLM("absent.llm")
+        except pyllm.LLMError: pass
+        left_open = llm.stream("a", max_tokens=50)
+        next(left_open)
+        """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Text and tokens
+
+
+def test_encode_has_the_flags_of_the_library(llm):
+    assert llm.encode("ab") == [BOS, 97, 98] == llm.encode("ab", bos=True) == llm.encode(b"ab")
+    assert llm.encode("ab", bos=False) == [97, 98]
+    assert llm.encode("<s>a<|im_end|>", bos=True) == [BOS, 97, IM_END]
+    assert llm.encode("<|im_end|>", bos=False, special=False) == list(b"<|im_end|>")
+    assert llm.encode("") == [BOS] and llm.encode("", bos=False) == []
+    assert llm.encode("é" * 1000, bos=False) == list("é".encode() * 1000)
+    with pytest.raises(TypeError, match="text"):
+        llm.encode(5)
+
+
+def test_encode_takes_lone_surrogates_and_bad_bytes_as_replacement_characters(llm):
+    assert llm.encode("a\ud800b", bos=False) == list("a\ufffdb".encode())
+    assert llm.encode("\ud83d\ude00", bos=False) == list("😀".encode())  # a pair is the character
+    assert llm.encode(b"a\xffb", bos=False) == list("a\ufffdb".encode())
+
+
+def test_decode_is_the_inverse(llm):
+    text = "naïve 😀\0 text"
+    ids = llm.encode(text)
+    assert llm.decode(ids) == text
+    assert llm.decode(np.array(ids, np.int64)) == llm.decode(tuple(ids)) == text
+    assert llm.decode(ids, special=True) == "<s>" + text
+    assert llm.decode([97, 0xF0, 0x9F]) == "a\ufffd"
+    assert llm.decode([]) == llm.decode([259]) == ""  # 259 is a row of the embedding that has no token
+
+
+@pytest.mark.parametrize("ids", [[261], [-1], [2**70], [1, 10**12]])
+def test_ids_out_of_range_are_value_errors(llm, ids):
+    for use in (llm.decode, llm.logits, llm.generate, llm.session().eval):
+        with pytest.raises((ValueError, TypeError), match="id"):
+            use(ids)
+
+
+@pytest.mark.parametrize(
+    "ids", [[1.5], [True, False], [[1], [2, 3]], np.zeros((2, 2), int), 5, None, ["a"], {1: 2}]
+)
+def test_what_is_no_row_of_integers_is_a_type_error(llm, ids):
+    for use in (llm.decode, llm.logits, llm.session().eval):
+        with pytest.raises(TypeError):
+            use(ids)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Parameters
+
+
+def test_defaults_are_those_of_the_c_side():
+    params, c = SamplingParams(), lib.llm_sampling_default()
+    for name in (
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repeat_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+    ):
+        assert np.float32(getattr(params, name)) == getattr(c, name)
+    assert params.max_tokens is params.seed is params.logprobs is params.logit_bias is None
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "error"),
+    [
+        ("max_tokens", [0, -1], ValueError),
+        ("temperature", [-1, math.nan, math.inf, 1e39, 10**400], ValueError),
+        ("top_k", [-1, 2**32], ValueError),
+        ("top_p", [0, 1.1, math.nan], ValueError),
+        ("min_p", [-0.1, 1.1], ValueError),
+        ("repeat_penalty", [0, -1], ValueError),
+        ("presence_penalty", [math.inf], ValueError),
+        ("frequency_penalty", [math.nan], ValueError),
+        ("logit_bias", [{1: math.nan}, {1: math.inf}, {1: 1e39}, {-1: 0}], ValueError),
+        ("seed", [-1, 2**64], ValueError),
+        ("stop", ["", ["a", ""]], ValueError),
+        ("logprobs", [-1], ValueError),
+        ("max_tokens", ["5", 5.0, True], TypeError),
+        ("temperature", ["hot", None, True], TypeError),
+        ("top_k", [None, 1.0], TypeError),
+        ("logit_bias", [[1, 2], {1: "a"}, {"a": 1}, {1.5: 1}], TypeError),
+        ("seed", ["a", 1.5], TypeError),
+        ("stop", [5, [5], b"x", {"a"}], TypeError),
+        ("logprobs", [True, 1.5], TypeError),
+    ],
+)
+def test_bad_parameters_name_their_field(field, values, error):
+    for value in values:
+        with pytest.raises(error, match=field):
+            SamplingParams(**{field: value})
+
+
+def test_parameters_are_checked_before_any_work(llm):
+    with pytest.raises(ValueError, match="logit_bias: 261"):
+        llm.generate(["a", "b"], [SamplingParams(), SamplingParams(logit_bias={261: 1})])
+    with pytest.raises(TypeError, match="temprature"):
+        llm.generate("a", temprature=1)
+    with pytest.raises(ValueError, match="1 entries for 2 prompts"):
+        llm.generate(["a", "b"], [SamplingParams()])
+    with pytest.raises(TypeError, match="params"):
+        llm.generate("a", {"temperature": 1})
+    with pytest.raises(TypeError, match="stream"):
+        llm.stream(["a", "b"])
+    for prompt in (5, None, {"a"}, (c for c in "ab")):
+        with pytest.raises(TypeError, match="prompt"):
+            llm.generate(prompt)
+
+
+def test_prompts_that_are_too_long_name_both_lengths(llm):
+    with pytest.raises(LLMError, match="701 tokens.* 700"):
+        llm.generate("a" * 700)
+    with pytest.raises(LLMError, match="prompt 1 .*701 tokens.* 700"):
+        llm.generate(["a", "a" * 700])
+    for use in (llm.stream, llm.logits, lambda text: llm.score(text, "b")):
+        with pytest.raises(LLMError, match="70[12] tokens.* 700"):
+            use("a" * 700)
+    done = llm.generate("a" * 699)
+    assert len(done.tokens) <= 1 and done.prompt_tokens == 700
+
+
+def test_empty_prompts(tmp_path, llm):
+    assert llm.generate([]) == [] and llm.generate("", max_tokens=1).prompt_tokens == 1
+    (tmp_path / "m.llm").write_bytes(tiny(flags=0))
+    without = LLM(tmp_path / "m.llm")
+    for prompt in ("", b"", [[]], ["a", ""], np.zeros(0, int)):
+        with pytest.raises(ValueError, match="has no tokens"):
+            without.generate(prompt)
+    assert llm.logits([]).shape == (0, 261)
+    assert llm.score("", "ab") == llm.score([BOS], [97, 98]) == without.score("", "ab")
+    assert llm.score("ab", "") == (0.0, True)
+    with pytest.raises(ValueError, match="context has no tokens"):
+        llm.score([], [1])
+
+
+def test_without_a_tokenizer_ids_still_work(tmp_path):
+    (tmp_path / "m.llm").write_bytes(data := make_model())
+    llm = LLM(tmp_path / "m.llm")
+    np.testing.assert_allclose(llm.logits([1, 2, 3]), Reference(data).logits([1, 2, 3]), atol=0.05)
+    assert llm.score([1, 2], [3]).logprob < 0
+    for use in (
+        lambda: llm.encode("a"),
+        lambda: llm.decode([1]),
+        lambda: llm.generate([1]),
+        lambda: llm.stop_tokens,
+    ):
+        with pytest.raises(LLMError, match="no tokenizer"):
+            use()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Generating
+
+
+def test_greedy_is_the_argmax_of_the_logits(llm):
+    done = llm.generate("Once", temperature=0, max_tokens=20, logit_bias={IM_END: -math.inf})
+    ids = llm.encode("Once") + done.tokens
+    logits = llm.logits(ids)
+    logits[:, IM_END] = -math.inf
+    assert done.tokens == logits[4:-1].argmax(-1).tolist()
+    assert (done.finish_reason, done.stop, done.prompt_tokens) == ("length", None, 5)
+
+
+def test_text_is_what_the_tokens_decode_to(llm):
+    for seed in range(5):
+        done = llm.generate("Once", seed=seed, max_tokens=40)
+        assert done.text == str(done) == llm.decode(list(b"Once") + done.tokens)[4:]
+
+
+def test_logprobs_are_the_log_softmax_of_the_logits(llm):
+    done = llm.generate("Once", seed=1, max_tokens=15, temperature=1.7, repeat_penalty=1.3, logprobs=3)
+    expected = log_softmax(llm.logits(llm.encode("Once") + done.tokens))[4:-1]
+    assert [entry.token for entry in done.logprobs] == done.tokens
+    for entry, row in zip(done.logprobs, expected, strict=True):
+        assert entry.logprob == pytest.approx(row[entry.token], abs=1e-5)
+        assert [i for i, _ in entry.top] == np.argsort(-row, kind="stable")[:3].tolist()
+        assert [p for _, p in entry.top] == pytest.approx(np.sort(row)[::-1][:3].tolist(), abs=1e-5)
+    assert llm.generate("a", max_tokens=1, logit_bias={IM_END: -math.inf}, logprobs=0).logprobs[0].top == []
+    assert len(llm.generate("a", max_tokens=1, temperature=0, logprobs=10**6).logprobs[0].top) == 261
+    assert llm.generate("a", max_tokens=1).logprobs is None
+
+
+def test_a_seed_repeats_and_is_reported(llm):
+    one = llm.generate("Once", max_tokens=30)
+    assert llm.generate("Once", max_tokens=30, seed=one.seed) == one
+    assert llm.generate("Once", max_tokens=30) != one
+    assert llm.generate("Once", seed=2**64 - 1, max_tokens=5).seed == 2**64 - 1
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone(llm):
+    rng = np.random.default_rng(3)
+    texts = ["Once upon a time" + "x" * int(n) for n in rng.integers(0, 90, 2 * MAX_BATCH + 5)]
+    params = SamplingParams(max_tokens=12, seed=2**64 - 3, logprobs=2, repeat_penalty=1.1)
+    batch = llm.generate(texts, params)
+    assert [done.seed for done in batch[:4]] == [2**64 - 3, 2**64 - 2, 2**64 - 1, 0]
+    fresh = LLM(llm.path, threads=1)
+    for text, done in zip(texts, batch, strict=True):
+        assert fresh.generate(text, params, seed=done.seed) == done
+
+
+def test_a_batch_may_mix_kinds_of_prompts_and_parameters(llm):
+    prompts = ["ab", b"ab", [BOS, 97, 98], np.array([BOS, 97, 98]), "a" * 600, "ab"]
+    each = [SamplingParams(max_tokens=i + 1, seed=7, temperature=i / 2) for i in range(6)]
+    batch = llm.generate(prompts, each, top_k=50)
+    assert batch == [llm.generate(p, e, top_k=50) for p, e in zip(prompts, each, strict=True)]
+    assert [done.seed for done in llm.generate(prompts[:2], each[:2], seed=1)] == [1, 2]
+    assert llm.generate(np.array([[BOS, 97]] * 2), max_tokens=3, temperature=0, seed=1)[0].prompt_tokens == 2
+
+
+def test_a_batch_computes_a_shared_prefix_once(llm, monkeypatch):
+    counts, forward = [], Cache.forward
+
+    def counted(self, tokens, *rest):
+        counts.append(len(tokens))
+        return forward(self, tokens, *rest)
+
+    monkeypatch.setattr(Cache, "forward", counted)
+    llm.generate(["a" * 300 + c for c in "bcdefgh"], max_tokens=1)
+    assert sum(counts) == 301 + 7
+    counts.clear()
+    llm.generate("a" * 300 + "b", max_tokens=1)  # and it is still there
+    assert sum(counts) == 1
+
+
+def test_prefix_reuse_does_not_change_results(llm):
+    texts = ["abcdef", "abcxyz", "abcdef", "abcdefgh", "q", "abcdefghij" * 9, "abcdefg"]
+    used = [llm.generate(text, max_tokens=8, seed=4, logprobs=1) for text in texts]
+    for text, done in zip(texts, used, strict=True):
+        assert LLM(llm.path, threads=1).generate(text, max_tokens=8, seed=4, logprobs=1) == done
+
+
+def test_results_do_not_depend_on_threads(path):
+    runs = [
+        LLM(path, threads=n).generate(["a", "bb", "ccc"], seed=2, max_tokens=20, logprobs=1)
+        for n in (1, 2, 4)
+    ]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_python_threads_may_share_a_model(llm):
+    def work(i: int) -> Completion | float:
+        if i % 3 == 2:
+            return llm.score("ab" * i, "cd")
+        return llm.generate("ab" * i, max_tokens=20, seed=i)
+
+    alone = [work(i) for i in range(24)]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(work, range(24))) == alone
+    assert 1 <= len(llm._pool) <= MAX_IDLE
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Stopping and streaming
+
+
+def test_a_stop_token_ends_the_text_and_is_not_part_of_it(llm):
+    done = llm.generate("a", max_tokens=9, logit_bias={IM_END: 1000})
+    assert done == Completion("", [], None, "stop", IM_END, 2, done.seed)
+
+
+@pytest.fixture
+def greedy(llm):
+    """Greedy parameters that allow only ASCII, and the 60 characters of text that they give after "Once"."""
+    bias = dict.fromkeys(range(128, 261), -math.inf)
+    params = SamplingParams(temperature=0, max_tokens=60, repeat_penalty=1.2, logit_bias=bias)
+    return params, llm.generate("Once", params).text
+
+
+def test_stop_texts_end_the_text_before_them(llm, greedy):
+    params, text = greedy
+    for stop in (text[20], text[20:23], text[25:40], [text[30:32], text[20:23], "never"], text[:2], text[-1]):
+        done = llm.generate("Once", params, stop=stop)
+        stops = [stop] if isinstance(stop, str) else stop
+        at, which = min((text.find(s), s) for s in stops if s in text)
+        assert (done.text, done.finish_reason, done.stop) == (text[:at], "stop", which)
+        assert len(done.tokens) == at + len(which)
+
+
+def test_streams_give_the_text_of_generate(llm, greedy):
+    params, text = greedy
+    for stop in (
+        None,
+        text[20:23],
+        text[20:23] + "never",
+        [text[i : i + 3] + "never" for i in range(40)],
+        text[-1],
+    ):
+        stream, pieces = llm.stream("Once", params, stop=stop), []
+        while True:
+            try:
+                pieces.append(next(stream))
+            except StopIteration as end:
+                done = end.value
+                break
+        assert all(pieces) and len(pieces) > 5
+        assert "".join(pieces) == done.text
+        assert done == llm.generate("Once", params, stop=stop, seed=done.seed)
+
+
+def test_streams_hold_back_what_may_become_a_stop_text(llm, greedy):
+    params, text = greedy
+    end = next(i for i in range(10, 50) if text.find(text[i : i + 3]) == i)
+    seen = ""
+    for piece in llm.stream("Once", params, stop=text[end : end + 3]):
+        seen += piece
+        assert len(seen) <= end
+    assert seen == text[:end]
+
+
+def test_an_abandoned_stream_gives_its_session_back(llm):
+    expected = llm.generate("abc", seed=1, max_tokens=30)
+    for n in range(2 * MAX_IDLE):
+        stream = llm.stream("abc", seed=1, max_tokens=30)
+        first = next(stream)
+        assert len(llm._pool) == 0
+        if n % 2:
+            stream.close()
+        del stream
+        assert len(llm._pool) == 1 and expected.text.startswith(first)
+    assert llm.generate("abc", seed=1, max_tokens=30) == expected
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupt_leaves_the_model_usable(llm, monkeypatch, after):
+    prompts = ["abc" * 100 + c for c in "defghi"]
+    expected, forward = llm.generate(prompts, seed=1, max_tokens=10), Cache.forward
+    for when in range(8):
+        calls = iter(range(100))
+
+        def interrupted(self, *args, calls=calls, when=when):
+            if next(calls) == when:
+                if after:
+                    forward(self, *args)
+                else:
+                    self.tokens[0].append(1)  # as if it came between the two records
+                raise KeyboardInterrupt
+            return forward(self, *args)
+
+        monkeypatch.setattr(Cache, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            LLM.generate(llm, prompts, seed=1, max_tokens=10)
+        monkeypatch.setattr(Cache, "forward", forward)
+        assert llm.generate(prompts, seed=1, max_tokens=10) == expected
+
+
+def test_the_context_ends_a_text(path):
+    llm = LLM(path, threads=1, context=20)
+    done = llm.generate("a" * 9, logit_bias={IM_END: -math.inf})
+    assert (done.finish_reason, done.prompt_tokens, len(done.tokens)) == ("length", 10, 11)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Chat
+
+
+def test_chats_are_rendered_and_encoded_without_a_second_bos(llm):
+    text = llm.render_chat(HI)
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    ids = [IM_START, *b"user\nHi", IM_END, 10, IM_START, *b"assistant\n"]
+    assert llm.encode(text, bos=False) == ids
+    reply = llm.chat(HI, seed=1, max_tokens=9)
+    assert reply == llm.generate(ids, seed=1, max_tokens=9)
+    assert "".join(llm.stream_chat(HI, seed=1, max_tokens=9)) == reply.text
+    assert llm.render_chat(HI, add_generation_prompt=False, template_kwargs={"extra": "!"}).endswith(
+        "<|im_end|>\n!"
+    )
+
+
+def test_a_list_of_chats_runs_as_a_batch(llm):
+    other = [*HI, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "And?"}]
+    batch = llm.chat([HI, other], seed=1, max_tokens=9)
+    assert batch == [llm.chat(HI, seed=1, max_tokens=9), llm.chat(other, seed=2, max_tokens=9)]
+
+
+def test_a_second_turn_computes_only_what_is_new(llm, monkeypatch):
+    reply = llm.chat([{"role": "user", "content": "x" * 200}], temperature=0, max_tokens=4)
+    counts, forward = [], Cache.forward
+    monkeypatch.setattr(Cache, "forward", lambda *args: counts.append(len(args[1])) or forward(*args))
+    turns = [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": reply.text}, *HI]
+    llm.chat(turns, temperature=0, max_tokens=1)
+    assert sum(counts) < 60
+
+
+def test_templates_see_the_texts_of_bos_and_eos(tmp_path):
+    (tmp_path / "m.llm").write_bytes(
+        tiny({lib.LLM_CHAT_TEMPLATE: b"{{ bos_token }}|{{ eos_token }}|{{ tools }}"})
+    )
+    llm = LLM(tmp_path / "m.llm")
+    assert llm.render_chat(HI) == "<s>|<|im_end|>|None"
+    assert llm.render_chat(HI, template_kwargs={"bos_token": "X"}, tools=[]) == "X|<|im_end|>|[]"
+    with pytest.raises(TypeError, match="tools"):
+        llm.render_chat(HI, template_kwargs={"tools": []})
+
+
+def test_bad_chats_say_what_is_wrong(tmp_path, llm):
+    for messages in ("Hi", HI[0], None, 5, ["Hi"], [HI, "Hi"]):
+        with pytest.raises(TypeError, match="message"):
+            llm.chat(messages)
+    with pytest.raises(ValueError, match="messages is empty"):
+        llm.chat([])
+    with pytest.raises(TemplateError):
+        llm.chat([{"role": "user", "content": None}])
+    with pytest.raises(TypeError, match="temprature"):
+        llm.chat(HI, temprature=1)
+    data = make_model(vocab_size=261, sections=byte_tokenizer(0))
+    (tmp_path / "m.llm").write_bytes(data)
+    with pytest.raises(LLMError, match="no chat template"):
+        LLM(tmp_path / "m.llm").chat(HI)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Logits and scores
+
+
+def test_logits_are_those_of_the_reference(llm, path):
+    ids = np.random.default_rng(1).integers(0, 256, 2 * CHUNK + 9)
+    logits = llm.logits(ids)
+    assert (logits.dtype, logits.shape) == (np.float32, (len(ids), 261))
+    # keys and values are kept in fp16 and activations in int16, which the reference does not do
+    np.testing.assert_allclose(logits, Reference(Path(path).read_bytes()).logits(ids.tolist()), atol=0.05)
+    assert np.array_equal(logits[:5], llm.logits(ids[:5].tolist()))
+    assert np.array_equal(llm.logits("abc"), llm.logits([BOS, *b"abc"]))
+
+
+@pytest.mark.parametrize("n", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5])
+def test_score_sums_the_logprobs_of_the_continuation(llm, n):
+    context, continuation = [BOS, *b"Once upon"], np.random.default_rng(n).integers(0, 256, n)
+    found = llm.score(context, continuation)
+    rows = log_softmax(llm.logits([*context, *continuation]))[len(context) - 1 : -1]
+    assert found.logprob == pytest.approx(rows[np.arange(n), continuation].sum(), abs=1e-4 * n)
+    assert found.greedy == (rows.argmax(-1) == continuation).all()
+    assert llm.score(context, continuation) == found  # now with the context kept
+
+
+def test_score_knows_the_greedy_choice(llm):
+    done = llm.generate("Once", temperature=0, max_tokens=6)
+    assert llm.score(llm.encode("Once"), done.tokens).greedy
+    assert not llm.score(llm.encode("Once"), [*done.tokens[:-1], (done.tokens[-1] + 1) % 256]).greedy
+
+
+def test_score_moves_trailing_space_to_the_continuation(llm):
+    assert llm.score("Once ", "upon") == llm.score("Once", " upon") == llm.score([BOS, *b"Once"], [*b" upon"])
+    assert llm.score("a", "b", bos=False) == llm.score([97], [98])
+    for pair in ((b"a", "b"), ("a", [98]), ([97], "b")):
+        with pytest.raises(TypeError, match="both"):
+            llm.score(*pair)
+
+
+def test_the_story_model_tells_stories(story_model):
+    with LLM(story_model, threads=1) as llm:
+        texts = ["Once upon a time", "One day, a little"]
+        batch = llm.generate(texts, max_tokens=40, seed=3)
+        assert batch == [llm.generate(text, max_tokens=40, seed=3 + i) for i, text in enumerate(texts)]
+        assert all(done.text.isascii() and len(done.text.split()) > 15 for done in batch)
+        assert "".join(llm.stream(texts[0], max_tokens=40, seed=3)) == batch[0].text
+        assert llm.score("Once upon a", " time").greedy
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Sessions
+
+
+def test_a_session_gives_the_logits_of_the_whole_sequence(llm):
+    ids = np.random.default_rng(2).integers(0, 256, CHUNK + 20)
+    whole = llm.logits(ids)
+    with llm.session() as s:
+        assert np.array_equal(s.eval(ids[:7]), whole[6])
+        assert np.array_equal(s.eval(ids[7:9].tolist(), all=True), whole[7:9])
+        assert np.array_equal(s.eval(ids[9:]), whole[-1])
+        assert s.tokens == ids.tolist() and len(s) == CHUNK + 20 and "276 tokens of 700" in repr(s)
+        assert s.eval([], all=True).shape == (0, 261)
+        s.truncate(100)
+        assert len(s) == 100 and np.array_equal(s.eval(ids[100:102]), whole[101])
+        first = s.eval([1])
+        kept = first.copy()
+        s.eval([2])
+        assert np.array_equal(first, kept) and first.shape == (261,)  # results are copies
+
+
+def test_a_fork_goes_its_own_way(llm):
+    with llm.session() as s:
+        s.eval(list(b"Once upon"))
+        other = s.fork()
+        with other, llm.session().fork() as empty:
+            assert np.array_equal(s.eval([1]), llm.logits([*b"Once upon", 1])[-1])
+            assert np.array_equal(other.eval([2, 3]), llm.logits([*b"Once upon", 2, 3])[-1])
+            assert (s.tokens, other.tokens) == ([*b"Once upon", 1], [*b"Once upon", 2, 3])
+            assert len(empty) == 0 and empty
+
+
+def test_sessions_say_what_is_wrong_and_stay_as_they_were(llm):
+    with llm.session() as s:
+        s.eval([1, 2, 3])
+        with pytest.raises(LLMError, match="3 tokens and 698 more .* 700"):
+            s.eval([1] * 698)
+        with pytest.raises(ValueError, match="length"):
+            s.truncate(4)
+        with pytest.raises(TypeError, match="length"):
+            s.truncate(1.0)
+        with pytest.raises(ValueError, match="ids is empty"):
+            s.eval([])
+        assert s.tokens == [1, 2, 3]
+    s.close()
+    for use in (lambda: s.eval([1]), lambda: s.tokens, lambda: len(s), s.fork, lambda: s.save("x")):
+        with pytest.raises(LLMError, match="session is closed"):
+            use()
+
+
+def test_saved_sessions_continue_elsewhere(llm, tmp_path):
+    file = tmp_path / "s.kv"
+    with llm.session() as s, LLM(llm.path, threads=1).session() as other:
+        s.save(file)
+        other.eval([9])
+        other.load(file)
+        assert other.tokens == []
+        s.eval(list(b"Once upon a time"))
+        s.save(str(file))
+        other.load(str(file))
+        assert other.tokens == s.tokens
+        assert np.array_equal(other.eval([5, 6]), s.eval([5, 6]))
+    assert os.listdir(tmp_path) == ["s.kv"]
+    with pytest.raises(FileNotFoundError):
+        llm.session().save(tmp_path / "absent" / "s.kv")
+    with pytest.raises(FileNotFoundError):
+        llm.session().load(tmp_path / "absent.kv")
+
+
+def test_damaged_saved_sessions_are_refused(llm, tmp_path):
+    file = tmp_path / "s.kv"
+    with llm.session() as s:
+        s.eval([1, 2, 3])
+        s.save(file)
+        data = file.read_bytes()
+        cuts = [data[:n] for n in (0, 7, 50, 103, 104, 110, len(data) - 1)] + [data + b"\0"]
+        flips = [
+            data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :]
+            for i in range(0, len(data), 1 if len(data) < 500 else 11)
+        ]
+        for bad in (*cuts, *flips):
+            file.write_bytes(bad)
+            with pytest.raises(LLMError, match="s.kv"):
+                s.load(file)
+        assert s.tokens == [1, 2, 3] and np.isfinite(s.eval([4])).all()
+
+
+def test_sessions_of_other_models_and_longer_ones_are_refused(llm, tmp_path):
+    (tmp_path / "other.llm").write_bytes(tiny(seed=6))  # the same shape, other weights
+    with llm.session() as s:
+        s.eval([1] * 30)
+        s.save(tmp_path / "s.kv")
+    with pytest.raises(LLMError, match="another model"):
+        LLM(tmp_path / "other.llm").session().load(tmp_path / "s.kv")
+    with pytest.raises(LLMError, match="30 tokens, more than the context of 20"):
+        LLM(llm.path, context=20).session().load(tmp_path / "s.kv")
+
+
+def test_threads_may_share_a_session(llm):
+    with llm.session() as s:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda i: s.eval([i] * 10), range(20)))
+        assert len(s) == 200
+        tokens = s.tokens
+        assert all(len(set(tokens[i : i + 10])) == 1 for i in range(0, 200, 10))
+        assert np.array_equal(s.eval([7]), llm.logits([*tokens, 7])[-1])
