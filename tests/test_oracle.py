@@ -24,13 +24,13 @@ COMMON = dict(
     vocab_size=203, max_position_embeddings=256, attention_dropout=0.0, bos_token_id=1, eos_token_id=2
 )
 SMALL = dict(
-    hidden_size=172, intermediate_size=288, num_hidden_layers=3, num_attention_heads=9, num_key_value_heads=3
+    hidden_size=180, intermediate_size=288, num_hidden_layers=3, num_attention_heads=9, num_key_value_heads=3
 )
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 FAMILIES = {
     "Llama": dict(kind="Llama", head_dim=20),
     "Llama, tied": dict(kind="Llama", head_dim=20, tie_word_embeddings=True),
-    "Llama, biases": dict(kind="Llama", head_dim=20, attention_bias="qkv"),
+    "Llama, biases": dict(kind="Llama", head_dim=20, attention_bias=True),
     "Llama 3.1": dict(
         kind="Llama", head_dim=20, rope_parameters={**LLAMA3, "original_max_position_embeddings": 64}
     ),
@@ -70,20 +70,20 @@ def checkpoint(folder: Path, kind: str, **config: object) -> object:
     """A random model of this family, saved to folder. Its weights are large, so that attention is sharp,
     norms are not 1 and biases not 0: every feature of the family moves the logits."""
     torch.manual_seed(7)
-    bias = config.pop("attention_bias", None)
     config = {**COMMON, **SMALL, "tie_word_embeddings": False, **config}
-    made = getattr(transformers, f"{kind}Config")(**config, **({"attention_bias": True} if bias else {}))
+    made = getattr(transformers, f"{kind}Config")(**config)
     model = getattr(transformers, f"{kind}ForCausalLM")(made).to(torch.float32).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.copy_(1 + 0.3 * torch.randn_like(weight))
             elif name.endswith("bias"):
-                weight.copy_(0.5 * torch.randn_like(weight) * (bias is None or "o_proj" not in name))
-            else:
-                weight.copy_(
-                    torch.randn_like(weight) * (1.0 if "embed" in name else 1.2 / weight.shape[-1] ** 0.5)
-                )
+                weight.copy_(0.5 * torch.randn_like(weight) * ("o_proj" not in name))
+            elif "embed" in name:
+                weight.copy_(torch.randn_like(weight))
+            else:  # a router's choices are made clear, so that rounding does not turn them
+                gain = 4.0 if name.endswith((".gate.weight", ".router.weight")) else 1.2
+                weight.copy_(torch.randn_like(weight) * gain / weight.shape[-1] ** 0.5)
             weight.copy_(weight.half().float())  # what fp16 can hold: no rounding at conversion
     model.save_pretrained(folder)
     return model
@@ -99,11 +99,6 @@ def test_logits_are_those_of_transformers(name, tmp_path):
     except (TypeError, KeyError) as error:
         pytest.fail(f"this version of transformers has another config: {error!r}")
     out = tmp_path / "m.llm"
-    if family.get("attention_bias"):  # transformers' Llama also has an output bias, which the format has not
-        with pytest.raises(ValueError, match="o_proj.bias|attention_bias"):
-            convert(tmp_path / "hf", out, tokenizer=False)
-        assert not out.exists()
-        return
     convert(tmp_path / "hf", out, tokenizer=False)
     ids = np.random.default_rng(3).integers(0, 203, 150)
     with torch.no_grad():
@@ -136,30 +131,45 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
+def windows(tokenizer: object) -> list[list[int]]:
+    """Six texts of 1,000 tokens: data/prose.txt, and Python's own documentation."""
+    from pydoc_data.topics import topics
+
+    names = ("assignment", "class", "exceptions", "typesseq", "typesmapping", "numbers")
+    docs = tokenizer("\n".join(topics[name] for name in names))["input_ids"]
+    return [tokenizer(PROSE.read_text())["input_ids"][:1000]] + [
+        docs[i : i + 1000] for i in range(0, 5000, 1000)
+    ]
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "int8"])
 def test_smollm2_is_exact(smollm2, dtype, tmp_path):
-    """On the first 1,000 tokens of data/prose.txt. fp16: mean KL <= 1e-5, the same most likely token for 99.8 %, the
-    same greedy text of 200 tokens. int8: mean KL <= 0.003, perplexity within 0.3 %."""
+    """fp16: mean KL <= 1e-5 for every text, the same most likely token for 99.8 %, the same greedy text of
+    200 tokens. int8: mean KL <= 0.003 for every text, perplexity within 0.3 % over the 6,000 tokens. (Over
+    1,000 tokens the perplexity is not sharp enough to say that: a KL of 0.002 lets the log-probability of a
+    token vary by 0.06, so the perplexity of 1,000 by 0.2 % either way.)"""
     model, tokenizer, gguf = smollm2
-    ids = tokenizer(PROSE.read_text())["input_ids"][:1000]
-    with torch.no_grad():
-        want = log_softmax(model(torch.tensor([ids])).logits[0].numpy())
-    n = len(ids)
     out = tmp_path / "smollm2.llm"
     convert(gguf, out, dtype=dtype)
+    kl, agree, shift = [], [], []
     with pyllm.LLM(out) as llm:
-        assert llm.encode(PROSE.read_text())[:1000] == ids
-        got = log_softmax(llm.logits(ids))
-        kl = (np.exp(want) * (want - got)).sum(-1).mean()
-        agree = (got.argmax(-1) == want.argmax(-1)).mean()
-        nll, nll_got = (-p[np.arange(n - 1), ids[1:]].mean() for p in (want, got))
-        print(
-            f"{dtype}: KL {kl:.2e}, top-1 {agree:.2%}, perplexity {np.exp(nll):.3f} -> {np.exp(nll_got):.3f}"
-        )
+        assert llm.encode(PROSE.read_text()) == tokenizer(PROSE.read_text())["input_ids"]
+        for ids in windows(tokenizer):
+            with torch.no_grad():
+                want = log_softmax(model(torch.tensor([ids])).logits[0].numpy())
+            got = log_softmax(llm.logits(ids))
+            n = len(ids)
+            kl.append((np.exp(want) * (want - got)).sum(-1).mean())
+            agree.append((got.argmax(-1) == want.argmax(-1)).mean())
+            shift.append((want - got)[np.arange(n - 1), ids[1:]].mean())
+        change = np.expm1(np.mean(shift))
+        print(f"\n{dtype}: KL {np.mean(kl):.2e} (largest of a text {max(kl):.2e}), same most likely token "
+              f"{np.mean(agree):.2%}, perplexity {change:+.3%} (texts {np.expm1(min(shift)):+.2%} to "
+              f"{np.expm1(max(shift)):+.2%})")  # fmt: skip
         if dtype == "int8":
-            assert kl <= 0.003 and abs(np.exp(nll_got - nll) - 1) <= 0.003
+            assert max(kl) <= 0.003 and abs(change) <= 0.003
             return
-        assert kl <= 1e-5 and agree >= 0.998
+        assert max(kl) <= 1e-5 and np.mean(agree) >= 0.998
         prompt = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
         with torch.no_grad():
             greedy = model.generate(
