@@ -12,6 +12,7 @@
 #define _GNU_SOURCE /* MAP_ANONYMOUS, MADV_DONTNEED */
 #include "fail.h"
 #include "llm.h"
+#include "threads.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -51,10 +52,9 @@ static int check_header(const llm_header *h, char *err, size_t errlen) {
     REQUIRE(h->dtype <= LLM_INT8, "header: there is no dtype %u for weights", h->dtype);
     REQUIRE(h->n_heads % h->n_kv_heads == 0, "header: %u heads on %u kv heads", h->n_heads, h->n_kv_heads);
     REQUIRE(h->head_dim % 2 == 0, "header: head_dim %u is odd", h->head_dim);
-    REQUIRE(h->n_active <= h->n_experts, "header: %u of %u experts", h->n_active, h->n_experts);
-    REQUIRE(!h->n_experts || h->n_active, "header: none of %u experts is active", h->n_experts);
-    REQUIRE(
-        h->text_size % 64 == 0 && h->text_size >> 40 == 0, "header: text_size is %zu", (size_t)h->text_size);
+    const int some = h->n_active <= h->n_experts && !h->n_active == !h->n_experts;
+    REQUIRE(some, "header: %u of %u experts are active", h->n_active, h->n_experts);
+    REQUIRE(h->text_size % 64 == 0 && h->text_size >> 40 == 0, "header: text_size is wrong");
     const int sane = h->norm_eps >= 0 && h->norm_eps < 1 && fabsf(h->attn_scale) < 1e6f;
     REQUIRE(sane, "header: norm_eps is %g and attn_scale %g", h->norm_eps, h->attn_scale);
     for (size_t i = 0; i < sizeof h->reserved; i++)
@@ -240,6 +240,7 @@ struct llm_session {
     const llm_model *m;
     const isa *isa;
     llm_options o;
+    meeting meeting;
     size_t dim, ffn, q_dim, qkv_dim, width; /* padded; width: of a head in the cache */
     size_t seq_size, arena_size; /* of a sequence in the cache, in numbers: whole pages; in bytes */
     uint8_t *arena;              /* one mapping that holds all of these: */
@@ -427,12 +428,11 @@ llm_session *llm_session_open(const llm_model *m, const llm_options *options, ch
     llm_session *s = calloc(1, sizeof *s);
     REQUIRE_OR_NULL(s, "out of memory");
     const llm_options o = options ? *options : (llm_options){0};
-    s->m = m;
+    *s = (llm_session){.m = m, .isa = pick_isa(err, errlen)};
     s->o.context = o.context ? o.context : m->h.context;
     s->o.n_seqs = o.n_seqs ? o.n_seqs : 1;
     s->o.threads = o.threads ? o.threads : llm_default_threads();
     s->o.batch = o.batch ? o.batch : 256;
-    s->isa = pick_isa(err, errlen);
     if (o.context > 1 << 28 || o.n_seqs > 1 << 16 || o.threads > 1024 || o.batch > 1 << 14)
         FAIL("over 2^28 positions, 65536 sequences, 1024 threads or batches of 16384");
     else if (s->isa && !open_buffers(s, err, errlen))
@@ -495,10 +495,10 @@ int llm_state(llm_session *s, uint32_t seq, size_t length, void *state, int set,
 /* ------------------------------------------------------------------------------------------------------
  * The forward pass.
  *
- * Every function below that has an `omp for` is run by all threads of one parallel region together: such a
- * loop is split between them and ends with a barrier; everything else is done by each of them alike. No sum
- * is split, and the order of a sum does not depend on what else is computed: so results depend neither on the
- * number of threads nor on the batch. */
+ * Every function below that has EACH or meet() is run by all threads of one parallel region together: EACH
+ * shares its numbers out between them, meet() waits for all of them, and everything else is done by each of
+ * them alike. No sum is split, and the order of a sum does not depend on what else is computed: so results
+ * depend neither on the number of threads nor on the batch. */
 
 /* x of token i = row `id` of the embedding; and its angles' cosines and sines in every rotary table */
 static void embed(llm_session *s, size_t i, uint32_t id) {
@@ -523,14 +523,14 @@ static void embed(llm_session *s, size_t i, uint32_t id) {
 static void feed_forward(llm_session *s, size_t layer, size_t expert, size_t n, const uint32_t *index) {
     const size_t ffn = s->m->h.ffn_dim, groups = s->ffn / LLM_GROUP;
     s->isa->matmul(s, LLM_GATE_UP, layer, expert, n, index, s->xb, s->gate, 2 * s->ffn);
-#pragma omp for schedule(static)
-    for (size_t i = 0; i < n * groups; i++) {
+    EACH(i, n * groups) {
         const size_t t = token(s, index, i / groups), c0 = i % groups * LLM_GROUP;
         const float *gate = s->gate + t * 2 * s->ffn, *up = gate + ffn;
         const float gain = index ? s->gains[index[i / groups]] : 1;
         for (size_t c = c0; c < ffn && c < c0 + LLM_GROUP; c++)
             s->hidden[t * s->ffn + c] = gain * up[c] * gate[c] / (1 + expf(-gate[c]));
     }
+    meet(&s->meeting);
     s->isa->matmul(s, LLM_DOWN, layer, expert, n, index, s->hidden, s->x, s->dim);
 }
 
@@ -560,14 +560,14 @@ static void choose_experts(llm_session *s, size_t i) {
 static void mixture(llm_session *s, size_t layer, size_t n) {
     const llm_header *h = &s->m->h;
     s->isa->matmul(s, LLM_ROUTER, layer, 0, n, NULL, s->xb, s->router, h->n_experts);
-#pragma omp for schedule(static)
-    for (size_t i = 0; i < n; i++)
+    EACH(i, n)
         choose_experts(s, i);
-#pragma omp single
-    for (uint32_t e = 0, m = 0; e < h->n_experts; s->starts[++e] = m)
+    meet(&s->meeting);
+    for (uint32_t e = 0, m = 0; THREAD == 0 && e < h->n_experts; s->starts[++e] = m)
         for (uint32_t i = 0; i < n * h->n_active; i++)
             if (s->chosen[i] == e)
                 s->members[m++] = i;
+    meet(&s->meeting);
     for (size_t e = 0; e < h->n_experts; e++)
         if (s->starts[e] < s->starts[e + 1])
             feed_forward(s, layer, e, s->starts[e + 1] - s->starts[e], s->members + s->starts[e]);
@@ -577,18 +577,18 @@ static void mixture(llm_session *s, size_t layer, size_t n) {
  * those in s->rows */
 static void forward(llm_session *s, size_t n, const uint32_t *tokens, size_t n_rows, float *logits) {
     const llm_header *h = &s->m->h;
-#pragma omp for schedule(static)
-    for (size_t i = 0; i < n; i++)
+    EACH(i, n)
         embed(s, i, tokens[i]);
+    meet(&s->meeting);
     for (size_t layer = 0; layer < h->n_layers; layer++) {
         s->isa->norm_all(s, LLM_ATTN_NORM, layer, n, NULL);
         s->isa->matmul(s, LLM_QKV, layer, 0, n, NULL, s->xb, s->qkv, s->qkv_dim);
-#pragma omp for schedule(static)
-        for (size_t i = 0; i < n; i++)
+        EACH(i, n)
             s->isa->place_qkv(s, layer, i);
-#pragma omp for schedule(dynamic, 1)
-        for (size_t i = 0; i < n * h->n_heads; i++)
+        meet(&s->meeting);
+        EACH(i, n * h->n_heads)
             s->isa->attend(s, layer, i / h->n_heads, i % h->n_heads);
+        meet(&s->meeting);
         s->isa->matmul(s, LLM_ATTN_OUT, layer, 0, n, NULL, s->att, s->x, s->dim);
         s->isa->norm_all(s, LLM_FFN_NORM, layer, n, NULL);
         if (h->n_experts)
@@ -702,19 +702,20 @@ static TARGET void FN(matmul)(llm_session *s, uint32_t id, size_t layer, size_t 
     const size_t int8 = t->dtype == LLM_INT8, add = id == LLM_ATTN_OUT || id == LLM_DOWN;
     const job j = {
         s, weights(s->m, id, layer, expert), t->rows, t->stride, ldy, add, index, x, s->scales, s->quants, y};
-#pragma omp for schedule(static)
-    for (size_t i = 0; i < (int8 ? n * groups : 0); i++) {
+    EACH(i, int8 ? n * groups : 0) {
         const size_t at = token(s, index, i / groups) * groups + i % groups;
         FN(quantize)(s->quants + at * LLM_GROUP, s->scales + at, x + at * LLM_GROUP);
     }
-#pragma omp for schedule(static)
-    for (size_t block = 0; block < t->rows; block += ROW_BLOCK)
+    if (int8)
+        meet(&s->meeting);
+    EACH(block, (t->rows + ROW_BLOCK - 1) / ROW_BLOCK)
         for (size_t i = 0; i < n; i += n - i < TILE ? 1 : TILE)
-            for (size_t r = block; r < t->rows && r < block + ROW_BLOCK; r++)
+            for (size_t r = block * ROW_BLOCK; r < t->rows && r < (block + 1) * ROW_BLOCK; r++)
                 if (n - i < TILE)
                     int8 ? FN(row)(&j, r, i, 1, 1) : FN(row)(&j, r, i, 1, 0);
                 else
                     int8 ? FN(row)(&j, r, i, TILE, 1) : FN(row)(&j, r, i, TILE, 0);
+    meet(&s->meeting);
 }
 
 /* out (n,) = x / rms(x) * w (Zhang and Sennrich 2019); x is padded with zeros */
@@ -729,11 +730,11 @@ INLINE void FN(norm)(const llm_session *s, float *out, const float *x, const flo
 
 /* xb = the norm `id` of the residual stream, of n tokens, those in `rows` if there are rows */
 static TARGET void FN(norm_all)(llm_session *s, uint32_t id, size_t layer, size_t n, const uint32_t *rows) {
-#pragma omp for schedule(static)
-    for (size_t i = 0; i < n; i++) {
+    EACH(i, n) {
         const float *x = s->x + (rows ? rows[i] : i) * s->dim;
         FN(norm)(s, s->xb + i * s->dim, x, weights(s->m, id, layer, 0), s->m->h.dim);
     }
+    meet(&s->meeting);
 }
 
 /* From the projections of token i: bias, norm and rotation (Su et al. 2021, in GPT-NeoX's half-split order);

@@ -1,16 +1,18 @@
-/* threads.c - how many processors this process may really use. It owns that one question, because answering
- * it takes the reading of the system's text files, which the engine never does. */
+/* threads.c - how many processors this process may really use, and how its threads wait for each other.
+ * Counting them takes the reading of the system's text files, which the engine never does. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getaffinity */
 #endif
+#include "threads.h"
 #include "llm.h"
+#include <limits.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #ifdef __linux__
-#include <sched.h>
-#endif
-#ifdef _OPENMP
-#include <omp.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 /* The first number in the file root + group + name, and the second to *other if there is one; -1 without
@@ -72,16 +74,74 @@ static double cpu_quota(void) {
 }
 
 uint32_t llm_default_threads(void) {
-    double n = 1;
 #ifdef _OPENMP
-    n = omp_get_num_procs();
+    double n = omp_get_num_procs();
+#else
+    double n = 1;
+#endif
 #ifdef __linux__
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) < n)
         n = CPU_COUNT(&set);
 #endif
     const double quota = cpu_quota();
     n = quota < n ? quota : n;
-#endif
     return n < 1 ? 1 : n > 1024 ? 1024 : (uint32_t)n;
+}
+
+/* Looks before sleeping, about 50 microseconds; fewer for a while after looking was in vain, because then the
+ * others are likely to wait for this very processor. */
+#define SPINS 2000
+
+static void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Sleeps while *turn is `old`; wakes all who do. Linux has a system call for it; elsewhere others may run for
+ * a moment. */
+static void sleep_on(atomic_uint *turn, unsigned old) {
+#ifdef __linux__
+    syscall(SYS_futex, turn, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+#else
+    (void)turn, (void)old;
+    sched_yield();
+#endif
+}
+
+static void wake_all(atomic_uint *turn) {
+#ifdef __linux__
+    syscall(SYS_futex, turn, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+#else
+    (void)turn;
+#endif
+}
+
+void meet(meeting *m) {
+    const unsigned all = (unsigned)THREADS, turn = atomic_load(&m->turn);
+    if (all == 1)
+        return;
+    if (atomic_fetch_add(&m->arrived, 1) + 1 == all) {
+        atomic_store(&m->arrived, 0);
+        atomic_fetch_add(&m->turn, 1);
+        if (atomic_load(&m->asleep))
+            wake_all(&m->turn);
+        return;
+    }
+    static _Thread_local unsigned patience = SPINS, waits = 0;
+    const unsigned limit = ++waits % 32 ? patience : SPINS; /* asks anew from time to time */
+    unsigned spins = 0;
+    while (spins < limit && atomic_load_explicit(&m->turn, memory_order_acquire) == turn) {
+        spins++;
+        relax();
+    }
+    patience = spins < limit ? (patience + SPINS) / 2 : patience / 4;
+    while (atomic_load(&m->turn) == turn) {
+        atomic_fetch_add(&m->asleep, 1);
+        sleep_on(&m->turn, turn);
+        atomic_fetch_sub(&m->asleep, 1);
+    }
 }

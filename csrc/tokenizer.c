@@ -67,8 +67,9 @@ static int reserve(buffer *b, size_t n, size_t item) {
     return data != NULL;
 }
 
-// Looks at one character. Returns 1 when s begins with a whole one, 0 when it begins with bytes that cannot become one, -1 when all
-// of it is the beginning of one. *n is its length; of broken ones the length that one U+FFFD stands for.
+// Looks at one character. Returns 1 when s begins with a whole one, 0 when it begins with bytes that cannot
+// become one, -1 when all of it is the beginning of one. *n is its length; of broken ones the length that one
+// U+FFFD stands for.
 static int utf8_check(const uint8_t *s, size_t left, size_t *n) {
     size_t want = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
     *n = 1;
@@ -92,7 +93,8 @@ static int utf8_check(const uint8_t *s, size_t left, size_t *n) {
     return 1;
 }
 
-// The length of the character at s, left > 0. Never more than `left`, also when a damaged file brought in text that is not UTF-8.
+// The length of the character at s, left > 0. Never more than `left`, also when a damaged file brought in
+// text that is not UTF-8.
 static inline size_t utf8_length(const uint8_t *s, size_t left) {
     size_t n = s[0] < 0xC0 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
     return n < left ? n : left;
@@ -146,8 +148,9 @@ static const llm_merge *find_merge(const llm_tokenizer *t, uint32_t left, uint32
 /* ------------------------------------------------------------------------------------------------------
  * The state of one call of llm_encode */
 
-// What is known of an LLM_OP_RUN without limit in the text at hand, so that a long run is not looked at again from each of its
-// characters: [run, run_end) is of its class, and what follows the instruction does not match anywhere in [fail, fail_end].
+// What is known of an LLM_OP_RUN without limit in the text at hand, so that a long run is not looked at again
+// from each of its characters: [run, run_end) is of its class, and what follows the instruction does not
+// match anywhere in [fail, fail_end].
 typedef struct memory {
     uint64_t text; // the text that this is about
     size_t run, run_end, fail, fail_end;
@@ -309,8 +312,9 @@ static void merge_symbols(encoder *e, const uint8_t *text, size_t n) {
         emit(e, symbols[i].id);
 }
 
-// Most pieces can be cut further without changing the result, where no merge joins the byte before the cut with the one behind it:
-// then every merge happens on one side of the cut. It makes of a text without stages (SentencePiece) one of words.
+// Most pieces can be cut further without changing the result, where no merge joins the byte before the cut
+// with the one behind it: then every merge happens on one side of the cut. It makes of a text without stages
+// (SentencePiece) one of words.
 static void encode_piece(encoder *e, const uint8_t *text, size_t n) {
     const llm_tokenizer *t = e->t;
     int byte_level = (t->info->flags & LLM_BYTE_LEVEL) != 0;
@@ -360,8 +364,8 @@ typedef struct subject {
     uint64_t number; // tells it from other texts in encoder.memories
 } subject;
 
-// Whether the instructions from `at` on match the text from `place` on: where the match ends, or NO_PLACE. Recursion always goes to
-// a later instruction, so it is never deeper than the program is long.
+// Whether the instructions from `at` on match the text from `place` on: where the match ends, or NO_PLACE.
+// Recursion always goes to a later instruction, so it is never deeper than the program is long.
 static size_t match(const subject *s, uint32_t at, size_t place) {
     encoder *e = s->e;
     const llm_tokenizer *t = e->t;
@@ -395,7 +399,8 @@ static size_t match(const subject *s, uint32_t at, size_t place) {
                 return NO_PLACE;
             continue;
         }
-        // LLM_OP_RUN, LLM_OP_EAT: first what must be there, then as much as there is, then back as far as it takes
+        // LLM_OP_RUN, LLM_OP_EAT: first what must be there, then as much as there is, then back as far as it
+        // takes
         size_t length;
         uint32_t count = 0;
         for (; count < in->b; count++, place += length)
@@ -445,7 +450,8 @@ static size_t match(const subject *s, uint32_t at, size_t place) {
 
 static void split(encoder *e, size_t stage, const uint8_t *text, size_t n);
 
-// Puts together what belongs together of the matches and of what lies between them, and hands it on to the next stage.
+// Puts together what belongs together of the matches and of what lies between them, and hands it on to the
+// next stage.
 typedef struct splitter {
     size_t stage, start, end; // [start, end): what is held until it is known what follows
     int held, matched;        // whether anything is held; whether the last part of it was a match
@@ -572,7 +578,8 @@ static void decompose(encoder *e, uint32_t code) {
     }
 }
 
-// Sorts a run of marks by combining class, equal ones as they stand. Counting, since a text can be one run of a million marks.
+// Sorts a run of marks by combining class, equal ones as they stand. Counting, since a text can be one run of
+// a million marks.
 static void sort_marks(encoder *e, size_t start, size_t end) {
     size_t places[257] = {0}, n = end - start;
     if (!need(e, &e->points, n, sizeof(point)))
@@ -587,7 +594,8 @@ static void sort_marks(encoder *e, size_t start, size_t end) {
     memcpy(marks, sorted, n * sizeof *marks);
 }
 
-// A starter and the marks behind it (and further starters that combine backwards): decomposed, put in order, composed, written.
+// A starter and the marks behind it (and further starters that combine backwards): decomposed, put in order,
+// composed, written.
 static void normalize_cluster(encoder *e, const uint8_t *text, size_t n, buffer *out) {
     e->points.size = 0;
     for (size_t i = 0, length; i < n && !e->error; i += length) {
@@ -622,7 +630,8 @@ static void normalize_cluster(encoder *e, const uint8_t *text, size_t n, buffer 
         append_code(e, out, p[i].code);
 }
 
-// Copies text to out, normalising the clusters that can need it. Characters below U+0300 are starters that compose to themselves.
+// Copies text to out, normalising the clusters that can need it. Characters below U+0300 are starters that
+// compose to themselves.
 static void normalize_nfc(encoder *e, const uint8_t *text, size_t n, buffer *out) {
     size_t done = 0, last = 0, length; // text[done...] is not written yet; the last starter is at `last`
     for (size_t i = 0; i < n && !e->error;) {
@@ -721,8 +730,8 @@ static void normalize(encoder *e, const uint8_t **text, size_t *n) {
 enum { RAW = 0, NORMAL = 1 };
 enum { CLASS_SPACE = 0, CLASS_WORD = 1 };
 
-// The longest added token of the group that text begins with, or NULL. Tokens that share the bytes seen so far are one range of the
-// sorted list, which each further byte narrows.
+// The longest added token of the group that text begins with, or NULL. Tokens that share the bytes seen so
+// far are one range of the sorted list, which each further byte narrows.
 static const llm_added *find_added(const llm_tokenizer *t, int group, const uint8_t *text, size_t n) {
     size_t low = group == RAW ? 0 : t->n_raw, high = group == RAW ? t->n_raw : t->n_added;
     const llm_added *best = NULL;
@@ -1058,7 +1067,8 @@ static int load_merges(llm_tokenizer *t, loader *l) {
     t->merge_starts = take(l, (size_t)n + 1, sizeof *t->merge_starts);
     if (!t->merge_starts || !check_starts(l, t->merge_starts, n, n_merges))
         return 0;
-    // Where no unknown token stands for a character that is no token, its neighbours can merge: no cut beside it.
+    // Where no unknown token stands for a character that is no token, its neighbours can merge: no cut beside
+    // it.
     int bytes = (t->info->flags & (LLM_BYTE_LEVEL | LLM_BYTE_FALLBACK)) != 0;
     for (size_t i = 0; t->info->unknown == NO_TOKEN && i < 256; i++) {
         if (bytes ? t->info->bytes[i] != NO_TOKEN : i < 128 && t->ascii[i] != NO_TOKEN)

@@ -64,7 +64,7 @@ def make_ffi() -> FFI:
         "pyllm._llm",
         '#include "llm.h"',
         sources=LIBRARY,
-        depends=["csrc/llm.h", "csrc/fail.h"],
+        depends=["csrc/llm.h", "csrc/fail.h", "csrc/threads.h"],
         include_dirs=["csrc"],
         extra_compile_args=[*flags, "-fvisibility=hidden"],
         extra_link_args=flags,
