@@ -217,7 +217,7 @@ def test_nothing_is_printed(path, tmp_path):
         left_open = llm.stream("a", max_tokens=50)
         next(left_open)
         """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60,
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
