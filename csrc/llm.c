@@ -495,9 +495,9 @@ int llm_state(llm_session *s, uint32_t seq, size_t length, void *state, int set,
 /* ------------------------------------------------------------------------------------------------------
  * The forward pass.
  *
- * Every function below that has EACH or meet() is run by all threads of one parallel region together: EACH
- * shares its numbers out between them, meet() waits for all of them, and everything else is done by each of
- * them alike. No sum is split, and the order of a sum does not depend on what else is computed: so results
+ * Every function below that has EACH, DEAL or meet() is run by all threads of one parallel region together:
+ * EACH shares its numbers out between them, meet() waits for all of them, and everything else is done by each
+ * of them alike. No sum is split, and the order of a sum does not depend on what else is computed: so results
  * depend neither on the number of threads nor on the batch. */
 
 /* x of token i = row `id` of the embedding; and its angles' cosines and sines in every rotary table */
@@ -586,7 +586,7 @@ static void forward(llm_session *s, size_t n, const uint32_t *tokens, size_t n_r
         EACH(i, n)
             s->isa->place_qkv(s, layer, i);
         meet(&s->meeting);
-        EACH(i, n * h->n_heads)
+        DEAL(i, n * h->n_heads)
             s->isa->attend(s, layer, i / h->n_heads, i % h->n_heads);
         meet(&s->meeting);
         s->isa->matmul(s, LLM_ATTN_OUT, layer, 0, n, NULL, s->att, s->x, s->dim);
@@ -702,7 +702,7 @@ static TARGET void FN(matmul)(llm_session *s, uint32_t id, size_t layer, size_t 
     const size_t int8 = t->dtype == LLM_INT8, add = id == LLM_ATTN_OUT || id == LLM_DOWN;
     const job j = {
         s, weights(s->m, id, layer, expert), t->rows, t->stride, ldy, add, index, x, s->scales, s->quants, y};
-    EACH(i, int8 ? n * groups : 0) {
+    EACH(i, (int8 ? n * groups : 0)) {
         const size_t at = token(s, index, i / groups) * groups + i % groups;
         FN(quantize)(s->quants + at * LLM_GROUP, s->scales + at, x + at * LLM_GROUP);
     }

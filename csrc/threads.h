@@ -13,17 +13,20 @@
 #define THREADS ((size_t)1)
 #endif
 
-/* The numbers below n that this thread takes: every THREADS-th. */
-#define EACH(i, n) for (size_t i = THREAD, i##_step = THREADS; i < (n); i += i##_step)
+/* The numbers below n that this thread takes: a stretch of them (memory is read best in one go), or every
+ * THREADS-th (where they cost more and more). */
+#define EACH(i, n) \
+    for (size_t i = (n) * THREAD / THREADS, i##_end = (n) * (THREAD + 1) / THREADS; i < i##_end; i++)
+#define DEAL(i, n) for (size_t i = THREAD, i##_step = THREADS; i < (n); i += i##_step)
 
 /* A place to wait for all threads of the region. Zero-initialise it; it can be used again at once. */
 typedef struct meeting {
     atomic_uint arrived, turn, asleep;
 } meeting;
 
-/* Returns when all threads of the region have called it. Spins for some 50 microseconds, then sleeps.
- * OpenMP's own barrier spins for milliseconds, and on a machine with other work to do that made two threads
- * ten times slower than one. */
+/* Returns when all threads of the region have called it. Looks for a fraction of a millisecond, then sleeps.
+ * OpenMP's own barrier looks for several milliseconds: beside other work on all processors that made two
+ * threads ten times slower than one. */
 void meet(meeting *m);
 
 #endif
