@@ -20,10 +20,9 @@ import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
 from pyllm._llm import ffi, lib  # noqa: E402
+from pyllm.tools import pattern, vocabulary  # noqa: E402
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors, trainers  # noqa: E402
 from tokenizers import pre_tokenizers as pre  # noqa: E402
-
-from tools import pattern, vocabulary  # noqa: E402
 
 NO_BOS, BOS, SPECIAL = 1, 2, 4
 N_TEXTS = 10_000
