@@ -461,12 +461,17 @@ def test_opening_a_large_file_takes_no_memory(tmp_path):
 
 
 def default_threads(*prefix: str) -> int:
+    """llm_default_threads() in a new process, started by the command `prefix` away from the checkout."""
     code = "from pyllm._llm import lib; print(lib.llm_default_threads())"
-    return int(
-        subprocess.run(
-            [*prefix, sys.executable, "-c", code], capture_output=True, check=True, text=True
-        ).stdout
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
+    return int(done.stdout)
 
 
 @linux
