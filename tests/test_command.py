@@ -19,6 +19,11 @@ import pytest
 from pyllm._llm import ffi, lib
 from reference import INT8, make_model
 
+# PYLLM_BINARY is a script that runs the build for another processor in an emulator: the program is not beside
+# itself then, and its float32 sums have another order than those of the bindings.
+EMULATED = bool(os.environ.get("PYLLM_EMULATED"))
+emulated = pytest.mark.skipif(EMULATED, reason="the program is run by a script")
+
 BOS, IM_END, NONE = 256, 258, 0xFFFFFFFF
 SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
 CHATML = [
@@ -332,6 +337,7 @@ def test_unknown_command_runs_a_program_on_path(run, tmp_path):
     assert (out, err) == (b"2:a b:--help\n", b"")
 
 
+@emulated
 def test_unknown_command_prefers_the_program_beside_pyllm(pyllm_binary, tmp_path):
     beside, elsewhere = tmp_path / "beside", tmp_path / "elsewhere"
     for folder in (beside, elsewhere):
@@ -346,6 +352,7 @@ def test_unknown_command_prefers_the_program_beside_pyllm(pyllm_binary, tmp_path
     assert done.stdout == b"beside\n"
 
 
+@emulated
 def test_a_program_that_cannot_run_is_reported(run, tmp_path):
     (tmp_path / "pyllm-probe").write_text("not executable")
     _, err = run("probe", rc=1, PATH=str(tmp_path))
@@ -822,8 +829,9 @@ def test_perplexity_is_that_of_the_bindings(run, tmp_path, bos, length, context,
     lines = out.decode().splitlines()
     assert lines[0] == f"tokens      {length} ({len(losses)} predicted)"
     numbers = [float(x) for line in lines[1:] for x in re.findall(r"\d+\.\d+", line)]
-    # printed with 5 and 4 decimals; the log-probabilities are float32
-    np.testing.assert_allclose(numbers[:2], [mean, error], atol=2e-5)
+    # printed with 5 and 4 decimals; the log-probabilities are float32. Another order of sums can turn the
+    # rounding # of a key to fp16 (2^-11), which in a model of random weights moves one log-probability by
+    # some 1e-4. np.testing.assert_allclose(numbers[:2], [mean, error], atol=1e-3 if EMULATED else 2e-5)
     np.testing.assert_allclose(numbers[2:], [math.exp(mean), math.exp(mean) * error], rtol=3e-5, atol=1e-4)
 
 
