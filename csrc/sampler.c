@@ -11,12 +11,11 @@
  * Special values: NaN counts as -infinity; a logit of +infinity wins outright (the lowest id of several); if
  * all are -infinity once penalties and bias are applied, the most likely token before them wins (token 0 if
  * there is none either). */
+#include "fail.h"
 #include "llm.h"
 
 #include <float.h>
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -236,16 +235,7 @@ llm_sampling llm_sampling_default(void) {
     return (llm_sampling){.temperature = 0.8f, .top_p = 0.95f, .repeat_penalty = 1.0f};
 }
 
-static llm_sampler *fail(char *err, size_t errlen, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    if (errlen)
-        vsnprintf(err, errlen, format, args);
-    va_end(args);
-    return NULL;
-}
-
-/* Whether all of the parameters are in range; each comparison is written so that NaN fails it. */
+/* 0 if all of the parameters are in range, else -1; each comparison is written so that NaN fails it. */
 static int check(const llm_sampling *p, size_t vocab_size, char *err, size_t errlen) {
     const struct {
         const char *name, *range;
@@ -261,26 +251,23 @@ static int check(const llm_sampling *p, size_t vocab_size, char *err, size_t err
         {"frequency_penalty", "finite", p->frequency_penalty, fabsf(p->frequency_penalty) <= FLT_MAX},
     };
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
-        if (!checks[i].good)
-            return fail(err, errlen, "%s must be a number %s, not %g", checks[i].name, checks[i].range,
-                       checks[i].value) != NULL;
-    if (vocab_size < 1 || vocab_size > UINT32_MAX)
-        return fail(err, errlen, "vocab_size must be from 1 to %u", UINT32_MAX) != NULL;
-    if (p->n_bias && (!p->bias_tokens || !p->bias_values))
-        return fail(err, errlen, "n_bias is %u, but an array of them is NULL", p->n_bias) != NULL;
+        REQUIRE(checks[i].good, "%s must be a number %s, not %g", checks[i].name, checks[i].range,
+            checks[i].value);
+    REQUIRE(vocab_size >= 1 && vocab_size <= UINT32_MAX, "vocab_size must be from 1 to %u", UINT32_MAX);
+    REQUIRE(!p->n_bias || (p->bias_tokens && p->bias_values), "n_bias is %u, but an array of them is NULL",
+        p->n_bias);
     for (uint32_t i = 0; i < p->n_bias; i++) {
-        if (p->bias_tokens[i] >= vocab_size)
-            return fail(err, errlen, "bias_tokens[%u] must be below vocab_size (%zu), not %u", i, vocab_size,
-                       p->bias_tokens[i]) != NULL;
-        if (!(p->bias_values[i] <= FLT_MAX))
-            return fail(err, errlen, "bias_values[%u] must be a number or -infinity, not %g", i,
-                       p->bias_values[i]) != NULL;
+        const uint32_t token = p->bias_tokens[i];
+        REQUIRE(token < vocab_size, "bias_tokens[%u] must be below vocab_size (%zu), not %u", i, vocab_size,
+            token);
+        const float value = p->bias_values[i];
+        REQUIRE(value <= FLT_MAX, "bias_values[%u] must be a number or -infinity, not %g", i, value);
     }
-    return 1;
+    return 0;
 }
 
 llm_sampler *llm_sampler_open(const llm_sampling *params, size_t vocab_size, char *err, size_t errlen) {
-    if (!check(params, vocab_size, err, errlen))
+    if (check(params, vocab_size, err, errlen))
         return NULL;
     int penalties =
         params->repeat_penalty != 1 || params->presence_penalty != 0 || params->frequency_penalty != 0;
@@ -291,7 +278,7 @@ llm_sampler *llm_sampler_open(const llm_sampling *params, size_t vocab_size, cha
     if (!s || !memory) {
         free(s);
         free(memory);
-        return fail(err, errlen, "out of memory for a sampler of %zu tokens", vocab_size);
+        return FAIL_NULL("out of memory for a sampler of %zu tokens", vocab_size);
     }
     *s =
         (llm_sampler){.params = *params, .vocab_size = vocab_size, .n_blocks = n_blocks, .rng = params->seed};

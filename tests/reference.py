@@ -57,6 +57,12 @@ def seal(header: bytes) -> bytes:
     return header[:248] + struct.pack("<Q", value)
 
 
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """Natural-log probabilities over the last axis, float64."""
+    x = x.astype(np.float64) - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
 @dataclass
 class Reference:
     """A model read from the bytes of a flat file; logits(ids) runs it."""

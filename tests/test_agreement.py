@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from common import COMMAND
 
 import pyllm
 
-COMMAND = os.environ.get("PYLLM_BINARY") or shutil.which("pyllm", path=str(Path(sys.executable).parent))
 needs_command = pytest.mark.skipif(not COMMAND, reason="the command pyllm is not installed")
 
 

