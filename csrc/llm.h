@@ -31,14 +31,21 @@
  *     tensors                                     in the order of enum llm_tensor_id, see llm_layout
  *     64 zero bytes                               so that a vector load may run past the last weight
  *
- * Matrices are row-major, one row per output, W (rows, cols) @ x (cols,) -> y (rows,). A row is padded with
- * zeros to `stride` columns, a multiple of 64. An int8 matrix is its rows * stride weights, then rows *
- * stride/64 scales in fp16, one for each 64 columns of a row: w = q * scale. */
+ * Matrices have one row per output, W (rows, cols) @ x (cols,) -> y (rows,). A row is padded with zeros to
+ * `stride` columns, a multiple of 64, and the rows with rows of zeros to a multiple of 16. 16 rows lie side
+ * by side in a tile, so that one load brings the same column of all of them, whatever multiplies them:
+ *
+ *     fp16   [rows / 16][stride][16 rows]
+ *     int8   [rows / 16][stride / 2][16 rows][2 columns], then the scales, fp16 [rows / 16][stride / 64][16
+ *            rows]: one for each 64 columns of a row, w = q * scale
+ *
+ * fp32 tensors are vectors, (1, cols). */
 
 enum {
-    LLM_VERSION = 1,
+    LLM_VERSION = 2,
     LLM_HEADER_SIZE = 256,
-    LLM_GROUP = 64 /* columns that share an int8 scale; rows are padded to a multiple of it */
+    LLM_GROUP = 64, /* columns that share an int8 scale; rows are padded to a multiple of it */
+    LLM_TILE = 16   /* rows of a matrix that lie side by side */
 };
 
 enum llm_dtype { LLM_FP16 = 0, LLM_INT8 = 1, LLM_FP32 = 2 };
@@ -200,12 +207,12 @@ typedef struct llm_options {
     uint32_t context; /* positions a sequence may have; 0: the model's. More than the model's is allowed. */
     uint32_t n_seqs;  /* sequences, numbered from 0; 0: 1 */
     uint32_t threads; /* 0: llm_default_threads(). Results do not depend on it. */
-    uint32_t batch;   /* tokens that go through the layers together, more are split; 0: 256 */
+    uint32_t batch;   /* tokens that go through the layers together, at most 1024, more are split; 0: 256 */
 } llm_options;
 
 /* Opens a session; `options` may be NULL for all defaults. Keys and values are reserved, not taken: memory is
  * used as sequences grow. Fails when memory cannot be had, or when the environment variable PYLLM_ISA
- * (scalar, avx2, avx512, avx512vnni, neon) names an instruction set that this processor or build lacks; without
+ * (scalar, avx2, avx512, amx, neon) names an instruction set that this processor or build lacks; without
  * it the best one is used. The model must outlive the session. */
 llm_session *llm_session_open(const llm_model *model, const llm_options *options, char *err, size_t errlen);
 void llm_session_close(llm_session *session); /* NULL is allowed */
@@ -214,7 +221,10 @@ void llm_session_close(llm_session *session); /* NULL is allowed */
 const llm_options *llm_session_options(const llm_session *session);
 const char *llm_session_isa(const llm_session *session);
 
-/* Appends n tokens, tokens[i] to sequence seqs[i], in order, and computes logits.
+/* Appends n tokens, tokens[i] to sequence seqs[i], in order, and computes logits. These depend, to the last
+ * bit, on the tokens before in the same sequence only, not on how they came, what else is computed, or the
+ * number of threads; but for AMX, which 16 or more tokens together are multiplied with, in bf16, while fewer
+ * are not.
  *   tokens  (n,), each < vocab_size
  *   seqs    (n,), each < n_seqs; NULL: all are of sequence 0
  *   want    (n,), whether the logits after token i are wanted; NULL: only those after the last token

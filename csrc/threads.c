@@ -5,6 +5,9 @@
 #endif
 #include "threads.h"
 #include "llm.h"
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#endif
 #include <limits.h>
 #include <sched.h>
 #include <stdio.h>
@@ -87,6 +90,34 @@ uint32_t llm_default_threads(void) {
     const double quota = cpu_quota();
     n = quota < n ? quota : n;
     return n < 1 ? 1 : n > 1024 ? 1024 : (uint32_t)n;
+}
+
+#if defined(SOFT_TILES) /* tests/tiles.h */
+static int have_amx(void) { return __builtin_cpu_supports("avx512bf16"); }
+#elif defined(__x86_64__) && defined(__linux__)
+/* AMX with bf16, shown by the hypervisor; the kernel must be asked for the tiles' state once a process. */
+static int have_amx(void) {
+    unsigned a, b, c, d = 0;
+    const int shown = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1 && d >> 24 & 1;
+    return shown && __builtin_cpu_supports("avx512bf16") && !syscall(SYS_arch_prctl, 0x1023, 18);
+}
+#elif defined(__x86_64__)
+static int have_amx(void) { return 0; }
+#endif
+
+int processor_has(const char *isa) {
+#if defined(__x86_64__)
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); /* F16C is older */
+    const int dq = __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const int bw = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
+    if (!strcmp(isa, "amx"))
+        return avx2 && dq && bw && have_amx();
+    if (!strcmp(isa, "avx512"))
+        return avx2 && dq && bw;
+    return avx2 || strcmp(isa, "avx2") != 0;
+#else
+    return isa != NULL;
+#endif
 }
 
 /* Looks before sleeping: some 0.2 ms, since sleeping and waking costs 0.05 ms on a virtual machine. Fewer for

@@ -1,5 +1,6 @@
-/* threads.h - how the threads of one parallel region share work and wait for each other. Not part of the
- * interface. Without OpenMP there is one thread, and all of this costs nothing. */
+/* threads.h - the processors: what they can do, and how the threads of one parallel region share work and
+ * wait for each other. Not part of the interface. Without OpenMP there is one thread, and all of this costs
+ * nothing. */
 #ifndef THREADS_H
 #define THREADS_H
 #include <stdatomic.h>
@@ -18,6 +19,10 @@
 #define EACH(i, n) \
     for (size_t i = (n) * THREAD / THREADS, i##_end = (n) * (THREAD + 1) / THREADS; i < i##_end; i++)
 #define DEAL(i, n) for (size_t i = THREAD, i##_step = THREADS; i < (n); i += i##_step)
+
+/* Whether the processor has an instruction set of the engine's (by its name there), and the hypervisor and
+ * the kernel let this process use it. */
+int processor_has(const char *isa);
 
 /* A place to wait for all threads of the region. Zero-initialise it; it can be used again at once. */
 typedef struct meeting {

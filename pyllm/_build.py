@@ -15,7 +15,7 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = ["csrc/llm.c", "csrc/threads.c", "csrc/tokenizer.c", "csrc/sampler.c"]
+LIBRARY = ["csrc/llm.c", "csrc/file.c", "csrc/threads.c", "csrc/tokenizer.c", "csrc/sampler.c"]
 CFLAGS = ["-O3", "-std=gnu11", *os.environ.get("PYLLM_CFLAGS", "").split()]
 
 
@@ -64,7 +64,7 @@ def make_ffi() -> FFI:
         "pyllm._llm",
         '#include "llm.h"',
         sources=LIBRARY,
-        depends=["csrc/llm.h", "csrc/fail.h", "csrc/threads.h"],
+        depends=["csrc/llm.h", "csrc/file.h", "csrc/fail.h", "csrc/threads.h"],
         include_dirs=["csrc"],
         extra_compile_args=[*flags, "-fvisibility=hidden"],
         extra_link_args=flags,

@@ -44,9 +44,23 @@ def shapes(h: dict) -> tuple[list, list]:
 
 def tensor_bytes(rows: int, cols: int, dtype: int) -> int:
     """The bytes of one tensor, without the padding up to the next."""
-    return rows * up(cols) * {FP16: 2, INT8: 1, FP32: 4}[dtype] + (
-        rows * up(cols) // 64 * 2 if dtype == INT8 else 0
-    )
+    groups = (rows if dtype == FP32 else up(rows, 16)) * up(cols) // 64
+    return groups * {FP16: 128, INT8: 66, FP32: 256}[dtype]
+
+
+def tile(w: np.ndarray, width: int = 1) -> bytes:
+    """(rows, n) in tiles of 16 rows, the last one filled up with zeros: [tile][n / width][16][width]."""
+    padded = np.zeros((up(len(w), 16), w.shape[1]), w.dtype)
+    padded[: len(w)] = w
+    return padded.reshape(-1, 16, w.shape[1] // width, width).swapaxes(1, 2).tobytes()
+
+
+def untile(data: bytes, at: int, kind: str, rows: int, n: int, width: int = 1) -> np.ndarray:
+    """What tile() made: (rows, n) of numbers of this kind at an offset. Checks that the rest is zero."""
+    tiles = np.frombuffer(data, kind, up(rows, 16) * n, at).reshape(-1, n // width, 16, width)
+    w = tiles.swapaxes(1, 2).reshape(-1, n)
+    assert not w[rows:].any()
+    return w[:rows]
 
 
 def seal(header: bytes) -> bytes:
@@ -95,11 +109,15 @@ class Reference:
 
     def matrix(self, at: int, rows: int, cols: int, dtype: int) -> np.ndarray:
         """(rows, cols) float64 of the tensor at this offset; checks that the padding is zero."""
-        kind = {FP16: "<f2", INT8: "i1", FP32: "<f4"}[dtype]
-        w = np.frombuffer(self.data, kind, rows * up(cols), at).reshape(rows, -1).astype(np.float64)
+        stride = up(cols)
         if dtype == INT8:
-            scales = np.frombuffer(self.data, "<f2", rows * up(cols) // 64, at + w.size).reshape(rows, -1)
+            w = untile(self.data, at, "i1", rows, stride, 2).astype(np.float64)
+            scales = untile(self.data, at + up(rows, 16) * stride, "<f2", rows, stride // 64)
             w *= np.repeat(scales.astype(np.float64), 64, axis=1)
+        elif dtype == FP16:
+            w = untile(self.data, at, "<f2", rows, stride).astype(np.float64)
+        else:
+            w = np.frombuffer(self.data, "<f4", rows * stride, at).reshape(rows, -1).astype(np.float64)
         assert not w[:, cols:].any()
         return w[:, :cols]
 
@@ -186,7 +204,7 @@ def make_model(
     text += bytes(up(len(text)) - len(text))
     h = dict(
         magic=b"PYLLM\r\n\x1a",
-        version=1,
+        version=2,
         dtype=dtype,
         file_size=0,
         text_size=len(text),
@@ -229,9 +247,9 @@ def make_model(
                     groups = w.reshape(rows, -1, 64)
                     scale = (abs(groups).max(-1) / 127).astype("<f2")
                     q = np.rint(groups / np.maximum(scale.astype(float), 1e-8)[..., None]).clip(-127, 127)
-                    raw = q.astype("i1").tobytes() + scale.tobytes()
+                    raw = tile(q.astype("i1").reshape(rows, -1), 2) + tile(scale)
                 else:
-                    raw = w.astype("<f2" if kind == FP16 else "<f4").tobytes()
+                    raw = tile(w.astype("<f2")) if kind == FP16 else w.astype("<f4").tobytes()
                 parts.append(raw + bytes(up(len(raw)) - len(raw)))
 
     once, layer = shapes(h)

@@ -21,6 +21,7 @@ from pyllm.tools import convert as command
 from pyllm.tools import families, flatfile, rope, vocabulary
 from pyllm.tools.convert import convert
 from pyllm.tools.sources import ConvertError
+from reference import untile, up
 
 import pyllm
 
@@ -42,6 +43,8 @@ LLAMA = {
 CONFIGS = {
     "llama": LLAMA,
     "llama bias": LLAMA | {"attention_bias": True},
+    "llama odd rows": LLAMA  # q, k, v and gate end within a tile of 16 rows
+    | {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 6, "intermediate_size": 85},
     "mistral": LLAMA | {"architectures": ["MistralForCausalLM"], "sliding_window": None},
     "mixtral": LLAMA
     | {"architectures": ["MixtralForCausalLM"], "num_local_experts": 3, "num_experts_per_tok": 2},
@@ -153,7 +156,7 @@ def permute(array, heads):
 
 def save_gguf(path, kind, config, tensors, quantize=None, freqs=None, metadata=()):
     gguf = pytest.importorskip("gguf")
-    arch = {"llama bias": "llama", "mistral": "llama", "mixtral": "llama"}.get(kind, kind)
+    arch = {"mistral": "llama", "mixtral": "llama"}.get(kind, kind.split()[0])
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name("Tiny")
     writer.add_license("mit")
@@ -304,14 +307,18 @@ class Flat:
         return out
 
     def raw(self, name, layer=0, expert=0):
-        """(rows, stride) of an fp16 or fp32 tensor; that and the scales of an int8 one."""
+        """(rows, stride) of an fp16 or fp32 tensor; that and the scales of an int8 one. Checks that the rows
+        that fill the last tile are zero."""
         t = self.place(name, layer, expert)
-        if t.dtype == lib.LLM_INT8:
-            q = np.frombuffer(self.data, np.int8, t.rows * t.stride, t.offset).reshape(t.rows, t.stride)
-            s = np.frombuffer(self.data, "<f2", t.rows * t.stride // 64, t.offset + t.rows * t.stride)
-            return q, s.reshape(t.rows, -1)
-        kind = "<f4" if t.dtype == lib.LLM_FP32 else "<f2"
-        return np.frombuffer(self.data, kind, t.rows * t.stride, t.offset).reshape(t.rows, t.stride)
+        if t.dtype == lib.LLM_FP32:
+            return np.frombuffer(self.data, "<f4", t.rows * t.stride, t.offset).reshape(t.rows, t.stride)
+        if t.dtype == lib.LLM_FP16:
+            assert t.size == up(t.rows, 16) * t.stride * 2
+            return untile(self.data, t.offset, "<f2", t.rows, t.stride)
+        weights, groups = up(t.rows, 16) * t.stride, t.stride // 64
+        assert t.size == weights + up(t.rows, 16) * groups * 2
+        q = untile(self.data, t.offset, "i1", t.rows, t.stride, 2)
+        return q, untile(self.data, t.offset + weights, "<f2", t.rows, groups)
 
     def values(self, name, layer=0, expert=0):
         """(rows, cols) float32."""
@@ -413,7 +420,7 @@ def test_fp16_file_holds_the_source(tmp_path, kind):
     assert report.parameters == sum(values.size for values in want.values())
 
 
-@pytest.mark.parametrize("kind", ["llama", "mixtral", "qwen3moe"])
+@pytest.mark.parametrize("kind", ["llama", "llama odd rows", "mixtral", "qwen3moe"])
 def test_int8_file_holds_the_nearest_multiple_of_a_rounded_scale(tmp_path, kind):
     source, config, tensors = make(tmp_path, kind)
     rng = np.random.default_rng(1)
@@ -486,14 +493,16 @@ def test_conversion_is_reproducible_with_any_number_of_threads(tmp_path, monkeyp
     assert (again.max_error, again.mean_error) == (first.max_error, first.mean_error)
 
 
-def test_work_in_small_jobs_gives_the_same_file(tmp_path, monkeypatch):
-    gguf_source = save_gguf(
-        tmp_path / "tiny.gguf", "mixtral", CONFIGS["mixtral"], make_tensors("mixtral", CONFIGS["mixtral"])
-    )
-    one, _ = run(gguf_source, tmp_path, dtype="int8")
-    monkeypatch.setattr(flatfile, "JOB", 64)  # a row at a time
-    other, _ = run(gguf_source, tmp_path, dtype="int8")
+@pytest.mark.parametrize("dtype", command.DTYPES)
+@pytest.mark.parametrize("kind", ["mixtral", "llama odd rows"])
+def test_work_in_small_jobs_gives_the_same_file(tmp_path, monkeypatch, kind, dtype):
+    tensors = make_tensors(kind, CONFIGS[kind])
+    gguf_source = save_gguf(tmp_path / "tiny.gguf", kind, CONFIGS[kind], tensors)
+    one, first = run(gguf_source, tmp_path, dtype=dtype)
+    monkeypatch.setattr(flatfile, "JOB", 64)  # a tile at a time
+    other, again = run(gguf_source, tmp_path, dtype=dtype)
     assert one.data == other.data
+    assert (again.max_error, again.mean_error) == pytest.approx((first.max_error, first.mean_error))
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_the_cc_line_builds_a_command_with_the_model_inside(checkout):
 def test_c_example_compiles_and_runs(checkout):
     (block,) = blocks("c")
     (checkout / "example.c").write_text(block)
-    sources = "csrc/llm.c csrc/threads.c csrc/tokenizer.c csrc/sampler.c"
+    sources = "csrc/llm.c csrc/file.c csrc/threads.c csrc/tokenizer.c csrc/sampler.c"
     done = shell(
         f"cc -O1 -Wall -Wno-unknown-pragmas -Icsrc example.c {sources} -lm -o example && ./example", checkout
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import platform
 import random
 import resource
 import shutil
@@ -47,7 +48,7 @@ MODELS = {
 def isas() -> list[str]:
     """The instruction sets that this build and processor have."""
     data = Model(make_model())
-    return [name for name in ("scalar", "avx2", "avx512", "avx512vnni", "neon") if data.has(name)]
+    return [name for name in ("scalar", "avx2", "avx512", "amx", "neon") if data.has(name)]
 
 
 class Model:
@@ -170,8 +171,18 @@ def test_instruction_sets_agree_with_scalar(name, dtype, isa):
     model = Model(make_model(3, dtype=dtype, **MODELS[name]))
     ids = some_ids(40, 96)
     want, got = model.run(ids, "scalar"), model.run(ids, isa)
-    assert abs(got - want).max() < 5e-3 * want.std()
-    assert abs(got - want).mean() < 3e-4 * want.std()
+    agree(got, want, isa)
+
+
+def agree(got: np.ndarray, want: np.ndarray, isa: str) -> None:
+    """Within the tolerance of test_instruction_sets_agree_with_scalar. AMX rounds weights and activations to
+    2^-9 instead of 2^-15, which these models' large weights make 1 % of the logits' spread in the mean; and a
+    token whose experts were nearly equal may go to another one, hence the quantile."""
+    error = abs(got - want) / want.std()
+    if isa == "amx":
+        assert error.mean() < 0.02 and np.quantile(error, 0.9) < 0.06 and error.max() < 1
+    else:
+        assert error.max() < 5e-3 and error.mean() < 3e-4
 
 
 @pytest.mark.parametrize("isa", isas())
@@ -179,18 +190,37 @@ def test_instruction_sets_agree_with_scalar(name, dtype, isa):
 @pytest.mark.parametrize("name", ["odd sizes", "experts"])
 def test_results_do_not_depend_on_batch_or_threads(name, dtype, isa):
     """Bit for bit: a prompt whole, in chunks, token by token, on 1 to 4 threads, and beside another
-    sequence."""
+    sequence. AMX is left to fewer than 16 tokens together here, which do not use it."""
     model = Model(make_model(5, dtype=dtype, **MODELS[name]))
     ids, other = some_ids(45, 96), some_ids(45, 96, seed=2)
-    whole = model.run(ids, isa, threads=1)
-    for options in (dict(batch=7), dict(batch=1), dict(threads=2), dict(threads=4, batch=16)):
-        assert (model.run(ids, isa, **options) == whole).all(), options
-    s = model.session(isa, n_seqs=3)
+    most = 15 if isa == "amx" else 256
+    whole = model.run(ids, isa, threads=1, batch=most)
+    for options in (dict(batch=7), dict(batch=1), dict(threads=2), dict(threads=4, batch=14)):
+        assert (model.run(ids, isa, **{"batch": most, **options}) == whole).all(), options
+    s = model.session(isa, n_seqs=3, batch=most)
     steps = np.concatenate([s.forward([t], [1]) for t in ids])
     assert (steps == whole).all()
     mixed = list(itertools.chain(*zip(ids, other, strict=True)))
     both = s.forward(mixed, [2, 0] * 45)
-    assert (both[::2] == whole).all() and (both[1::2] == model.run(other, isa)).all()
+    assert (both[::2] == whole).all() and (both[1::2] == model.run(other, isa, batch=most)).all()
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
+def test_many_tokens_do_not_depend_on_threads(dtype, isa):
+    """Bit for bit, AMX too, and far into a sequence, where attention is split into parts."""
+    model = Model(make_model(5, dtype=dtype, context=1300, n_heads=6, n_kv_heads=3))
+    ids = some_ids(1200, 96)
+    whole = model.run(ids, isa, threads=1)
+    for threads in (2, 3):
+        assert (model.run(ids, isa, threads=threads) == whole).all()
+    s, want = model.session(isa, n_seqs=2), model.session(isa, n_seqs=2)
+    for session in (s, want):
+        session.forward(ids[:1100], [1] * 1100)
+    steps = np.concatenate([s.forward([t], [1]) for t in ids[1100:1110]])
+    assert (steps == want.forward(ids[1100:1110], [1] * 10)).all()
+    if isa != "amx":
+        assert (steps == whole[1100:1110]).all()
 
 
 def test_only_wanted_logits_are_returned_in_order():
@@ -507,6 +537,49 @@ def test_default_threads_follow_the_cgroup_quota():
         group.rmdir()
 
 
+def build_logits(tmp_path_factory, cc: str, *options: str) -> Path:
+    """tests/logits.c with the engine, compiled by `cc`; once a run of the tests."""
+    program = tmp_path_factory.getbasetemp() / ("logits-" + Path(cc).name)
+    if not program.exists():
+        sources = [CSRC / "llm.c", CSRC / "file.c", CSRC / "threads.c", Path(__file__).with_name("logits.c")]
+        flags = ["-O3", "-std=gnu11", "-fopenmp", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", *options]
+        subprocess.run([cc, *flags, *map(str, sources), "-lm", "-o", str(program)], check=True)
+    return program
+
+
+def logits_of(command: list, isa: str, vocab: int, ids: list[int]) -> np.ndarray:
+    """What that program prints, with this instruction set."""
+    done = subprocess.run(
+        [*map(str, command), *map(str, ids)],
+        capture_output=True,
+        env={**os.environ, "PYLLM_ISA": isa, "OMP_NUM_THREADS": "1"},
+    )
+    if b"PYLLM_ISA" in done.stderr:
+        pytest.skip(done.stderr.decode())
+    assert done.returncode == 0 and done.stderr.decode().strip() == isa, done.stderr
+    return np.frombuffer(done.stdout, np.float32).reshape(-1, vocab)
+
+
+@pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
+@pytest.mark.parametrize("name", MODELS)
+def test_amx_agrees_with_scalar_on_tiles_in_software(tmp_path_factory, name, dtype):
+    """The AMX code as it is, on a processor without tiles: tests/tiles.h has them in C. It needs the AVX-512
+    instructions beside them. 40 tokens and 17: two blocks of 32, and a part of one."""
+    cc = shutil.which("gcc") or shutil.which("clang")
+    if not cc or platform.machine() != "x86_64":
+        pytest.skip("needs gcc or clang, on x86-64")
+    program = build_logits(tmp_path_factory, cc, "-include", str(Path(__file__).with_name("tiles.h")))
+    data = make_model(3, dtype=dtype, **MODELS[name])
+    path = tmp_path_factory.mktemp("amx") / "m.llm"
+    path.write_bytes(data)
+    vocab = MODELS[name].get("vocab_size", 96)
+    for n in (40, 17):
+        got = logits_of([program, path], "amx", vocab, some_ids(n, 96))
+        want = Model(data).run(some_ids(n, 96), "scalar")
+        agree(got, want, "amx")
+        assert abs(got - want).mean() > 1e-5 * want.std()  # it really is another arithmetic
+
+
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 @pytest.mark.parametrize("name", MODELS)
 def test_neon_build_agrees_with_the_reference(tmp_path_factory, name, dtype):
@@ -518,45 +591,15 @@ def test_neon_build_agrees_with_the_reference(tmp_path_factory, name, dtype):
     )
     if not cc or not qemu:
         pytest.skip("needs aarch64-linux-gnu-gcc and qemu-aarch64")
-    program = tmp_path_factory.getbasetemp() / "logits-aarch64"
-    if not program.exists():
-        sources = [str(CSRC / "llm.c"), str(CSRC / "threads.c"), str(Path(__file__).with_name("logits.c"))]
-        subprocess.run(
-            [
-                cc,
-                "-O3",
-                "-std=gnu11",
-                "-fopenmp",
-                "-static",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                f"-I{CSRC}",
-                *sources,
-                "-lm",
-                "-o",
-                str(program),
-            ],
-            check=True,
-        )
+    program = build_logits(tmp_path_factory, cc, "-static")
     data = make_model(3, dtype=dtype, **MODELS[name])
     path = tmp_path_factory.mktemp("neon") / "m.llm"
     path.write_bytes(data)
     ids = some_ids(25, 96)
     vocab = MODELS[name].get("vocab_size", 96)
-    got = {}
-    for isa in ("scalar", "neon"):
-        done = subprocess.run(
-            [qemu, str(program), str(path), *map(str, ids)],
-            capture_output=True,
-            check=True,
-            env={**os.environ, "PYLLM_ISA": isa, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.stderr.decode().strip() == isa
-        got[isa] = np.frombuffer(done.stdout, np.float32).reshape(-1, vocab)
+    got = {isa: logits_of([qemu, program, path], isa, vocab, ids) for isa in ("scalar", "neon")}
     here = Model(data).run(ids, "scalar")
     want = Reference(data).logits(ids)
     assert abs(got["neon"] - want).max() < 0.01 * want.std()
     for other in (got["scalar"], here):
-        assert abs(got["neon"] - other).max() < 5e-3 * want.std()
-        assert abs(got["neon"] - other).mean() < 3e-4 * want.std()
+        agree(got["neon"], other, "neon")

@@ -2,8 +2,9 @@
 numbers become is decided here.
 
 fp16 matrices are rounded to the nearest half. int8 matrices have one scale for 64 columns, max|w| / 127
-rounded to a half, and weights rounded to the nearest multiple of that rounded scale. Work is cut into jobs of
-about half a million weights, which threads take."""
+rounded to a half, and weights rounded to the nearest multiple of that rounded scale. Both are stored in tiles
+of 16 rows (see llm.h). Work is cut into jobs, whole tiles of about half a million weights, which threads
+take."""
 
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ from .sources import ConvertError, Tensor
 
 MAGIC = b"PYLLM\r\n\x1a"
 GROUP = lib.LLM_GROUP
+TILE = lib.LLM_TILE
 FP16_MAX = 65504.0
 JOB = 1 << 19  # weights, 2 MB as float32: fits in a core's cache with its temporaries
 DTYPES = {"fp16": lib.LLM_FP16, "int8": lib.LLM_INT8}
@@ -144,8 +146,9 @@ def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode(w: np.ndarray, dtype: int, tensor: Tensor) -> tuple[list[np.ndarray], Error]:
-    """Weights (rows, stride) float32, zeros in the padding, to what the file stores: [halves], or [int8,
-    scales]; and the error made."""
+    """Weights (rows, stride) float32, zeros in the padding, to what the file stores of these rows: halves
+    (rows, stride), or pairs of int8 (rows, stride / 2) as int16 and scales (rows, stride / 64); and the error
+    made."""
     groups = w.reshape(-1, GROUP)
     magnitudes = np.abs(w).reshape(-1)
     top = np.maximum.reduceat(magnitudes, np.arange(0, w.size, GROUP))  # 5 times as fast as max(axis=1)
@@ -161,7 +164,7 @@ def encode(w: np.ndarray, dtype: int, tensor: Tensor) -> tuple[list[np.ndarray],
     if dtype == lib.LLM_INT8:
         q, scale = to_int8(groups, top)
         stored = q * scale.astype(np.float32)[:, None]
-        arrays = [q, scale]
+        arrays = [q.reshape(w.shape).view(np.int16), scale.reshape(len(w), -1)]
     else:
         half = to_fp16(w)
         stored = half.astype(np.float32).reshape(groups.shape)
@@ -174,6 +177,15 @@ def encode(w: np.ndarray, dtype: int, tensor: Tensor) -> tuple[list[np.ndarray],
         top=largest,
         weight=float(magnitudes.sum(dtype=np.float64)),
     )
+
+
+def tile(rows: np.ndarray) -> np.ndarray:
+    """Rows (n, items) as the file has them, (tiles, items, 16); rows of zeros fill the last tile."""
+    out = np.zeros((-(-len(rows) // TILE), rows.shape[1], TILE), rows.dtype)
+    for i in range(TILE):  # twice as fast as a transposed copy
+        some = rows[i::TILE]
+        out[: len(some), :, i] = some
+    return out
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -218,52 +230,69 @@ def replacing(path: Path, size: int) -> Iterator[tuple[int, Path]]:
 
 
 class Job(NamedTuple):
-    """Rows start to stop of a part, which begins at row `row` of its tensor."""
+    """Rows start to stop of a tensor."""
 
     place: Place
-    part: Tensor
-    row: int
     start: int
     stop: int
+    pieces: list[tuple[Tensor, int, int]]  # what is in them from top to bottom: rows of parts, from, to
 
 
 def jobs(tensors: list[tuple[Place, list[Tensor]]]) -> Iterator[Job]:
     """All the work, in file order."""
     for place, parts in tensors:
-        row = 0
-        for part in parts:
-            if place.dtype == lib.LLM_FP32:  # a vector: whole
-                yield Job(place, part, row, 0, part.rows)
-            else:
-                step = max(1, JOB // place.stride)
-                for start in range(0, part.rows, step):
-                    yield Job(place, part, row, start, min(part.rows, start + step))
-            row += part.rows
+        rows = sum(part.rows for part in parts)
+        whole = place.dtype == lib.LLM_FP32  # a vector
+        step = rows if whole else max(1, JOB // place.stride // TILE) * TILE
+        for start in range(0, rows, step):
+            stop, pieces, row = min(rows, start + step), [], 0
+            for part in parts:
+                first, last = max(start - row, 0), min(stop - row, part.rows)
+                if first < last:
+                    pieces.append((part, first, last))
+                row += part.rows
+            yield Job(place, start, stop, pieces)
 
 
-def run_job(fd: int, job: Job) -> Error | None:
-    """Reads, converts and writes one job's rows; the error made, None for a vector."""
-    place, n = job.place, job.stop - job.start
-    w = job.part.read(job.start, job.stop)
-    if place.dtype == lib.LLM_FP32:
-        if not np.isfinite(w).all():
-            raise ConvertError(f"{job.part.name} has a value that is not finite (NaN or infinite)")
-        write_at(fd, np.ascontiguousarray(w, "<f4"), place.offset + 4 * job.row)
-        return None
+def read_piece(place: Place, part: Tensor, first: int, last: int) -> np.ndarray:
+    """Rows first to last of a part, padded with zeros to the stride of its place."""
+    w = part.read(first, last)
     if place.stride != place.cols or not w.flags.c_contiguous:
-        padded = np.zeros((n, place.stride), np.float32)
+        padded = np.zeros((len(w), place.stride), np.float32)
         padded[:, : place.cols] = w
         w = padded
-    arrays, error = encode(w, place.dtype, job.part)
-    error.count = n * place.cols
-    first = job.row + job.start
-    if place.dtype == lib.LLM_INT8:
-        write_at(fd, arrays[0], place.offset + first * place.stride)
-        groups = place.stride // GROUP
-        write_at(fd, arrays[1], place.offset + place.rows * place.stride + 2 * first * groups)
-    else:
-        write_at(fd, arrays[0], place.offset + 2 * first * place.stride)
-    return error
+    return w
+
+
+def write_vector(fd: int, job: Job) -> None:
+    """Reads and writes a vector, which is stored as it is."""
+    offset = job.place.offset
+    for part, first, last in job.pieces:
+        w = part.read(first, last)
+        if not np.isfinite(w).all():
+            raise ConvertError(f"{part.name} has a value that is not finite (NaN or infinite)")
+        write_at(fd, np.ascontiguousarray(w, "<f4"), offset)
+        offset += 4 * w.size
+
+
+def run_job(fd: int, job: Job) -> list[Error]:
+    """Reads, converts and writes one job's rows; the error made in each piece, none for a vector."""
+    place, encoded, errors = job.place, [], []
+    if place.dtype == lib.LLM_FP32:
+        write_vector(fd, job)
+        return []
+    for part, first, last in job.pieces:
+        arrays, error = encode(read_piece(place, part, first, last), place.dtype, part)
+        error.count = (last - first) * place.cols
+        encoded.append(arrays)
+        errors.append(error)
+    at, padded = place.offset, -(-place.rows // TILE) * TILE
+    for arrays in zip(*encoded, strict=True):
+        rows = np.concatenate(arrays)
+        row_bytes = rows.itemsize * rows.shape[1]
+        write_at(fd, tile(rows), at + job.start * row_bytes)
+        at += padded * row_bytes
+    return errors
 
 
 def write_tensors(
@@ -274,13 +303,12 @@ def write_tensors(
     errors: dict[str, Error] = {}
     stop = threading.Event()
 
-    def work(job: Job) -> Error | None:
-        return None if stop.is_set() else run_job(fd, job)
+    def work(job: Job) -> list[Error]:
+        return [] if stop.is_set() else run_job(fd, job)
 
     def finish(job: Job, future: Future) -> None:
-        error = future.result()
-        if error is not None:
-            errors.setdefault(job.part.name, Error()).add(error)
+        for (part, _, _), error in zip(job.pieces, future.result(), strict=False):
+            errors.setdefault(part.name, Error()).add(error)
         rows = job.place.cols if job.place.dtype == lib.LLM_FP32 else job.place.rows
         progress(job.place.size * (job.stop - job.start) // rows)
 

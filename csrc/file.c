@@ -1,0 +1,186 @@
+/* file.c - the flat file: where its parts lie, whether all of it is sound, and the model that is mapped from
+ * it.
+ *
+ * It trusts no byte before check() has seen it. What the numbers mean is llm.c's business. */
+#include "file.h"
+#include "fail.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ------------------------------------------------------------------------------------------------------
+ * Header and layout */
+
+/* The range of each 32-bit field from `flags` on. No product that the layout forms of numbers in these ranges
+ * reaches 2^63: the largest is n_layers * n_experts * 2 * ffn_dim * dim * 2 bytes = 2^62. */
+static const struct {
+    const char *name;
+    uint32_t min, max;
+} fields[] = {{"flags", 0, 2 * LLM_ROUTER_NORMALIZE - 1}, {"dim", 1, 1 << 20}, {"ffn_dim", 1, 1 << 20},
+    {"n_layers", 1, 1 << 10}, {"n_heads", 1, 1 << 12}, {"n_kv_heads", 1, 1 << 12}, {"head_dim", 2, MAX_HEAD},
+    {"vocab_size", 1, 1 << 24}, {"context", 1, 1 << 28}, {"n_rope", 1, 1 << 10}, {"n_experts", 0, 1 << 10},
+    {"n_active", 0, 1 << 10}};
+
+static int check_header(const llm_header *h, char *err, size_t errlen) {
+    uint32_t values[sizeof fields / sizeof *fields];
+    memcpy(values, (const char *)h + offsetof(llm_header, flags), sizeof values);
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        const uint32_t v = values[i], min = fields[i].min, max = fields[i].max;
+        REQUIRE(v >= min && v <= max, "header: %s is %u, not %u to %u", fields[i].name, v, min, max);
+    }
+    REQUIRE(h->dtype <= LLM_INT8, "header: there is no dtype %u for weights", h->dtype);
+    REQUIRE(h->n_heads % h->n_kv_heads == 0, "header: %u heads on %u kv heads", h->n_heads, h->n_kv_heads);
+    REQUIRE(h->head_dim % 2 == 0, "header: head_dim %u is odd", h->head_dim);
+    const int some = h->n_active <= h->n_experts && !h->n_active == !h->n_experts;
+    REQUIRE(some, "header: %u of %u experts are active", h->n_active, h->n_experts);
+    REQUIRE(h->text_size % 64 == 0 && h->text_size >> 40 == 0, "header: text_size is wrong");
+    const int sane = h->norm_eps >= 0 && h->norm_eps < 1 && fabsf(h->attn_scale) < 1e6f;
+    REQUIRE(sane, "header: norm_eps is %g and attn_scale %g", h->norm_eps, h->attn_scale);
+    for (size_t i = 0; i < sizeof h->reserved; i++)
+        REQUIRE(!h->reserved[i], "header: a reserved byte is set, as a newer version may do");
+    return 0;
+}
+
+/* Rows, columns and dtype of tensor `id`; returns how many a layer (or the model) has. 0 rows: the model has
+ * none. */
+static uint64_t shape(const llm_header *h, uint32_t id, llm_tensor *t) {
+    const uint64_t q = (uint64_t)h->n_heads * h->head_dim, kv = (uint64_t)h->n_kv_heads * h->head_dim;
+    const uint64_t output = h->flags & LLM_TIED ? 0 : h->vocab_size, bias = !!(h->flags & LLM_QKV_BIAS);
+    const uint64_t qk_norm = !!(h->flags & LLM_QK_NORM), dim = h->dim, hd = h->head_dim, ffn = h->ffn_dim;
+    const uint64_t shapes[LLM_N_TENSORS][3] = {
+        /* rows, columns and dtype, in the order of enum llm_tensor_id */
+        {h->vocab_size, dim, h->dtype}, {1, dim, LLM_FP32}, {output, dim, h->dtype}, {1, dim, LLM_FP32},
+        {q + 2 * kv, dim, h->dtype}, {bias, q + 2 * kv, LLM_FP32}, {qk_norm, hd, LLM_FP32},
+        {qk_norm, hd, LLM_FP32}, {dim, q, h->dtype}, {1, dim, LLM_FP32}, {h->n_experts, dim, LLM_FP16},
+        {2 * ffn, dim, h->dtype}, {dim, ffn, h->dtype}};
+    static const uint64_t bytes[] = {128, 66, 256}; /* of a group of 64 in fp16, int8, fp32 */
+    *t = (llm_tensor){.rows = shapes[id][0], .cols = shapes[id][1], .dtype = (uint32_t)shapes[id][2]};
+    t->stride = align(t->cols, LLM_GROUP);
+    t->size = align(t->rows, t->dtype == LLM_FP32 ? 1 : LLM_TILE) * (t->stride / LLM_GROUP) * bytes[t->dtype];
+    return h->n_experts && (id == LLM_GATE_UP || id == LLM_DOWN) ? h->n_experts : 1;
+}
+
+/* The bytes that the tensors from `first` up to `last` take, once or in one layer. */
+static uint64_t span(const llm_header *h, uint32_t first, uint32_t last) {
+    uint64_t sum = 0;
+    for (llm_tensor t; first < last; first++) {
+        const uint64_t count = shape(h, first, &t);
+        sum += count * align(t.size, LLM_GROUP);
+    }
+    return sum;
+}
+
+int llm_layout(const llm_header *h, uint32_t id, uint32_t layer, uint32_t expert, llm_tensor *t, char *err,
+    size_t errlen) {
+    const uint32_t layers = id < LLM_ATTN_NORM ? 1 : h->n_layers;
+    TRY(check_header(h, err, errlen));
+    const int known = id < LLM_N_TENSORS && layer < layers && expert < shape(h, id, t);
+    REQUIRE(known, "no tensor %u in layer %u, expert %u", id, layer, expert);
+    t->offset = LLM_HEADER_SIZE + h->text_size + h->n_layers * sizeof(llm_layer);
+    t->offset = align(t->offset + (uint64_t)h->n_rope * h->head_dim / 2 * sizeof(float), LLM_GROUP);
+    t->offset += span(h, 0, id < LLM_ATTN_NORM ? id : LLM_ATTN_NORM) + expert * align(t->size, LLM_GROUP);
+    if (id >= LLM_ATTN_NORM)
+        t->offset += layer * span(h, LLM_ATTN_NORM, LLM_N_TENSORS) + span(h, LLM_ATTN_NORM, id);
+    return 0;
+}
+
+uint64_t llm_file_size(const llm_header *h, char *err, size_t errlen) {
+    llm_tensor first;
+    const int bad = llm_layout(h, LLM_ATTN_NORM, 0, 0, &first, err, errlen);
+    return bad ? 0 : first.offset + h->n_layers * span(h, LLM_ATTN_NORM, LLM_N_TENSORS) + LLM_GROUP;
+}
+
+/* FNV-1a over the header's bytes before this field. */
+uint64_t llm_checksum(const llm_header *h) {
+    uint64_t hash = 0xcbf29ce484222325;
+    for (size_t i = 0; i < offsetof(llm_header, checksum); i++)
+        hash = (hash ^ ((const uint8_t *)h)[i]) * 0x100000001b3;
+    return hash;
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Models */
+
+/* Everything in the file that the engine relies on. Whatever passes may hold wrong numbers, never a wrong
+ * size or offset. */
+static int check(llm_model *m, char *err, size_t errlen) {
+    REQUIRE(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "model files need a little-endian machine");
+    REQUIRE(m->size >= sizeof m->h && !memcmp(m->data, "PYLLM\r\n\032", 8), "not a pyllm model file");
+    memcpy(&m->h, m->data, sizeof m->h);
+    REQUIRE(m->h.version == LLM_VERSION, "format version %u, not %d", m->h.version, LLM_VERSION);
+    REQUIRE(m->h.checksum == llm_checksum(&m->h), "header: the checksum is wrong: the file is damaged");
+    const uint64_t size = llm_file_size(&m->h, err, errlen), end = LLM_HEADER_SIZE + m->h.text_size;
+    TRY(size == 0);
+    REQUIRE(size == m->size && size == m->h.file_size, "it has %zu bytes, not %zu", m->size, (size_t)size);
+    for (uint32_t id = 0; id < LLM_N_TENSORS; id++)
+        llm_layout(&m->h, id, 0, 0, &m->tensor[id], NULL, 0);
+    m->layer_size = span(&m->h, LLM_ATTN_NORM, LLM_N_TENSORS);
+    m->layers = (const llm_layer *)(m->data + end);
+    m->rope = (const float *)(m->layers + m->h.n_layers);
+    for (uint32_t i = 0; i < m->h.n_layers; i++)
+        REQUIRE(m->layers[i].rope < m->h.n_rope, "layer %u: no rotary table %u", i, m->layers[i].rope);
+    size_t bad = 0;
+    REQUIRE(llm_section(m, 0, &bad) || !bad, "the section at byte %zu does not fit into the file", bad);
+    return 0;
+}
+
+llm_model *llm_open_memory(const void *data, size_t size, char *err, size_t errlen) {
+    REQUIRE_OR_NULL((uintptr_t)data % 64 == 0, "a model in memory must be aligned to 64 bytes");
+    llm_model *m = calloc(1, sizeof *m);
+    REQUIRE_OR_NULL(m, "out of memory");
+    m->data = data;
+    m->size = size;
+    if (!check(m, err, errlen))
+        return m;
+    free(m);
+    return NULL;
+}
+
+llm_model *llm_open(const char *path, char *err, size_t errlen) {
+    char why[256];
+    struct stat st = {0};
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    snprintf(why, sizeof why, "%s", fd < 0 ? strerror(errno) : "not a pyllm model file");
+    const size_t size = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? (size_t)st.st_size : 0;
+    void *data = size ? mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
+    close(fd);
+    llm_model *m = data == MAP_FAILED ? NULL : llm_open_memory(data, size, why, sizeof why);
+    if (!m && data != MAP_FAILED)
+        munmap(data, size);
+    REQUIRE_OR_NULL(m, "%s: %s", path, why);
+    m->mapped = 1;
+    return m;
+}
+
+void llm_close(llm_model *m) {
+    if (m && m->mapped)
+        munmap((void *)m->data, m->size);
+    free(m);
+}
+
+const llm_header *llm_model_header(const llm_model *m) { return &m->h; }
+
+/* Tag 0, which no section has, finds nothing; *size is then where a section does not fit, or 0. check() asks
+ * so. */
+const void *llm_section(const llm_model *m, uint32_t tag, size_t *size) {
+    llm_section_head head = {.tag = 1}; /* always whole, because `at` and `end` are multiples of 16 */
+    const uint64_t end = LLM_HEADER_SIZE + m->h.text_size;
+    for (uint64_t at = LLM_HEADER_SIZE; at < end && head.tag; at += align(sizeof head + head.size, 16)) {
+        memcpy(&head, m->data + at, sizeof head);
+        const int fits = head.size <= end - at - sizeof head;
+        *size = (size_t)(fits ? head.size : at);
+        if (!fits || (tag && head.tag == tag))
+            return fits ? m->data + at + sizeof head : NULL;
+    }
+    *size = 0;
+    return NULL;
+}
+
+size_t llm_kv_bytes(const llm_model *m) {
+    return (size_t)m->h.n_layers * 2 * m->h.n_kv_heads * align(m->h.head_dim, 16) * sizeof(uint16_t);
+}
