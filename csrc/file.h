@@ -25,4 +25,9 @@ static inline const void *weights(const llm_model *m, uint32_t id, size_t layer,
     return m->data + t->offset + layer * m->layer_size + expert * align(t->size, LLM_GROUP);
 }
 
+/* Where a row and a column of a matrix in tiles lie, see llm.h */
+static inline size_t in_tile(size_t row, size_t col, size_t cols) {
+    return (row / LLM_TILE * cols + col) * LLM_TILE + row % LLM_TILE;
+}
+
 #endif

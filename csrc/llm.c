@@ -65,18 +65,20 @@ typedef struct isa {
  *   members, starts   (B * n_active) places in `chosen` of expert 0, then of 1, ...; (n_experts + 1) where
  *                     they begin
  *   pos, seqs, rows   (B) position and sequence of each token; tokens whose logits are wanted
- *   runs              (n_runs + 1) tokens at which runs begin: tokens that follow each other in a sequence */
+ *   runs              (n_runs + 1) tokens at which runs begin: tokens that follow each other in a sequence
+ *
+ * width: of a head in the cache; group: query heads that share a kv head; run: tokens in a run at most; span:
+ * positions that the cache has room for; part, n_parts: positions in a part at most, and how many parts this
+ * pass has; seq_size, part_size: numbers in a sequence's cache (whole pages) and in one of s->parts;
+ * arena_size: bytes. */
 struct llm_session {
     const llm_model *m;
     const isa *isa;
     llm_options o;
     meeting meeting;
-    size_t dim, ffn, q_dim, qkv_dim, width; /* padded; width: of a head in the cache */
-    size_t group, run;                      /* query heads that share a kv head; tokens in a run at most */
-    size_t span, seq_size;                  /* positions of a sequence in the cache; numbers: whole pages */
-    size_t part, n_parts, n_runs; /* positions in a part at most; how many parts and runs there are */
-    size_t part_size, arena_size; /* numbers in one of s->parts; bytes */
-    uint8_t *arena;               /* one mapping that holds all of these: */
+    size_t dim, ffn, q_dim, qkv_dim, width; /* padded */
+    size_t group, run, span, part, n_parts, n_runs, seq_size, part_size, arena_size;
+    uint8_t *arena; /* one mapping that holds all of these: */
     uint16_t *kv;
     size_t *length;
     float *x, *xb, *qkv, *q, *att, *parts, *scores, *gate, *hidden, *scales, *rotation, *router, *gains;
@@ -90,11 +92,10 @@ static uint16_t *cache(const llm_session *s, size_t seq, size_t layer, size_t pa
     return s->kv + seq * s->seq_size + rows * s->span * s->width;
 }
 
-/* Where number c of a position lies in there: keys and transposed values are in tiles, as weights are, so
+/* Where number c of a position lies in the cache: keys and transposed values are in tiles, as weights are, so
  * that both are multiplied as they are */
 static size_t place(const llm_session *s, size_t part, size_t pos, size_t c) {
-    return part ? (c / LLM_TILE * s->span + pos) * LLM_TILE + c % LLM_TILE
-                : (pos / LLM_TILE * s->width + c) * LLM_TILE + pos % LLM_TILE;
+    return part ? in_tile(c, pos, s->span) : in_tile(pos, c, s->width);
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -139,12 +140,12 @@ static inline void put(const product *p, size_t r, size_t t, const float *sums, 
 static void embed(llm_session *s, size_t i, uint32_t id) {
     const llm_tensor *t = &s->m->tensor[LLM_EMBED];
     const uint16_t *w = weights(s->m, LLM_EMBED, 0, 0), *scale = w + align(t->rows, LLM_TILE) * t->stride / 2;
-    const size_t at = id / LLM_TILE * t->stride, row = id % LLM_TILE;
     float *x = s->x + i * s->dim;
     for (size_t c = 0; c < t->cols; c++)
-        x[c] = t->dtype == LLM_FP16 ? half_to_float(w[(at + c) * LLM_TILE + row])
-                                    : ((const int8_t *)w)[((at + c) / 2 * LLM_TILE + row) * 2 + c % 2] *
-                                          half_to_float(scale[(at + c) / LLM_GROUP * LLM_TILE + row]);
+        x[c] = t->dtype == LLM_FP16
+                   ? half_to_float(w[in_tile(id, c, t->stride)])
+                   : ((const int8_t *)w)[in_tile(id, c / 2, t->stride / 2) * 2 + c % 2] *
+                         half_to_float(scale[in_tile(id, c / LLM_GROUP, t->stride / LLM_GROUP)]);
     const size_t half = s->m->h.head_dim / 2;
     for (size_t k = 0; k < s->m->h.n_rope * half; k++) {
         float *r = s->rotation + (k / half * s->o.batch + i) * 2 * half + k % half;
@@ -229,27 +230,26 @@ static AMX void expand(const product *p, size_t r, size_t c0, size_t pairs, __m5
     static const uint16_t both[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
         10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const uint16_t *w = p->w + r / LLM_TILE * p->tile + (c0 * LLM_TILE >> p->int8);
-    const uint16_t *scale = p->scale + (r / LLM_TILE * p->cols + c0) / LLM_GROUP * LLM_TILE;
+    const uint16_t *scale = p->scale + in_tile(r, c0 / LLM_GROUP, p->cols / LLM_GROUP);
     for (size_t k = 0; k < pairs; k++, w += 2 * LLM_TILE >> p->int8) {
         __builtin_prefetch(w + 1024);
-        __m512 a = _mm512_set1_ps(0), b = a;
         if (p->int8) {
-            const __m512 by = HALF_avx512(scale + k / 32 * 16);
-            a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)w)));
-            a = _mm512_mul_ps(a, _mm512_permutexvar_ps(twice, by));
-            b = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(w + 8))));
-            b = _mm512_mul_ps(b, _mm512_permutexvar_ps(_mm512_add_epi32(twice, _mm512_set1_epi32(8)), by));
-            out[k] = (__m512i)_mm512_cvtne2ps_pbh(b, a);
-        } else
-            out[k] = (__m512i)_mm512_cvtne2ps_pbh(HALF_avx512(w + 16), HALF_avx512(w));
-        if (!p->int8)
+            const __m512 by = HALF_avx512(scale + k / 32 * LLM_TILE);
+            const __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)w)));
+            const __m512 b =
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)w + 1)));
+            const __m512 by_b = _mm512_permutexvar_ps(_mm512_add_epi32(twice, _mm512_set1_epi32(8)), by);
+            out[k] = (__m512i)_mm512_cvtne2ps_pbh(b * by_b, a * _mm512_permutexvar_ps(twice, by));
+        } else {
+            out[k] = (__m512i)_mm512_cvtne2ps_pbh(HALF_avx512(w + LLM_TILE), HALF_avx512(w));
             out[k] = _mm512_permutexvar_epi16(_mm512_loadu_si512(both), out[k]);
+        }
     }
 }
 
 static AMX void tiles(const product *p, size_t r, size_t n) {
-    static const uint16_t config[32] = {
-        [0] = 1, [8 ... 15] = 64, [24 ... 27] = 0x1010}; /* 8 tiles of 16 x 64 bytes */
+    /* palette 1, 8 tiles of 16 rows of 64 bytes */
+    static const uint16_t config[32] = {[0] = 1, [8 ... 15] = 64, [24 ... 27] = 0x1010};
     __m512i w[2][COLUMNS / 2];
     float sums[MAX_BATCH][32];
     _tile_loadconfig(config);
@@ -334,7 +334,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->span = align(context, SPAN);
     s->seq_size = align((uint64_t)h->n_layers * 2 * h->n_kv_heads * s->width * s->span, 1 << 15);
     s->group = h->n_heads / h->n_kv_heads;
-    s->run = s->group < 64 ? 64 / s->group : 1;
+    s->run = align((48 + s->group - 1) / s->group, 8);
     s->part = s->span > 16 * 512 ? align(s->span / 16, SPAN) : 512;
     s->part_size = b * h->n_heads * (s->width + 2);
     const size_t columns = align(b, 32) * (s->dim + s->q_dim + s->ffn + 32), active = b * h->n_active,
@@ -493,44 +493,43 @@ typedef int16_t FN(shorts) __attribute__((vector_size(4 * VL), aligned(2), may_a
  * order, whatever T is; int8 weights by 64 with int16 activations by 64, whose sum over a group is exact and
  * then scaled. */
 INLINE void FN(block)(const product *p, size_t r, size_t t, const size_t T, const int int8) {
-    const size_t words = int8 ? p->cols / 2 : p->cols, step = int8 ? LLM_GROUP / 2 : LLM_GROUP;
+    const size_t words = p->cols >> int8, step = LLM_GROUP >> int8, groups = p->cols / LLM_GROUP;
     const uint16_t *w[V], *scale[V];
     const any_float *x[T_MAX];
-    VEC sum[T_MAX * V] = {{0}}, wide[V];
+    VEC sum[T_MAX * V], wide[V];
+    for (size_t i = 0; i < T * V; i++)
+        sum[i] = (VEC){0};
     for (size_t v = 0; v < V; v++) { /* beyond the last row, the first one again */
         const size_t row = r + v * VL < p->rows ? r + v * VL : r;
         w[v] = p->w + row / LLM_TILE * p->tile + row % LLM_TILE;
-        scale[v] = int8 ? p->scale + row / LLM_TILE * (words / step) * LLM_TILE + row % LLM_TILE : NULL;
+        scale[v] = int8 ? p->scale + in_tile(row, 0, groups) : NULL;
     }
     for (size_t i = 0; i < T; i++)
         x[i] = int8 ? (const any_float *)(p->q + (t + i) * p->ldq)
                     : p->x + token(p->s, p->index, t + i) * p->ldx;
     for (size_t k0 = 0, g = 0; k0 < words; k0 += step, g++) {
         const size_t n = int8 || words - k0 > step ? step : words - k0;
-        VEC dot[T_MAX * V] = {{0}};
+        VEC dot[T_MAX * V];
+        for (size_t i = 0; i < T * V; i++)
+            dot[i] = (VEC){0};
 #pragma GCC unroll 4
         for (size_t k = k0; k < k0 + n; k++) {
             for (size_t v = 0; v < V; v++) {
-                if (T == 1)
-                    __builtin_prefetch(w[v] + k * LLM_TILE + 1024);
-                if (int8)
-                    wide[v] = (VEC)FN(WIDEN)(w[v] + k * LLM_TILE);
-                else
-                    wide[v] = FN(HALF)(w[v] + k * LLM_TILE);
+                __builtin_prefetch(w[v] + k * LLM_TILE + 1024);
+                wide[v] = int8 ? (VEC)FN(WIDEN)(w[v] + k * LLM_TILE) : (VEC)FN(HALF)(w[v] + k * LLM_TILE);
             }
-            for (size_t i = 0; i < T * V; i++)
-                if (int8) {
-                    const FN(ints) two = (FN(ints)){0} + (int32_t)((const any_uint *)x[i / V])[k];
-                    dot[i] = (VEC)FN(MADD)((FN(ints))dot[i], (FN(shorts))wide[i % V], (FN(shorts))two);
-                } else
-                    dot[i] += wide[i % V] * x[i / V][k];
+            for (size_t i = 0; i < T * V; i++) {
+                const FN(ints) two = (FN(ints)){0} + (int32_t)((const any_uint *)x[i / V])[k];
+                dot[i] = int8 ? (VEC)FN(MADD)((FN(ints))dot[i], (FN(shorts))wide[i % V], (FN(shorts))two)
+                              : (VEC)(dot[i] + wide[i % V] * x[i / V][k]);
+            }
         }
-        for (size_t i = 0; i < T * V; i++)
-            if (int8)
-                sum[i] += __builtin_convertvector((FN(ints))dot[i], VEC) *
-                          (FN(HALF)(scale[i % V] + g * LLM_TILE) * p->by[(t + i / V) * (words / step) + g]);
-            else
-                sum[i] += dot[i];
+        for (size_t i = 0; i < T * V; i++) {
+            const VEC by =
+                int8 ? (VEC)(FN(HALF)(scale[i % V] + g * LLM_TILE) * p->by[(t + i / V) * groups + g])
+                     : (VEC){0};
+            sum[i] += int8 ? (VEC)(__builtin_convertvector((FN(ints))dot[i], VEC) * by) : dot[i];
+        }
     }
     for (size_t i = 0; i < T; i++)
         put(p, r, t + i, (const float *)&sum[i * V], PASS);
@@ -598,10 +597,9 @@ INLINE void FN(norm)(const llm_session *s, float *out, const float *x, const flo
 
 /* xb = the norm `id` of the residual stream, of n tokens, those in `rows` if there are rows */
 static TARGET void FN(norm_all)(llm_session *s, uint32_t id, size_t layer, size_t n, const uint32_t *rows) {
-    EACH(i, n) {
-        const float *x = s->x + (rows ? rows[i] : i) * s->dim;
-        FN(norm)(s, s->xb + i * s->dim, x, weights(s->m, id, layer, 0), s->m->h.dim);
-    }
+    EACH(i, n)
+        FN(norm)(s, s->xb + i * s->dim, s->x + (rows ? rows[i] : i) * s->dim, weights(s->m, id, layer, 0),
+            s->m->h.dim);
     meet(&s->meeting);
 }
 
@@ -671,9 +669,11 @@ INLINE void FN(soften)(float *score, float *out, size_t size) {
     float max = out[size - 2];
     for (size_t l = 0; l < VL; l++)
         max = most[l] > max ? most[l] : max;
-    const float old = expf(out[size - 2] - max);
-    for (size_t c = 0; max > out[size - 2] && c < size; c++)
-        out[c] *= c == size - 2 ? 1 : old;
+    if (max > out[size - 2]) {
+        const float old = expf(out[size - 2] - max);
+        for (size_t c = 0; c < size; c++)
+            out[c] *= old;
+    }
     out[size - 2] = max;
     for (size_t c = 0; c < SPAN; c += VL)
         all += LOAD(vec, score + c) = FN(exp)(LOAD(vec, score + c) - max);
@@ -788,8 +788,8 @@ static TARGET void FN(forward)(llm_session *s, size_t n, const uint32_t *ids, si
             FN(swiglu)(s, layer, 0, n, NULL);
     }
     FN(norm_all)(s, LLM_OUT_NORM, 0, n_rows, s->rows);
-    const uint32_t output = h->flags & LLM_TIED ? LLM_EMBED : LLM_OUTPUT;
-    FN(matmul)(s, output, 0, 0, n_rows, NULL, s->xb, logits, h->vocab_size);
+    FN(matmul)(
+        s, h->flags & LLM_TIED ? LLM_EMBED : LLM_OUTPUT, 0, 0, n_rows, NULL, s->xb, logits, h->vocab_size);
 }
 
 #undef ISA
