@@ -54,7 +54,7 @@ typedef struct isa {
  *   length            (2, n_seqs) positions of each sequence; and as many to count ahead in
  *   x, xb             (B, dim) residual stream, and its norm
  *   qkv, att          (B, q_dim + 2 kv_dim), (B, q_dim)
- *   q, parts          (n_kv_heads, B, group, width) queries, rotated and scaled; (at most 16, n_kv_heads, B,
+ *   q, parts          (n_kv_heads, B, group, width) queries, rotated and scaled; (at most 8, n_kv_heads, B,
  *                     group, width + 2) their attention over a part of the positions, largest score and sum
  *                     of probabilities
  *   scores            (threads, run * group, SPAN)
@@ -335,7 +335,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->seq_size = align((uint64_t)h->n_layers * 2 * h->n_kv_heads * s->width * s->span, 1 << 15);
     s->group = h->n_heads / h->n_kv_heads;
     s->run = align((48 + s->group - 1) / s->group, 8);
-    s->part = s->span > 16 * 512 ? align(s->span / 16, SPAN) : 512;
+    s->part = s->span > 8 * 512 ? align(s->span / 8, SPAN) : 512;
     s->part_size = b * h->n_heads * (s->width + 2);
     const size_t columns = align(b, 32) * (s->dim + s->q_dim + s->ffn + 32), active = b * h->n_active,
                  f = sizeof(float);
@@ -552,10 +552,8 @@ static TARGET void FN(quantize)(int16_t *q, float *scale, const float *x) {
         most = (bits_of(x[i]) & 0x7fffffff) > most ? bits_of(x[i]) & 0x7fffffff : most;
     const float max = float_of(most), by = max > 1e-30f && max < INFINITY ? 32767 / max : 0;
     *scale = max < INFINITY ? max / 32767 : NAN;
-    for (size_t i = 0; i < LLM_GROUP; i++) {
-        const float v = by == 0 ? 0 : x[i] * by;
-        q[i] = (int16_t)(v < 0 ? v - 0.5f : v + 0.5f);
-    }
+    for (size_t i = 0; i < LLM_GROUP; i++) /* 1.5 * 2^23 rounds: the low bits are then the integer */
+        q[i] = (int16_t)bits_of(by == 0 ? 12582912.0f : x[i] * by + 12582912.0f);
 }
 
 /* y = W x for n tokens, those in `index` if there is one (see product): x (., stride of W), y (., ldy). What
