@@ -176,7 +176,7 @@ class Case:
         return {"command": "decode", "prompts": prompts, "following": following}
 
 
-CASES = [Case("prompt", n) for n in (32, 128, 512, 2048, 4096)]
+CASES = [Case("prompt", n) for n in (32, 128, 512, 4096)]
 CASES += [Case("decode", n) for n in (0, 512, 4096)]
 CASES += [Case("batch", n) for n in (1, 4, 16, 32)]
 FEWER_CASES = [Case("prompt", 512), Case("decode", 0), Case("decode", 512), Case("batch", 16)]
