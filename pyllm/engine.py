@@ -27,7 +27,7 @@ from pyllm.sampling import Completion, Continuation, SamplingParams, params_for
 from pyllm.session import Session
 
 BUILT_IN = Path(__file__).parent / "models" / "stories.llm"
-MAX_BATCH = 16  # prompts of a list that run at the same time
+MAX_BATCH = 32  # prompts of a list that run at the same time
 MAX_IDLE = 4  # caches that wait in the pool, each with the keys and values of one sequence
 
 Prompt = str | bytes | Sequence[int] | np.ndarray  # text, or token ids (n,)

@@ -1,20 +1,25 @@
-"""What several test files need: the installed command, and a tokenizer small enough to see through."""
+"""What several test files need: the installed command, a tokenizer small enough to see through, and the
+engine in a program of its own, built for another processor."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pyllm._llm import lib
 
 # The command: $PYLLM_BINARY, or the one installed with this Python, or None.
 COMMAND = os.environ.get("PYLLM_BINARY") or shutil.which("pyllm", path=str(Path(sys.executable).parent))
 
 BOS, IM_START, IM_END, NONE = 256, 257, 258, 0xFFFFFFFF
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+
 SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
 
 
@@ -38,3 +43,32 @@ def byte_tokenizer(flags: int, bos: int, eos: int) -> dict[int, bytes]:
         lib.LLM_MERGES: b"",
         lib.LLM_ADDED: added + b"".join(sorted(SPECIAL)),
     }
+
+
+# A build for AMX with its tiles in software (tests/tiles.h); its AVX-512 needs a processor that has it.
+TILES = ("gcc", "-include", str(Path(__file__).with_name("tiles.h")))
+
+
+def build_logits(tmp_path_factory, cc: str, *options: str) -> Path:
+    """tests/logits.c with the engine, compiled by `cc`; once a run of the tests."""
+    if not shutil.which(cc):
+        pytest.skip(f"needs {cc}")
+    program = tmp_path_factory.getbasetemp() / ("logits-" + Path(cc).name)
+    if not program.exists():
+        sources = [CSRC / "llm.c", CSRC / "file.c", CSRC / "threads.c", Path(__file__).with_name("logits.c")]
+        flags = ["-O3", "-std=gnu11", "-fopenmp", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", *options]
+        subprocess.run([cc, *flags, *map(str, sources), "-lm", "-o", str(program)], check=True)
+    return program
+
+
+def logits_of(command: list, isa: str, vocab: int, ids: list[int]) -> np.ndarray:
+    """What that program prints, with this instruction set."""
+    done = subprocess.run(
+        [*map(str, command), *map(str, ids)],
+        capture_output=True,
+        env={**os.environ, "PYLLM_ISA": isa, "OMP_NUM_THREADS": "1"},
+    )
+    if b"PYLLM_ISA" in done.stderr:
+        pytest.skip(done.stderr.decode())
+    assert done.returncode == 0 and done.stderr.decode().strip() == isa, done.stderr
+    return np.frombuffer(done.stdout, np.float32).reshape(-1, vocab)

@@ -28,6 +28,20 @@ if importlib.util.find_spec("pyllm.tools") is None:
     pyllm.tools = module
 
 
+def pytest_configure() -> None:
+    """Off AMX, unless told otherwise: what the tests compare bit for bit holds without it only (csrc/llm.h).
+    Tests of AMX itself ask for it by name."""
+    if "PYLLM_ISA" not in os.environ and " amx_bf16" in _cpu_flags():
+        os.environ["PYLLM_ISA"] = "avx512"
+
+
+def _cpu_flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
 @pytest.fixture(scope="session")
 def story_model() -> Path:
     """The built-in model's file, or the one that PYLLM_TEST_MODEL names."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
 import random
 import resource
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+from common import TILES, build_logits, logits_of
 from pyllm._llm import ffi, lib
 from reference import (
     FIELDS,
@@ -31,8 +31,6 @@ from reference import (
     Reference,
     make_model,
 )
-
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 MODELS = {
     "plain": {},
@@ -537,38 +535,12 @@ def test_default_threads_follow_the_cgroup_quota():
         group.rmdir()
 
 
-def build_logits(tmp_path_factory, cc: str, *options: str) -> Path:
-    """tests/logits.c with the engine, compiled by `cc`; once a run of the tests."""
-    program = tmp_path_factory.getbasetemp() / ("logits-" + Path(cc).name)
-    if not program.exists():
-        sources = [CSRC / "llm.c", CSRC / "file.c", CSRC / "threads.c", Path(__file__).with_name("logits.c")]
-        flags = ["-O3", "-std=gnu11", "-fopenmp", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", *options]
-        subprocess.run([cc, *flags, *map(str, sources), "-lm", "-o", str(program)], check=True)
-    return program
-
-
-def logits_of(command: list, isa: str, vocab: int, ids: list[int]) -> np.ndarray:
-    """What that program prints, with this instruction set."""
-    done = subprocess.run(
-        [*map(str, command), *map(str, ids)],
-        capture_output=True,
-        env={**os.environ, "PYLLM_ISA": isa, "OMP_NUM_THREADS": "1"},
-    )
-    if b"PYLLM_ISA" in done.stderr:
-        pytest.skip(done.stderr.decode())
-    assert done.returncode == 0 and done.stderr.decode().strip() == isa, done.stderr
-    return np.frombuffer(done.stdout, np.float32).reshape(-1, vocab)
-
-
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 @pytest.mark.parametrize("name", MODELS)
 def test_amx_agrees_with_scalar_on_tiles_in_software(tmp_path_factory, name, dtype):
     """The AMX code as it is, on a processor without tiles: tests/tiles.h has them in C. It needs the AVX-512
     instructions beside them. 40 tokens and 17: two blocks of 32, and a part of one."""
-    cc = shutil.which("gcc") or shutil.which("clang")
-    if not cc or platform.machine() != "x86_64":
-        pytest.skip("needs gcc or clang, on x86-64")
-    program = build_logits(tmp_path_factory, cc, "-include", str(Path(__file__).with_name("tiles.h")))
+    program = build_logits(tmp_path_factory, *TILES)
     data = make_model(3, dtype=dtype, **MODELS[name])
     path = tmp_path_factory.mktemp("amx") / "m.llm"
     path.write_bytes(data)
@@ -585,13 +557,10 @@ def test_amx_agrees_with_scalar_on_tiles_in_software(tmp_path_factory, name, dty
 def test_neon_build_agrees_with_the_reference(tmp_path_factory, name, dtype):
     """The aarch64 build under an emulator: NEON and scalar kernels, with the tolerances of the tests
     above."""
-    cc, qemu = (
-        shutil.which("aarch64-linux-gnu-gcc"),
-        shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static"),
-    )
-    if not cc or not qemu:
-        pytest.skip("needs aarch64-linux-gnu-gcc and qemu-aarch64")
-    program = build_logits(tmp_path_factory, cc, "-static")
+    qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if not qemu:
+        pytest.skip("needs qemu-aarch64")
+    program = build_logits(tmp_path_factory, "aarch64-linux-gnu-gcc", "-static")
     data = make_model(3, dtype=dtype, **MODELS[name])
     path = tmp_path_factory.mktemp("neon") / "m.llm"
     path.write_bytes(data)
