@@ -1189,7 +1189,7 @@ def machine(options: argparse.Namespace) -> dict:
         "processor": processor(),
         "processors": os.cpu_count(),
         "memory_gib": memory_gib(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "threads": options.threads,
         "versions": {package: version(package) for package in dict.fromkeys(packages)},
@@ -1523,7 +1523,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.worker:
         return worker(options.worker, options.shapes[0], options.work, options.threads)
     try:
-        return run(options, shlex.join(["python", "tools/bench.py", *given]))
+        return run(options, shlex.join(["python", "tools/bench.py", *without_folders(given)]))
     except (OSError, Unavailable) as error:
         say(f"bench.py: {one_line(error)}")
         return 1
@@ -1533,6 +1533,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("bench.py: interrupted")
         return 130
+
+
+def without_folders(given: Sequence[str]) -> Iterator[str]:
+    """The arguments but for --work and --out, which do not change what is measured."""
+    following = iter(given)
+    for argument in following:
+        if argument in ("--work", "--out"):
+            next(following, None)
+        elif not argument.startswith(("--work=", "--out=")):
+            yield argument
 
 
 def run(options: argparse.Namespace, command: str) -> int:
