@@ -537,9 +537,11 @@ INLINE void FN(block)(const product *p, size_t r, size_t t, const size_t T, cons
 
 /* All n tokens of a product, from row r on */
 static TARGET void FN(multiply)(const product *p, size_t r, size_t n) {
-    for (size_t t = 0; t < n; t += n - t < T_MAX ? 1 : T_MAX)
-        if (n - t < T_MAX)
+    for (size_t t = 0; t < n; t += n - t < 4 ? 1 : n - t < T_MAX ? 4 : T_MAX)
+        if (n - t < 4)
             p->int8 ? FN(block)(p, r, t, 1, 1) : FN(block)(p, r, t, 1, 0);
+        else if (n - t < T_MAX)
+            p->int8 ? FN(block)(p, r, t, 4, 1) : FN(block)(p, r, t, 4, 0);
         else
             p->int8 ? FN(block)(p, r, t, T_MAX, 1) : FN(block)(p, r, t, T_MAX, 0);
 }
