@@ -801,7 +801,8 @@ def test_perplexity_is_that_of_the_bindings(run, tmp_path, bos, length, context,
     numbers = [float(x) for line in lines[1:] for x in re.findall(r"\d+\.\d+", line)]
     # printed with 5 and 4 decimals; the log-probabilities are float32. Another order of sums can turn the
     # rounding of a key to fp16 (2^-11), which in a model of random weights moves one of them by some 1e-4.
-    bound = 1e-3 if EMULATED else 2e-5
+    # So can a build that does not fuse multiplications with additions (-O1, for the sanitizers).
+    bound = 1e-3 if EMULATED else 1e-4 if "PYLLM_BINARY" in os.environ else 2e-5
     np.testing.assert_allclose(numbers[:2], [mean, error], atol=bound)
     np.testing.assert_allclose(numbers[2:], [math.exp(mean), math.exp(mean) * error], rtol=bound, atol=1e-4)
 
