@@ -314,7 +314,7 @@ static const isa isas[] = {
 static const isa *pick_isa(char *err, size_t errlen) {
     const char *want = getenv("PYLLM_ISA");
     for (size_t i = 0; i < sizeof isas / sizeof *isas; i++)
-        if (processor_has(isas[i].name) && (!want || !*want || !strcmp(want, isas[i].name)))
+        if ((!want || !*want || !strcmp(want, isas[i].name)) && processor_has(isas[i].name))
             return &isas[i];
     return FAIL_NULL("PYLLM_ISA: this processor or build has no \"%.32s\"", want);
 }

@@ -1,5 +1,5 @@
-/* threads.c - how many processors this process may really use, and how its threads wait for each other.
- * Counting them takes the reading of the system's text files, which the engine never does. */
+/* threads.c - what the processors can do, how many this process may really use, and how its threads wait for
+ * each other. Counting them takes the reading of the system's text files, which the engine never does. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getaffinity */
 #endif

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -388,11 +387,11 @@ def make_hf(path: Path, shape: Shape, engine: Engine | None = None) -> None:
 def make_llm(path: Path, shape: Shape, engine: Engine) -> None:
     """A flat file, by the project's converter. Only ids are run, so it has no tokenizer."""
     with replacing(path) as part:
-        converter().convert(path.parent / "hf", part, dtype=engine.dtype, tokenizer=False)
+        tool("convert").convert(path.parent / "hf", part, dtype=engine.dtype, tokenizer=False)
 
 
-def converter() -> Any:
-    """The module pyllm.tools.convert: the installed one, or the one beside this where there is none."""
+def tool(name: str) -> Any:
+    """A module of pyllm.tools: the installed one, or the one beside this where there is none."""
     if importlib.util.find_spec("pyllm.tools") is None:
         spec = importlib.util.spec_from_file_location(
             "pyllm.tools", HERE / "__init__.py", submodule_search_locations=[str(HERE)]
@@ -400,28 +399,7 @@ def converter() -> Any:
         module = importlib.util.module_from_spec(spec)
         sys.modules["pyllm.tools"] = module
         spec.loader.exec_module(module)
-    return importlib.import_module("pyllm.tools.convert")
-
-
-GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "model.layers.": "blk.",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-def gguf_name(name: str) -> str:
-    """What llama.cpp calls a tensor."""
-    return functools.reduce(lambda text, pair: text.replace(*pair), GGUF_NAMES.items(), name)
+    return importlib.import_module("pyllm.tools." + name)
 
 
 def gguf_rows(name: str, weight: np.ndarray, shape: Shape) -> np.ndarray:
@@ -439,6 +417,7 @@ def make_gguf(path: Path, shape: Shape, engine: Engine) -> None:
     import gguf
     from safetensors import safe_open
 
+    native_name = tool("gguf_file").native_name
     kind = gguf.GGMLQuantizationType[engine.dtype]
     tokens, merges = vocabulary(shape.vocab_size)
     types = [gguf.TokenType.NORMAL] * (len(tokens) - SPECIAL) + [gguf.TokenType.CONTROL] * SPECIAL
@@ -480,9 +459,8 @@ def make_gguf(path: Path, shape: Shape, engine: Engine) -> None:
             raw = (*size[:-1], size[-1] // block * width)
             item = {plain: np.float32, gguf.GGMLQuantizationType.F16: np.float16}.get(this, np.uint8)
             nbytes = int(np.prod(raw))
-            writer.add_tensor_info(
-                gguf_name(name), raw if item is np.uint8 else size, np.dtype(item), nbytes, raw_dtype=this
-            )
+            stored = raw if item is np.uint8 else size
+            writer.add_tensor_info(native_name(name), stored, np.dtype(item), nbytes, raw_dtype=this)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

@@ -86,7 +86,7 @@ def hf_name(name: str) -> str:
 
 
 def native_name(name: str) -> str:
-    """The opposite of hf_name, for messages."""
+    """The opposite of hf_name."""
     back = {value: key for key, value in (ONCE | LAYER).items()}
     if name in back:
         return back[name]
