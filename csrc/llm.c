@@ -489,14 +489,15 @@ typedef int16_t FN(shorts) __attribute__((vector_size(4 * VL), aligned(2), may_a
 #define PASS (V * VL)              /* rows and */
 #define T_MAX (VL == 16 ? 8 : 4)   /* tokens at a time */
 
-/* R rows and T tokens of a product, from row r and token t on. Every sum runs over the columns in their
- * order, whatever T is; int8 weights by 64 with int16 activations by 64, whose sum over a group is exact and
- * then scaled. */
-INLINE void FN(block)(const product *p, size_t r, size_t t, const size_t T, const int int8) {
+/* PASS rows and T tokens of a product, from row r and token t on, n of which there are. Every sum runs over
+ * the columns in their order, whatever T is; int8 weights by 64 with int16 activations by 64, whose sum over
+ * a group is exact and then scaled. */
+INLINE void FN(block)(const product *p, size_t r, size_t t, size_t n, const size_t T, const int int8) {
     const size_t words = p->cols >> int8, step = LLM_GROUP >> int8, groups = p->cols / LLM_GROUP;
     const uint16_t *w[V], *scale[V];
     const any_float *x[T_MAX];
     VEC sum[T_MAX * V], wide[V];
+    size_t at[T_MAX];
     for (size_t i = 0; i < T * V; i++)
         sum[i] = (VEC){0};
     for (size_t v = 0; v < V; v++) { /* beyond the last row, the first one again */
@@ -505,15 +506,17 @@ INLINE void FN(block)(const product *p, size_t r, size_t t, const size_t T, cons
         scale[v] = int8 ? p->scale + in_tile(row, 0, groups) : NULL;
     }
     for (size_t i = 0; i < T; i++)
-        x[i] = int8 ? (const any_float *)(p->q + (t + i) * p->ldq)
-                    : p->x + token(p->s, p->index, t + i) * p->ldx;
+        at[i] = i < n ? t + i : t; /* beyond the last token, the first one again */
+    for (size_t i = 0; i < T; i++)
+        x[i] =
+            int8 ? (const any_float *)(p->q + at[i] * p->ldq) : p->x + token(p->s, p->index, at[i]) * p->ldx;
     for (size_t k0 = 0, g = 0; k0 < words; k0 += step, g++) {
-        const size_t n = int8 || words - k0 > step ? step : words - k0;
+        const size_t end = int8 || words - k0 > step ? k0 + step : words;
         VEC dot[T_MAX * V];
         for (size_t i = 0; i < T * V; i++)
             dot[i] = (VEC){0};
 #pragma GCC unroll 4
-        for (size_t k = k0; k < k0 + n; k++) {
+        for (size_t k = k0; k < end; k++) {
             for (size_t v = 0; v < V; v++) {
                 __builtin_prefetch(w[v] + k * LLM_TILE + 1024);
                 wide[v] = int8 ? (VEC)FN(WIDEN)(w[v] + k * LLM_TILE) : (VEC)FN(HALF)(w[v] + k * LLM_TILE);
@@ -525,25 +528,24 @@ INLINE void FN(block)(const product *p, size_t r, size_t t, const size_t T, cons
             }
         }
         for (size_t i = 0; i < T * V; i++) {
-            const VEC by =
-                int8 ? (VEC)(FN(HALF)(scale[i % V] + g * LLM_TILE) * p->by[(t + i / V) * groups + g])
-                     : (VEC){0};
+            const VEC by = int8 ? (VEC)(FN(HALF)(scale[i % V] + g * LLM_TILE) * p->by[at[i / V] * groups + g])
+                                : (VEC){0};
             sum[i] += int8 ? (VEC)(__builtin_convertvector((FN(ints))dot[i], VEC) * by) : dot[i];
         }
     }
-    for (size_t i = 0; i < T; i++)
+    for (size_t i = 0; i < T && i < n; i++)
         put(p, r, t + i, (const float *)&sum[i * V], PASS);
 }
 
 /* All n tokens of a product, from row r on */
 static TARGET void FN(multiply)(const product *p, size_t r, size_t n) {
-    for (size_t t = 0; t < n; t += n - t < 4 ? 1 : n - t < T_MAX ? 4 : T_MAX)
-        if (n - t < 4)
-            p->int8 ? FN(block)(p, r, t, 1, 1) : FN(block)(p, r, t, 1, 0);
-        else if (n - t < T_MAX)
-            p->int8 ? FN(block)(p, r, t, 4, 1) : FN(block)(p, r, t, 4, 0);
+    for (size_t t = 0; t < n; t += n - t == 1 ? 1 : n - t <= 4 ? 4 : T_MAX)
+        if (n - t == 1)
+            p->int8 ? FN(block)(p, r, t, 1, 1, 1) : FN(block)(p, r, t, 1, 1, 0);
+        else if (n - t <= 4)
+            p->int8 ? FN(block)(p, r, t, n - t, 4, 1) : FN(block)(p, r, t, n - t, 4, 0);
         else
-            p->int8 ? FN(block)(p, r, t, T_MAX, 1) : FN(block)(p, r, t, T_MAX, 0);
+            p->int8 ? FN(block)(p, r, t, n - t, T_MAX, 1) : FN(block)(p, r, t, n - t, T_MAX, 0);
 }
 
 /* One group of 64 activations: q = round(x / scale), scale = max|x| / 32767; what is not finite makes the
@@ -669,11 +671,9 @@ INLINE void FN(soften)(float *score, float *out, size_t size) {
     float max = out[size - 2];
     for (size_t l = 0; l < VL; l++)
         max = most[l] > max ? most[l] : max;
-    if (max > out[size - 2]) {
-        const float old = expf(out[size - 2] - max);
-        for (size_t c = 0; c < size; c++)
-            out[c] *= old;
-    }
+    const float old = expf(out[size - 2] - max);
+    for (size_t c = 0; old < 1 && c < size; c++)
+        out[c] *= old;
     out[size - 2] = max;
     for (size_t c = 0; c < SPAN; c += VL)
         all += LOAD(vec, score + c) = FN(exp)(LOAD(vec, score + c) - max);
