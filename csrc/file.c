@@ -21,10 +21,10 @@
 static const struct {
     const char *name;
     uint32_t min, max;
-} fields[] = {{"flags", 0, 2 * LLM_ROUTER_NORMALIZE - 1}, {"dim", 1, 1 << 20}, {"ffn_dim", 1, 1 << 20},
+} fields[] = {{"flags", 0, 2 * LLM_SHARED_GATE - 1}, {"dim", 1, 1 << 20}, {"ffn_dim", 1, 1 << 20},
     {"n_layers", 1, 1 << 10}, {"n_heads", 1, 1 << 12}, {"n_kv_heads", 1, 1 << 12}, {"head_dim", 2, MAX_HEAD},
     {"vocab_size", 1, 1 << 24}, {"context", 1, 1 << 28}, {"n_rope", 1, 1 << 10}, {"n_experts", 0, 1 << 10},
-    {"n_active", 0, 1 << 10}};
+    {"n_active", 0, 1 << 10}, {"shared_dim", 0, 1 << 20}};
 
 static int check_header(const llm_header *h, char *err, size_t errlen) {
     uint32_t values[sizeof fields / sizeof *fields];
@@ -38,9 +38,16 @@ static int check_header(const llm_header *h, char *err, size_t errlen) {
     REQUIRE(h->head_dim % 2 == 0, "header: head_dim %u is odd", h->head_dim);
     const int some = h->n_active <= h->n_experts && !h->n_active == !h->n_experts;
     REQUIRE(some, "header: %u of %u experts are active", h->n_active, h->n_experts);
+    const uint32_t routed = LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS | LLM_SHARED_GATE;
+    REQUIRE(h->n_experts || !(h->flags & routed || h->shared_dim), "header: a router without experts");
+    REQUIRE(h->shared_dim || !(h->flags & LLM_SHARED_GATE), "header: a gate without a shared expert");
+    REQUIRE(h->flags & LLM_QK_NORM || !(h->flags & LLM_QK_NORM_WHOLE), "header: no q and k norm to be whole");
     REQUIRE(h->text_size % 64 == 0 && h->text_size >> 40 == 0, "header: text_size is wrong");
-    const int sane = h->norm_eps >= 0 && h->norm_eps < 1 && fabsf(h->attn_scale) < 1e6f;
-    REQUIRE(sane, "header: norm_eps is %g and attn_scale %g", h->norm_eps, h->attn_scale);
+    REQUIRE(h->norm_eps >= 0 && h->norm_eps < 1, "header: norm_eps is %g", h->norm_eps);
+    const float scales[] = {
+        h->attn_scale, h->attn_cap, h->logit_cap, h->embed_scale, h->residual_scale, h->expert_scale};
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
+        REQUIRE(fabsf(scales[i]) < 1e6f, "header: the scale number %zu is %g", i, scales[i]);
     for (size_t i = 0; i < sizeof h->reserved; i++)
         REQUIRE(!h->reserved[i], "header: a reserved byte is set, as a newer version may do");
     return 0;
@@ -51,13 +58,31 @@ static int check_header(const llm_header *h, char *err, size_t errlen) {
 static uint64_t shape(const llm_header *h, uint32_t id, llm_tensor *t) {
     const uint64_t q = (uint64_t)h->n_heads * h->head_dim, kv = (uint64_t)h->n_kv_heads * h->head_dim;
     const uint64_t output = h->flags & LLM_TIED ? 0 : h->vocab_size, bias = !!(h->flags & LLM_QKV_BIAS);
-    const uint64_t qk_norm = !!(h->flags & LLM_QK_NORM), dim = h->dim, hd = h->head_dim, ffn = h->ffn_dim;
+    const uint64_t pre = !(h->flags & LLM_NO_PRE_NORM), post = !!(h->flags & LLM_POST_NORM);
+    const uint64_t qk_norm = !!(h->flags & LLM_QK_NORM), whole = !!(h->flags & LLM_QK_NORM_WHOLE);
+    const uint64_t router = h->n_experts + (uint64_t)!!(h->flags & LLM_SHARED_GATE), dim = h->dim;
+    const uint64_t hd = h->head_dim, ffn = h->ffn_dim, shared = h->shared_dim, type = h->dtype;
     const uint64_t shapes[LLM_N_TENSORS][3] = {
-        /* rows, columns and dtype, in the order of enum llm_tensor_id */
-        {h->vocab_size, dim, h->dtype}, {1, dim, LLM_FP32}, {output, dim, h->dtype}, {1, dim, LLM_FP32},
-        {q + 2 * kv, dim, h->dtype}, {bias, q + 2 * kv, LLM_FP32}, {qk_norm, hd, LLM_FP32},
-        {qk_norm, hd, LLM_FP32}, {dim, q, h->dtype}, {1, dim, LLM_FP32}, {h->n_experts, dim, LLM_FP16},
-        {2 * ffn, dim, h->dtype}, {dim, ffn, h->dtype}};
+        /* rows, columns and dtype */
+        [LLM_EMBED] = {h->vocab_size, dim, type},
+        [LLM_OUT_NORM] = {1, dim, LLM_FP32},
+        [LLM_OUTPUT] = {output, dim, type},
+        [LLM_ATTN_NORM] = {pre, dim, LLM_FP32},
+        [LLM_QKV] = {q + 2 * kv, dim, type},
+        [LLM_BIAS] = {bias, q + 2 * kv, LLM_FP32},
+        [LLM_Q_NORM] = {qk_norm, whole ? q : hd, LLM_FP32},
+        [LLM_K_NORM] = {qk_norm, whole ? kv : hd, LLM_FP32},
+        [LLM_ATTN_OUT] = {dim, q, type},
+        [LLM_ATTN_POST_NORM] = {post, dim, LLM_FP32},
+        [LLM_FFN_NORM] = {pre, dim, LLM_FP32},
+        [LLM_ROUTER] = {h->n_experts ? router : 0, dim, LLM_FP16},
+        [LLM_ROUTER_ADD] = {!!(h->flags & LLM_ROUTER_BIAS), h->n_experts, LLM_FP32},
+        [LLM_GATE_UP] = {2 * ffn, dim, type},
+        [LLM_DOWN] = {dim, ffn, type},
+        [LLM_SHARED_GATE_UP] = {2 * shared, dim, type},
+        [LLM_SHARED_DOWN] = {shared ? dim : 0, shared, type},
+        [LLM_FFN_POST_NORM] = {post, dim, LLM_FP32},
+    };
     static const uint64_t bytes[] = {128, 66, 256}; /* of a group of 64 in fp16, int8, fp32 */
     *t = (llm_tensor){.rows = shapes[id][0], .cols = shapes[id][1], .dtype = (uint32_t)shapes[id][2]};
     t->stride = align(t->cols, LLM_GROUP);
@@ -82,7 +107,7 @@ int llm_layout(const llm_header *h, uint32_t id, uint32_t layer, uint32_t expert
     const int known = id < LLM_N_TENSORS && layer < layers && expert < shape(h, id, t);
     REQUIRE(known, "no tensor %u in layer %u, expert %u", id, layer, expert);
     t->offset = LLM_HEADER_SIZE + h->text_size + h->n_layers * sizeof(llm_layer);
-    t->offset = align(t->offset + (uint64_t)h->n_rope * h->head_dim / 2 * sizeof(float), LLM_GROUP);
+    t->offset = align(t->offset + (uint64_t)h->n_rope * h->head_dim / 2 * sizeof(llm_angle), LLM_GROUP);
     t->offset += span(h, 0, id < LLM_ATTN_NORM ? id : LLM_ATTN_NORM) + expert * align(t->size, LLM_GROUP);
     if (id >= LLM_ATTN_NORM)
         t->offset += layer * span(h, LLM_ATTN_NORM, LLM_N_TENSORS) + span(h, LLM_ATTN_NORM, id);
@@ -93,6 +118,24 @@ uint64_t llm_file_size(const llm_header *h, char *err, size_t errlen) {
     llm_tensor first;
     const int bad = llm_layout(h, LLM_ATTN_NORM, 0, 0, &first, err, errlen);
     return bad ? 0 : first.offset + h->n_layers * span(h, LLM_ATTN_NORM, LLM_N_TENSORS) + LLM_GROUP;
+}
+
+static uint64_t kv_bytes(const llm_header *h) {
+    return (uint64_t)h->n_layers * 2 * h->n_kv_heads * align(h->head_dim, 16) * sizeof(uint16_t);
+}
+
+int llm_count(const llm_header *h, llm_counts *counts, char *err, size_t errlen) {
+    TRY(check_header(h, err, errlen));
+    *counts = (llm_counts){.kv = kv_bytes(h)};
+    for (uint32_t id = 0; id < LLM_N_TENSORS; id++) {
+        llm_tensor t;
+        const uint64_t all = shape(h, id, &t) * (id < LLM_ATTN_NORM ? 1 : h->n_layers);
+        const uint64_t active = shape(h, id, &t) > 1 ? all / h->n_experts * h->n_active : all;
+        counts->parameters += all * t.rows * t.cols;
+        counts->active += active * t.rows * t.cols;
+        counts->read += active * t.size / (id == LLM_EMBED && !(h->flags & LLM_TIED) ? t.rows : 1);
+    }
+    return 0;
 }
 
 /* FNV-1a over the header's bytes before this field. */
@@ -121,7 +164,7 @@ static int check(llm_model *m, char *err, size_t errlen) {
         llm_layout(&m->h, id, 0, 0, &m->tensor[id], NULL, 0);
     m->layer_size = span(&m->h, LLM_ATTN_NORM, LLM_N_TENSORS);
     m->layers = (const llm_layer *)(m->data + end);
-    m->rope = (const float *)(m->layers + m->h.n_layers);
+    m->rope = (const llm_angle *)(m->layers + m->h.n_layers);
     for (uint32_t i = 0; i < m->h.n_layers; i++)
         REQUIRE(m->layers[i].rope < m->h.n_rope, "layer %u: no rotary table %u", i, m->layers[i].rope);
     size_t bad = 0;
@@ -165,6 +208,8 @@ void llm_close(llm_model *m) {
 
 const llm_header *llm_model_header(const llm_model *m) { return &m->h; }
 
+const llm_layer *llm_model_layers(const llm_model *m) { return m->layers; }
+
 /* Tag 0, which no section has, finds nothing; *size is then where a section does not fit, or 0. check() asks
  * so. */
 const void *llm_section(const llm_model *m, uint32_t tag, size_t *size) {
@@ -181,6 +226,14 @@ const void *llm_section(const llm_model *m, uint32_t tag, size_t *size) {
     return NULL;
 }
 
-size_t llm_kv_bytes(const llm_model *m) {
-    return (size_t)m->h.n_layers * 2 * m->h.n_kv_heads * align(m->h.head_dim, 16) * sizeof(uint16_t);
+void read_row(const llm_model *m, uint32_t id, size_t row, float scale, float *x) {
+    const llm_tensor *t = &m->tensor[id];
+    const uint16_t *w = weights(m, id, 0, 0), *by = w + align(t->rows, LLM_TILE) * t->stride / 2;
+    for (size_t c = 0; c < t->cols; c++)
+        x[c] = scale * (t->dtype == LLM_FP16
+                               ? half_to_float(w[in_tile(row, c, t->stride)])
+                               : ((const int8_t *)w)[in_tile(row, c / 2, t->stride / 2) * 2 + c % 2] *
+                                     half_to_float(by[in_tile(row, c / LLM_GROUP, t->stride / LLM_GROUP)]));
 }
+
+size_t llm_kv_bytes(const llm_model *m) { return (size_t)kv_bytes(&m->h); }

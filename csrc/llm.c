@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 
 #define MANY 16        /* tokens from which on AMX is worth its while */
-#define SPAN 64        /* positions that attend() takes at a time */
+#define SPAN LLM_PAGE  /* positions that attend() takes at a time */
 #define MAX_BATCH 1024 /* tokens that go through the layers together */
 
 /* ------------------------------------------------------------------------------------------------------
@@ -50,38 +50,38 @@ typedef struct isa {
 
 /* The buffers, with B tokens in a batch; rows are padded to 64 columns and heads to `width`, and the padding
  * stays 0:
- *   kv                (n_seqs) of (n_layers, k and v, n_kv_heads, span * width) fp16, see place()
+ *   kv                (n_seqs) of (n_layers, k and v, n_kv_heads, span / SPAN) pages fp16, see place()
  *   length            (2, n_seqs) positions of each sequence; and as many to count ahead in
- *   x, xb             (B, dim) residual stream, and its norm
+ *   x, xb, out        (B, dim) residual stream, its norm, and what a block adds to it
  *   qkv, att          (B, q_dim + 2 kv_dim), (B, q_dim)
  *   q, parts          (n_kv_heads, B, group, width) queries, rotated and scaled; (at most 8, n_kv_heads, B,
  *                     group, width + 2) their attention over a part of the positions, largest score and sum
  *                     of probabilities
  *   scores            (threads, run * group, SPAN)
- *   gate, hidden      (B, 2 ffn_dim), (B, ffn_dim)
+ *   gate, hidden      (B, 2 ffn), (B, ffn)
  *   quants, scales    (B, columns + 32), (B, columns / 64) activations as int16 by 64, or as bf16
  *   rotation          (n_rope, B, head_dim) cosines, then sines
- *   router, chosen, gains  (B, n_experts) probabilities, (B, n_active) experts of a token and their weights
- *   members, starts   (B * n_active) places in `chosen` of expert 0, then of 1, ...; (n_experts + 1) where
- *                     they begin
+ *   router, chosen, gains  (B, n_experts + 1) probabilities, (B, picks) experts of a token and their weights
+ *   members, starts   (B * picks) places in `chosen` of expert 0, then of 1, ...; (n_experts + 2) where they
+ *                     begin; the shared expert is number n_experts
  *   pos, seqs, rows   (B) position and sequence of each token; tokens whose logits are wanted
  *   runs              (n_runs + 1) tokens at which runs begin: tokens that follow each other in a sequence
  *
- * width: of a head in the cache; group: query heads that share a kv head; run: tokens in a run at most; span:
- * positions that the cache has room for; part, n_parts: positions in a part at most, and how many parts this
- * pass has; seq_size, part_size: numbers in a sequence's cache (whole pages) and in one of s->parts;
- * arena_size: bytes. */
+ * ffn: of the widest expert; picks: experts of a token; width: of a head in the cache; group: query heads
+ * that share a kv head; run: tokens in a run at most; span: positions that the cache has room for; part,
+ * n_parts: positions in a part at most, and parts; seq_size, part_size: numbers in a sequence's cache (whole
+ * pages) and in one of s->parts; arena_size: bytes. */
 struct llm_session {
     const llm_model *m;
     const isa *isa;
     llm_options o;
     meeting meeting;
-    size_t dim, ffn, q_dim, qkv_dim, width; /* padded */
+    size_t dim, ffn, q_dim, qkv_dim, width, picks; /* padded */
     size_t group, run, span, part, n_parts, n_runs, seq_size, part_size, arena_size;
     uint8_t *arena; /* one mapping that holds all of these: */
     uint16_t *kv;
     size_t *length;
-    float *x, *xb, *qkv, *q, *att, *parts, *scores, *gate, *hidden, *scales, *rotation, *router, *gains;
+    float *x, *xb, *out, *qkv, *q, *att, *parts, *scores, *gate, *hidden, *scales, *rotation, *router, *gains;
     int16_t *quants;
     uint32_t *chosen, *members, *starts, *pos, *seqs, *rows, *runs;
 };
@@ -92,40 +92,20 @@ static uint16_t *cache(const llm_session *s, size_t seq, size_t layer, size_t pa
     return s->kv + seq * s->seq_size + rows * s->span * s->width;
 }
 
-/* Where number c of a position lies in the cache: keys and transposed values are in tiles, as weights are, so
- * that both are multiplied as they are */
+/* Where number c of a position lies in there: in a page of SPAN positions, whose keys or transposed values
+ * are in tiles, as weights are, so that both are multiplied as they are */
 static size_t place(const llm_session *s, size_t part, size_t pos, size_t c) {
-    return part ? in_tile(c, pos, s->span) : in_tile(pos, c, s->width);
+    return pos / SPAN * SPAN * s->width +
+           (part ? in_tile(c, pos % SPAN, SPAN) : in_tile(pos % SPAN, c, s->width));
 }
 
 /* ------------------------------------------------------------------------------------------------------
  * Instruction sets */
 
-typedef uint32_t any_uint __attribute__((may_alias));
-typedef float any_float __attribute__((may_alias));
-
-static inline uint32_t bits_of(float f) { return *(any_uint *)&f; }
-
-static inline float float_of(uint32_t u) { return *(any_float *)&u; }
-
-/* fp16 to float and back (to nearest even) without hardware for it, after Giesen's "float->half variants". */
-static inline float half_to_float(uint16_t half) {
-    const float f = float_of((uint32_t)(half & 0x7fff) << 13) * 0x1p112f; /* moves the exponent's bias */
-    return float_of(bits_of(f) | (f >= 65536.0f ? 0x7f800000 : 0) | (uint32_t)(half & 0x8000) << 16);
-}
-
-static inline uint16_t float_to_half(float f) {
-    const uint32_t u = bits_of(f) & 0x7fffffff, sign = bits_of(f) >> 16 & 0x8000;
-    const uint32_t subnormal = bits_of(float_of(u) + 0.5f) - 0x3f000000; /* + 0.5 rounds there */
-    const uint32_t normal = (u - 0x38000000 + 0xfff + (u >> 13 & 1)) >> 13;
-    const uint32_t huge = u > 0x7f800000 ? 0x7e00 : 0x7c00;
-    return (uint16_t)(sign | (u < 0x38800000 ? subnormal : u < 0x47800000 ? normal : huge));
-}
-
 /* The row of x and y that token t of a product has: t, or with an index of places in s->chosen the token of
  * place index[t]. */
 static size_t token(const llm_session *s, const uint32_t *index, size_t t) {
-    return index ? index[t] / s->m->h.n_active : t;
+    return index ? index[t] / s->picks : t;
 }
 
 /* Rows r to r + n, as far as there are so many, of token t */
@@ -136,43 +116,49 @@ static inline void put(const product *p, size_t r, size_t t, const float *sums, 
         y[i] = sums[i] + (p->add ? y[i] : 0);
 }
 
-/* x of token i = row `id` of the embedding; and its angles' cosines and sines in every rotary table */
+/* x of token i from its embedding; and its angles' cosines and sines in every rotary table */
 static void embed(llm_session *s, size_t i, uint32_t id) {
-    const llm_tensor *t = &s->m->tensor[LLM_EMBED];
-    const uint16_t *w = weights(s->m, LLM_EMBED, 0, 0), *scale = w + align(t->rows, LLM_TILE) * t->stride / 2;
-    float *x = s->x + i * s->dim;
-    for (size_t c = 0; c < t->cols; c++)
-        x[c] = t->dtype == LLM_FP16
-                   ? half_to_float(w[in_tile(id, c, t->stride)])
-                   : ((const int8_t *)w)[in_tile(id, c / 2, t->stride / 2) * 2 + c % 2] *
-                         half_to_float(scale[in_tile(id, c / LLM_GROUP, t->stride / LLM_GROUP)]);
     const size_t half = s->m->h.head_dim / 2;
+    read_row(s->m, LLM_EMBED, id, s->m->h.embed_scale, s->x + i * s->dim);
     for (size_t k = 0; k < s->m->h.n_rope * half; k++) {
+        const llm_angle a = s->m->rope[k];
         float *r = s->rotation + (k / half * s->o.batch + i) * 2 * half + k % half;
-        r[0] = cosf((float)s->pos[i] * s->m->rope[k]);
-        r[half] = sinf((float)s->pos[i] * s->m->rope[k]);
+        r[0] = a.magnitude * cosf((float)s->pos[i] * a.frequency);
+        r[half] = a.magnitude * sinf((float)s->pos[i] * a.frequency);
     }
 }
 
-/* The n_active most likely experts of token i (the lower number among equals) and their weights */
-static void choose_experts(llm_session *s, size_t i) {
+static float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+
+/* The experts of token i and their weights: the n_active most likely (the lower number among equals), and the
+ * shared one */
+static void choose_experts(llm_session *s, size_t layer, size_t i) {
     const llm_header *h = &s->m->h;
-    float *p = s->router + i * h->n_experts, *gains = s->gains + i * h->n_active;
-    float max = p[0], all = 0, picked = 0;
-    for (size_t e = 1; e < h->n_experts; e++)
-        max = p[e] > max ? p[e] : max;
-    for (size_t e = 0; e < h->n_experts; e++)
-        all += p[e] = fmaxf(expf(p[e] - max), 0); /* 0 for NaN */
+    const float *add = h->flags & LLM_ROUTER_BIAS ? weights(s->m, LLM_ROUTER_ADD, layer, 0) : NULL;
+    const size_t n = h->n_experts, independent = h->flags & LLM_ROUTER_SIGMOID;
+    float *p = s->router + i * (n + 1), *gains = s->gains + i * s->picks, all = 0, picked = 0;
+    for (size_t e = 0; independent && e < n; e++)
+        p[e] = sigmoid(p[e]);
     for (size_t k = 0; k < h->n_active; k++) {
         size_t best = 0;
-        for (size_t e = 1; e < h->n_experts; e++)
-            best = p[e] > p[best] ? e : best;
-        s->chosen[i * h->n_active + k] = (uint32_t)best;
-        picked += gains[k] = p[best];
-        p[best] = -1; /* taken: below every probability */
+        for (size_t e = 1; e < n; e++)
+            best = p[e] + (add ? add[e] : 0) > p[best] + (add ? add[best] : 0) ? e : best;
+        s->chosen[i * s->picks + k] = (uint32_t)best;
+        gains[k] = p[best];
+        p[best] = -INFINITY; /* taken */
     }
+    const float max = gains[0]; /* softmax: of all, then of the chosen */
+    for (size_t e = 0; e < n; e++)
+        all += expf(p[e] - max);
     for (size_t k = 0; k < h->n_active; k++)
-        gains[k] /= h->flags & LLM_ROUTER_NORMALIZE ? picked : all;
+        picked += gains[k] = independent ? gains[k] : expf(gains[k] - max);
+    const float sum = h->flags & LLM_ROUTER_NORMALIZE ? picked : independent ? 1 : all + picked;
+    for (size_t k = 0; k < h->n_active; k++)
+        gains[k] *= h->expert_scale / sum;
+    if (h->shared_dim) {
+        s->chosen[i * s->picks + h->n_active] = (uint32_t)n;
+        gains[h->n_active] = h->flags & LLM_SHARED_GATE ? sigmoid(p[n]) : 1;
+    }
 }
 
 /* The words that the kernels need beside plain vectors of VL floats:
@@ -226,26 +212,24 @@ static void choose_experts(llm_session *s, size_t i) {
 #define COLUMNS 512 /* that are taken at a time */
 
 static AMX void expand(const product *p, size_t r, size_t c0, size_t pairs, __m512i *out) {
-    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-    static const uint16_t both[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
-        10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const uint16_t *w = p->w + r / LLM_TILE * p->tile + (c0 * LLM_TILE >> p->int8);
     const uint16_t *scale = p->scale + in_tile(r, c0 / LLM_GROUP, p->cols / LLM_GROUP);
     for (size_t k = 0; k < pairs; k++, w += 2 * LLM_TILE >> p->int8) {
         __builtin_prefetch(w + 1024);
-        if (p->int8) {
-            const __m512 by = HALF_avx512(scale + k / 32 * LLM_TILE);
-            const __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)w)));
-            const __m512 b =
-                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)w + 1)));
-            const __m512 by_b = _mm512_permutexvar_ps(_mm512_add_epi32(twice, _mm512_set1_epi32(8)), by);
-            out[k] = (__m512i)_mm512_cvtne2ps_pbh(b * by_b, a * _mm512_permutexvar_ps(twice, by));
-        } else {
-            out[k] = (__m512i)_mm512_cvtne2ps_pbh(HALF_avx512(w + LLM_TILE), HALF_avx512(w));
-            out[k] = _mm512_permutexvar_epi16(_mm512_loadu_si512(both), out[k]);
-        }
+        const ints_avx512 two = (ints_avx512)WIDEN_avx512(w), even = two << 16 >> 16, odd = two >> 16;
+        const __m512 by = p->int8 ? HALF_avx512(scale + k / 32 * LLM_TILE) : _mm512_set1_ps(1);
+        const __m512 a = p->int8 ? _mm512_mul_ps(by, _mm512_cvtepi32_ps((__m512i)even)) : HALF_avx512(w);
+        const __m512 b = p->int8 ? _mm512_mul_ps(by, _mm512_cvtepi32_ps((__m512i)odd)) : HALF_avx512(w + 16);
+        out[k] = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)) |
+                 _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b)), 16);
     }
 }
+
+#define FOUR(move)                    \
+    move(0, sums[t], 128);            \
+    move(1, sums[t] + LLM_TILE, 128); \
+    move(2, sums[t + LLM_TILE], 128); \
+    move(3, sums[t + LLM_TILE] + LLM_TILE, 128)
 
 static AMX void tiles(const product *p, size_t r, size_t n) {
     /* palette 1, 8 tiles of 16 rows of 64 bytes */
@@ -260,10 +244,7 @@ static AMX void tiles(const product *p, size_t r, size_t n) {
         expand(p, r + LLM_TILE < p->rows ? r + LLM_TILE : r, c0, pairs, w[1]);
         for (size_t t = 0; t < n; t += 32) {
             const int16_t *a = p->q + t * p->ldq + c0, *a2 = a + LLM_TILE * p->ldq;
-            _tile_loadd(0, sums[t], 128);
-            _tile_loadd(1, sums[t] + LLM_TILE, 128);
-            _tile_loadd(2, sums[t + LLM_TILE], 128);
-            _tile_loadd(3, sums[t + LLM_TILE] + LLM_TILE, 128);
+            FOUR(_tile_loadd);
             for (size_t k = 0; k < pairs; k += 16) {
                 for (size_t i = 0; i < 32; i++) /* what comes next, into the first cache */
                     __builtin_prefetch(a + 2 * k + 32 + i * p->ldq);
@@ -276,10 +257,7 @@ static AMX void tiles(const product *p, size_t r, size_t n) {
                 _tile_dpbf16ps(2, 5, 6);
                 _tile_dpbf16ps(3, 5, 7);
             }
-            _tile_stored(0, sums[t], 128);
-            _tile_stored(1, sums[t] + LLM_TILE, 128);
-            _tile_stored(2, sums[t + LLM_TILE], 128);
-            _tile_stored(3, sums[t + LLM_TILE] + LLM_TILE, 128);
+            FOUR(_tile_stored);
         }
     }
     for (size_t t = 0; t < n; t++)
@@ -327,7 +305,8 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     const llm_header *h = &s->m->h;
     const size_t b = s->o.batch, n_seqs = s->o.n_seqs, context = s->o.context;
     s->dim = align(h->dim, 64);
-    s->ffn = align(h->ffn_dim, 64);
+    s->ffn = align(h->ffn_dim > h->shared_dim ? h->ffn_dim : h->shared_dim, 64);
+    s->picks = h->n_active + !!h->shared_dim;
     s->q_dim = align((uint64_t)h->n_heads * h->head_dim, 64);
     s->qkv_dim = align(((uint64_t)h->n_heads + 2 * h->n_kv_heads) * h->head_dim, 64);
     s->width = align(h->head_dim, 16);
@@ -337,20 +316,20 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->run = align((48 + s->group - 1) / s->group, 8);
     s->part = s->span > 8 * 512 ? align(s->span / 8, SPAN) : 512;
     s->part_size = b * h->n_heads * (s->width + 2);
-    const size_t columns = align(b, 32) * (s->dim + s->q_dim + s->ffn + 32), active = b * h->n_active,
-                 f = sizeof(float);
+    s->n_parts = s->span / s->part + 1;
+    const size_t columns = align(b, 32) * (s->dim + s->q_dim + s->ffn + 32), f = sizeof(float);
     const struct {
         void *slot;
         size_t size;
     } buffers[] = {{&s->kv, n_seqs * s->seq_size * 2}, {&s->length, 2 * n_seqs * sizeof(size_t)},
-        {&s->x, b * s->dim * f}, {&s->xb, b * s->dim * f}, {&s->qkv, b * s->qkv_dim * f},
-        {&s->q, b * h->n_heads * s->width * f}, {&s->att, b * s->q_dim * f},
-        {&s->parts, (s->span / s->part + 1) * s->part_size * f}, {&s->gate, 2 * b * s->ffn * f},
+        {&s->x, b * s->dim * f}, {&s->xb, b * s->dim * f}, {&s->out, b * s->dim * f},
+        {&s->qkv, b * s->qkv_dim * f}, {&s->q, b * h->n_heads * s->width * f}, {&s->att, b * s->q_dim * f},
+        {&s->parts, s->n_parts * s->part_size * f}, {&s->gate, 2 * b * s->ffn * f},
         {&s->scores, s->o.threads * s->run * s->group * SPAN * f}, {&s->hidden, b * s->ffn * f},
         {&s->quants, columns * 2}, {&s->scales, columns / 64 * f},
-        {&s->rotation, b * h->n_rope * h->head_dim * f}, {&s->router, b * h->n_experts * f},
-        {&s->gains, active * f}, {&s->chosen, active * f}, {&s->members, active * f},
-        {&s->starts, (h->n_experts + 1) * f}, {&s->pos, b * f}, {&s->seqs, b * f}, {&s->rows, b * f},
+        {&s->rotation, b * h->n_rope * h->head_dim * f}, {&s->router, b * (h->n_experts + 1) * f},
+        {&s->gains, b * s->picks * f}, {&s->chosen, b * s->picks * f}, {&s->members, b * s->picks * f},
+        {&s->starts, (h->n_experts + 2) * f}, {&s->pos, b * f}, {&s->seqs, b * f}, {&s->rows, b * f},
         {&s->runs, (b + 1) * f}};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         s->arena_size += align(buffers[i].size, 64);
@@ -367,13 +346,12 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
 llm_session *llm_session_open(const llm_model *m, const llm_options *options, char *err, size_t errlen) {
     llm_session *s = calloc(1, sizeof *s);
     REQUIRE_OR_NULL(s, "out of memory");
-    const llm_options o = options ? *options : (llm_options){0};
-    *s = (llm_session){.m = m, .isa = pick_isa(err, errlen)};
-    s->o.context = o.context ? o.context : m->h.context;
-    s->o.n_seqs = o.n_seqs ? o.n_seqs : 1;
-    s->o.threads = o.threads ? o.threads : llm_default_threads();
-    s->o.batch = o.batch ? o.batch : 256;
-    if (o.context > 1 << 28 || o.n_seqs > 1 << 16 || o.threads > 1024 || o.batch > MAX_BATCH)
+    *s = (llm_session){.m = m, .isa = pick_isa(err, errlen), .o = options ? *options : (llm_options){0}};
+    s->o.context = s->o.context ? s->o.context : m->h.context;
+    s->o.n_seqs = s->o.n_seqs ? s->o.n_seqs : 1;
+    s->o.threads = s->o.threads ? s->o.threads : llm_default_threads();
+    s->o.batch = s->o.batch ? s->o.batch : 256;
+    if (s->o.context > 1 << 28 || s->o.n_seqs > 1 << 16 || s->o.threads > 1024 || s->o.batch > MAX_BATCH)
         FAIL("over 2^28 positions, 65536 sequences, 1024 threads or batches of 1024");
     else if (s->isa && !open_buffers(s, err, errlen))
         return s;
@@ -408,31 +386,26 @@ int llm_truncate(llm_session *s, uint32_t seq, size_t length, char *err, size_t 
 }
 
 int llm_copy(llm_session *s, uint32_t from, uint32_t to, size_t length, char *err, size_t errlen) {
-    const size_t heads = (size_t)s->m->h.n_layers * 2 * s->m->h.n_kv_heads, tiles = s->width / 16;
+    const size_t size = align(length, SPAN) * s->width * sizeof *s->kv;
     TRY(check_sequence(s, from, length, err, errlen) || check_sequence(s, to, 0, err, errlen));
     if (from != to)
         llm_truncate(s, to, 0, err, errlen);
-    for (size_t i = 0; i < heads * tiles && from != to; i++) {
-        const size_t n = align(length, 16) * 16, values = i / tiles / s->m->h.n_kv_heads % 2;
-        const size_t at = i / tiles * s->span * s->width + i % tiles * (values ? 16 * s->span : n);
-        memcpy(cache(s, to, 0, 0, 0) + at, cache(s, from, 0, 0, 0) + at, n * sizeof *s->kv);
-    }
+    for (size_t i = 0; i < (size_t)s->m->h.n_layers * 2 * s->m->h.n_kv_heads && from != to; i++)
+        memcpy(cache(s, to, 0, 0, i), cache(s, from, 0, 0, i), size);
     s->length[to] = length;
     return 0;
 }
 
 int llm_state(llm_session *s, uint32_t seq, size_t length, void *state, int set, char *err, size_t errlen) {
-    uint16_t *at = state;
+    const size_t size = align(length, SPAN) * s->width * sizeof *s->kv;
     TRY(check_sequence(s, seq, set ? 0 : length, err, errlen));
     REQUIRE(length <= s->o.context, "%zu positions do not fit into a context of %u", length, s->o.context);
     if (set)
         llm_truncate(s, seq, 0, err, errlen);
-    for (size_t i = 0; i < (size_t)s->m->h.n_layers * 2 * s->m->h.n_kv_heads; i++)
-        for (size_t p = 0; p < length * s->width; p++, at++) {
-            const size_t part = i / s->m->h.n_kv_heads % 2;
-            uint16_t *kv = cache(s, seq, 0, 0, i) + place(s, part, p / s->width, p % s->width);
-            *(set ? kv : at) = *(set ? at : kv);
-        }
+    for (size_t i = 0; i < (size_t)s->m->h.n_layers * 2 * s->m->h.n_kv_heads; i++) {
+        uint8_t *at = (uint8_t *)state + i * size;
+        set ? memcpy(cache(s, seq, 0, 0, i), at, size) : memcpy(at, cache(s, seq, 0, 0, i), size);
+    }
     s->length[seq] = set ? length : s->length[seq];
     return 0;
 }
@@ -455,17 +428,15 @@ int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t
         REQUIRE(tokens[i] < s->m->h.vocab_size, "token %zu is %u, beyond the vocabulary", i, tokens[i]);
         REQUIRE(seq < s->o.n_seqs, "there is no sequence %u: the session has %u", seq, s->o.n_seqs);
         length[seq]++;
+        REQUIRE(
+            length[seq] <= s->o.context, "%zu positions, and the context has %u", length[seq], s->o.context);
     }
-    for (uint32_t q = 0; q < s->o.n_seqs; q++)
-        REQUIRE(length[q] <= s->o.context, "%zu positions, and the context has %u", length[q], s->o.context);
     for (size_t at = 0; at < n; at += s->o.batch) {
         const size_t count = n - at < s->o.batch ? n - at : s->o.batch;
         size_t n_rows = 0, run = 0;
-        s->n_parts = 0;
         for (size_t i = 0; i < count; i++) {
             s->seqs[i] = seqs ? seqs[at + i] : 0;
             s->pos[i] = (uint32_t)s->length[s->seqs[i]]++;
-            s->n_parts = s->pos[i] / s->part < s->n_parts ? s->n_parts : s->pos[i] / s->part + 1;
             if (i == 0 || s->seqs[i] != s->seqs[i - 1] || i == s->runs[run - 1] + s->run)
                 s->runs[run++] = (uint32_t)i;
             if (logits && (want ? want[at + i] : at + i + 1 == n))
@@ -528,9 +499,10 @@ INLINE void FN(block)(const product *p, size_t r, size_t t, size_t n, const size
             }
         }
         for (size_t i = 0; i < T * V; i++) {
-            const VEC by = int8 ? (VEC)(FN(HALF)(scale[i % V] + g * LLM_TILE) * p->by[at[i / V] * groups + g])
-                                : (VEC){0};
-            sum[i] += int8 ? (VEC)(__builtin_convertvector((FN(ints))dot[i], VEC) * by) : dot[i];
+            const VEC by = int8 ? (VEC)(FN(HALF)(scale[i % V] + g * LLM_TILE)) : (VEC){0};
+            sum[i] += int8 ? (VEC)(__builtin_convertvector((FN(ints))dot[i], VEC) *
+                                   (by * p->by[at[i / V] * groups + g]))
+                           : dot[i];
         }
     }
     for (size_t i = 0; i < T && i < n; i++)
@@ -539,13 +511,9 @@ INLINE void FN(block)(const product *p, size_t r, size_t t, size_t n, const size
 
 /* All n tokens of a product, from row r on */
 static TARGET void FN(multiply)(const product *p, size_t r, size_t n) {
+#define TIMES(T) (p->int8 ? FN(block)(p, r, t, n - t, T, 1) : FN(block)(p, r, t, n - t, T, 0))
     for (size_t t = 0; t < n; t += n - t == 1 ? 1 : n - t <= 4 ? 4 : T_MAX)
-        if (n - t == 1)
-            p->int8 ? FN(block)(p, r, t, 1, 1, 1) : FN(block)(p, r, t, 1, 1, 0);
-        else if (n - t <= 4)
-            p->int8 ? FN(block)(p, r, t, n - t, 4, 1) : FN(block)(p, r, t, n - t, 4, 0);
-        else
-            p->int8 ? FN(block)(p, r, t, n - t, T_MAX, 1) : FN(block)(p, r, t, n - t, T_MAX, 0);
+        n - t == 1 ? TIMES(1) : n - t <= 4 ? TIMES(4) : TIMES(T_MAX);
 }
 
 /* One group of 64 activations: q = round(x / scale), scale = max|x| / 32767; what is not finite makes the
@@ -561,7 +529,7 @@ static TARGET void FN(quantize)(int16_t *q, float *scale, const float *x) {
 }
 
 /* y = W x for n tokens, those in `index` if there is one (see product): x (., stride of W), y (., ldy). What
- * goes back into the residual stream, LLM_ATTN_OUT and LLM_DOWN, is added to y. */
+ * goes to s->out is added to it. */
 static TARGET void FN(matmul)(llm_session *s, uint32_t id, size_t layer, size_t expert, size_t n,
     const uint32_t *index, const float *x, float *y, size_t ldy) {
     const llm_tensor *t = &s->m->tensor[id];
@@ -569,9 +537,8 @@ static TARGET void FN(matmul)(llm_session *s, uint32_t id, size_t layer, size_t 
                  bf16 = s->isa->tiles && n >= MANY && id != LLM_ROUTER;
     const uint16_t *w = weights(s->m, id, layer, expert),
                    *scale = w + align(t->rows, LLM_TILE) * t->stride / 2;
-    const product p = {w, t->stride * LLM_TILE >> int8, t->rows, t->stride, x, t->stride, y, ldy,
-        id == LLM_ATTN_OUT || id == LLM_DOWN, s, index, int8 || bf16 ? s->quants : NULL, t->stride + 32, int8,
-        scale, s->scales};
+    const product p = {w, t->stride * LLM_TILE >> int8, t->rows, t->stride, x, t->stride, y, ldy, y == s->out,
+        s, index, int8 || bf16 ? s->quants : NULL, t->stride + 32, int8, scale, s->scales};
     EACH(i, (p.q ? n * groups : 0)) {
         const float *from = x + (token(s, index, i / groups) * groups + i % groups) * LLM_GROUP;
         int16_t *q = s->quants + i / groups * p.ldq + i % groups * LLM_GROUP;
@@ -587,22 +554,41 @@ static TARGET void FN(matmul)(llm_session *s, uint32_t id, size_t layer, size_t 
     meet(&s->meeting);
 }
 
-/* out (n,) = x / rms(x) * w (Zhang and Sennrich 2019); x is padded with zeros */
+/* out (n,) = x / rms(x) * w (Zhang and Sennrich 2019) */
 INLINE void FN(norm)(const llm_session *s, float *out, const float *x, const float *w, size_t n) {
     VEC squares = {0};
-    for (size_t c = 0; c < n; c += VL)
+    float rest = 0;
+    for (size_t c = 0; c + VL <= n; c += VL)
         squares += LOAD(vec, x + c) * LOAD(vec, x + c);
-    const float by = 1 / sqrtf(FN(SUM)(squares) / (float)n + s->m->h.norm_eps);
+    for (size_t c = n / VL * VL; c < n; c++)
+        rest += x[c] * x[c];
+    const float by = 1 / sqrtf((FN(SUM)(squares) + rest) / (float)n + s->m->h.norm_eps);
     for (size_t c = 0; c < n; c++)
         out[c] = x[c] * by * w[c];
 }
 
 /* xb = the norm `id` of the residual stream, of n tokens, those in `rows` if there are rows */
 static TARGET void FN(norm_all)(llm_session *s, uint32_t id, size_t layer, size_t n, const uint32_t *rows) {
-    EACH(i, n)
-        FN(norm)(s, s->xb + i * s->dim, s->x + (rows ? rows[i] : i) * s->dim, weights(s->m, id, layer, 0),
-            s->m->h.dim);
+    EACH(i, n) {
+        const float *x = s->x + (rows ? rows[i] : i) * s->dim;
+        s->m->tensor[id].size ? FN(norm)(s, s->xb + i * s->dim, x, weights(s->m, id, layer, 0), s->m->h.dim)
+                              : (void)memcpy(s->xb + i * s->dim, x, s->dim * sizeof *x);
+    }
     meet(&s->meeting);
+}
+
+/* Adds a block's output, through the norm `id` if there is one, to the residual stream. Does not meet:
+ * norm_all() gives each thread the same tokens. */
+static TARGET void FN(add_all)(llm_session *s, uint32_t id, size_t layer, size_t n) {
+    EACH(i, n) {
+        float *out = s->out + i * s->dim;
+        if (s->m->tensor[id].size)
+            FN(norm)(s, out, out, weights(s->m, id, layer, 0), s->m->h.dim);
+        for (size_t c = 0; c < s->dim; c++) {
+            s->x[i * s->dim + c] += out[c] * s->m->h.residual_scale;
+            out[c] = 0;
+        }
+    }
 }
 
 /* From the projections of token i: bias, norm and rotation (Su et al. 2021, in GPT-NeoX's half-split order);
@@ -612,16 +598,18 @@ static TARGET void FN(place_qkv)(llm_session *s, size_t layer, size_t i) {
     const size_t hd = h->head_dim, half = hd / 2, n_qk = h->n_heads + h->n_kv_heads;
     const float *r = s->rotation + (s->m->layers[layer].rope * (size_t)s->o.batch + i) * hd;
     const float *bias = weights(s->m, LLM_BIAS, layer, 0);
-    float head[MAX_HEAD] = {0};
-    for (size_t a = 0; a < n_qk + h->n_kv_heads; a++) {
-        for (size_t c = 0; c < hd; c++)
-            head[c] = s->qkv[i * s->qkv_dim + a * hd + c] + (h->flags & LLM_QKV_BIAS ? bias[a * hd + c] : 0);
-        if (a < n_qk && h->flags & LLM_QK_NORM)
-            FN(norm)(s, head, head, weights(s->m, a < h->n_heads ? LLM_Q_NORM : LLM_K_NORM, layer, 0), hd);
+    float *x = s->qkv + i * s->qkv_dim, head[MAX_HEAD] = {0};
+    for (size_t c = 0; h->flags & LLM_QKV_BIAS && c < (n_qk + h->n_kv_heads) * hd; c++)
+        x[c] += bias[c];
+    for (size_t a = 0, id; a < n_qk && h->flags & LLM_QK_NORM; a += s->m->tensor[id].cols / hd) {
+        id = a < h->n_heads ? LLM_Q_NORM : LLM_K_NORM;
+        FN(norm)(s, x + a * hd, x + a * hd, weights(s->m, (uint32_t)id, layer, 0), s->m->tensor[id].cols);
+    }
+    for (size_t a = 0; a < n_qk + h->n_kv_heads; a++, x += hd) {
+        memcpy(head, x, hd * sizeof *x);
         for (size_t c = 0; a < n_qk && c < half; c++) {
-            const float u = head[c], v = head[c + half];
-            head[c] = u * r[c] - v * r[c + half];
-            head[c + half] = v * r[c] + u * r[c + half];
+            head[c] = x[c] * r[c] - x[c + half] * r[c + half];
+            head[c + half] = x[c + half] * r[c] + x[c] * r[c + half];
         }
         float *q = s->q + ((a / s->group * s->o.batch + i) * s->group + a % s->group) * s->width;
         for (size_t c = 0; a < h->n_heads && c < hd; c++)
@@ -652,16 +640,6 @@ INLINE VEC FN(exp)(VEC x) {
     return (VEC)(((FN(ints))p + exponent) & some);
 }
 
-/* out (size - 2), whose largest score and sum of probabilities follow it, with those of `more` added: softmax
- * over both sets of positions (Milakov and Gimelshein 2018) */
-INLINE void FN(join)(float *out, const float *more, size_t size) {
-    float *top = out + size - 2, max = *top > more[size - 2] ? *top : more[size - 2];
-    const float a = expf(*top - max), b = expf(more[size - 2] - max);
-    for (size_t c = 0; c < size; c++)
-        out[c] = out[c] * a + more[c] * b;
-    *top = max;
-}
-
 /* A row of scores (SPAN) to exp(score - the largest so far), whose sum is added to that of `out`, after what
  * there is of it was brought to a new largest */
 INLINE void FN(soften)(float *score, float *out, size_t size) {
@@ -682,30 +660,39 @@ INLINE void FN(soften)(float *score, float *out, size_t size) {
 
 /* Softmax attention (Vaswani et al. 2017) of a run of tokens, of the query heads that share kv head `head`
  * (Ainslie et al. 2023), over a part of their sequence so far, SPAN positions at a time (Dao et al. 2022) */
-static TARGET void FN(attend)(llm_session *s, size_t layer, size_t run, size_t head, size_t part) {
+static TARGET void FN(attend)(llm_session *s, size_t layer, size_t i) {
+    const size_t head = i % s->m->h.n_kv_heads, run = i / s->m->h.n_kv_heads % s->n_runs;
+    const size_t part = i / s->m->h.n_kv_heads / s->n_runs;
     const size_t first = s->runs[run], rows = (s->runs[run + 1] - first) * s->group, width = s->width;
     const size_t size = width + 2, start = s->pos[first], end = start + rows / s->group;
+    const size_t window = s->m->layers[layer].window ? s->m->layers[layer].window : end;
+    const size_t seen = start < window ? 0 : (start + 1 - window) / SPAN * SPAN, begin = part * s->part;
+    const float cap = s->m->h.attn_cap;
     const size_t at = (head * s->o.batch + first) * s->group;
     const uint16_t *k = cache(s, s->seqs[first], layer, 0, head),
                    *v = cache(s, s->seqs[first], layer, 1, head);
     float *scores = s->scores + THREAD * s->run * s->group * SPAN,
           *out = s->parts + part * s->part_size + at * size;
-    for (size_t m = 0; m < rows && part * s->part < end; m++) {
+    for (size_t m = 0; m < rows && begin < end; m++) {
         memset(out + m * size, 0, size * sizeof *out);
-        out[m * size + width] = -INFINITY;
+        out[m * size + width] = -0x1p127f;
     }
-    for (size_t p = part * s->part; p < end && p < (part + 1) * s->part; p += SPAN) {
+    for (size_t p = begin > seen ? begin : seen; p < end && p < begin + s->part; p += SPAN) {
         const size_t n = end - p < SPAN ? end - p : SPAN, m0 = p > start ? (p - start) * s->group : 0;
         const float *q = s->q + (at + m0) * width;
         const product keys = {k + p * width, LLM_TILE * width, n, width, q, width, scores, .ldy = SPAN};
         const product values = {
-            v + p * LLM_TILE, LLM_TILE * s->span, width, n, scores, SPAN, out + m0 * size, size, .add = 1};
+            v + p * width, LLM_TILE * SPAN, width, n, scores, SPAN, out + m0 * size, size, .add = 1};
         for (size_t r = 0; r < n; r += PASS)
             FN(multiply)(&keys, r, rows - m0);
         for (size_t m = m0; m < rows; m++) {
             float *score = scores + (m - m0) * SPAN;
+            for (size_t c = 0; cap > 0 && c < SPAN; c += VL)
+                LOAD(vec, score + c) = cap - 2 * cap / (1 + FN(exp)(LOAD(vec, score + c) * (2 / cap)));
             for (size_t c = SPAN; p + c > start + m / s->group + 1; c--)
                 score[c - 1] = -INFINITY;
+            for (size_t c = 0; c < SPAN && p + c + window <= start + m / s->group; c++)
+                score[c] = -INFINITY;
             FN(soften)(score, out + m * size, size);
         }
         for (size_t r = 0; r < width; r += PASS)
@@ -713,51 +700,61 @@ static TARGET void FN(attend)(llm_session *s, size_t layer, size_t run, size_t h
     }
 }
 
-/* Head `a` of token i, from s->parts to s->att */
-static TARGET void FN(gather)(llm_session *s, size_t i, size_t a) {
-    const size_t hd = s->m->h.head_dim, size = s->width + 2;
-    float *out = s->parts + ((a / s->group * s->o.batch + i) * s->group + a % s->group) * size;
-    for (size_t k = 1; k * s->part <= s->pos[i]; k++)
-        FN(join)(out, out + k * s->part_size, size);
+/* Head i % n_heads of token i / n_heads: its parts, each with its largest score and sum of probabilities,
+ * become softmax over all positions (Milakov and Gimelshein 2018) in s->att */
+static TARGET void FN(gather)(llm_session *s, size_t i) {
+    const size_t hd = s->m->h.head_dim, size = s->width + 2, a = i % s->m->h.n_heads, t = i / s->m->h.n_heads;
+    float *out = s->parts + ((a / s->group * s->o.batch + t) * s->group + a % s->group) * size;
+    for (size_t k = 1; k * s->part <= s->pos[t]; k++) {
+        const float *more = out + k * s->part_size, max = fmaxf(out[size - 2], more[size - 2]);
+        const float by = expf(out[size - 2] - max), more_by = expf(more[size - 2] - max);
+        for (size_t c = 0; c < size; c++)
+            out[c] = out[c] * by + more[c] * more_by;
+        out[size - 2] = max;
+    }
     for (size_t c = 0; c < hd; c++)
-        s->att[i * s->q_dim + a * hd + c] = out[c] / out[size - 1];
+        s->att[t * s->q_dim + a * hd + c] = out[c] / out[size - 1];
 }
 
-/* x += the gated feed-forward block (SwiGLU, Shazeer 2020) of n tokens, those in `index` if there is one (see
- * product) */
-static TARGET void FN(swiglu)(llm_session *s, size_t layer, size_t expert, size_t n, const uint32_t *index) {
-    const size_t ffn = s->m->h.ffn_dim, groups = s->ffn / LLM_GROUP;
-    FN(matmul)(s, LLM_GATE_UP, layer, expert, n, index, s->xb, s->gate, 2 * s->ffn);
+/* Adds to s->out the gated feed-forward block (SwiGLU or GEGLU, Shazeer 2020) of n tokens, those in `index`
+ * if there is one (see product) */
+static TARGET void FN(ffn)(llm_session *s, size_t layer, size_t expert, size_t n, const uint32_t *index) {
+    const int shared = index && expert == s->m->h.n_experts, gelu = !!(s->m->h.flags & LLM_GELU);
+    const size_t ffn = shared ? s->m->h.shared_dim : s->m->h.ffn_dim, stride = align(ffn, LLM_GROUP);
+    const size_t groups = stride / LLM_GROUP, e = shared ? 0 : expert;
+    FN(matmul)(s, shared ? LLM_SHARED_GATE_UP : LLM_GATE_UP, layer, e, n, index, s->xb, s->gate, 2 * stride);
     EACH(i, n * groups) {
         const size_t t = token(s, index, i / groups), c0 = i % groups * LLM_GROUP;
-        const float *gate = s->gate + t * 2 * s->ffn, gain = index ? s->gains[index[i / groups]] : 1;
-        float *hidden = s->hidden + t * s->ffn;
-        for (size_t c = c0; c < c0 + LLM_GROUP; c += VL)
-            LOAD(vec, hidden + c) =
-                gain * LOAD(vec, gate + ffn + c) * LOAD(vec, gate + c) / (1 + FN(exp)(-LOAD(vec, gate + c)));
+        const float *up = s->gate + t * 2 * stride + ffn, gain = index ? s->gains[index[i / groups]] : 1;
+        float *hidden = s->hidden + t * stride;
+        for (size_t c = c0; c < c0 + LLM_GROUP; c += VL) {
+            const VEC x = LOAD(vec, up - ffn + c); /* x / (1 + exp(-x)); 2 sqrt(2 / pi) (x + 0.044715 x^3) */
+            const VEC y = gelu ? (VEC)(x * (x * x * 0.0713548163f + 1.5957691216f)) : x;
+            LOAD(vec, hidden + c) = gain * LOAD(vec, up + c) * x / (1 + FN(exp)(-y));
+        }
         for (size_t c = ffn; c < c0 + LLM_GROUP; c++)
             hidden[c] = 0; /* padding */
     }
     meet(&s->meeting);
-    FN(matmul)(s, LLM_DOWN, layer, expert, n, index, s->hidden, s->x, s->dim);
+    FN(matmul)(s, shared ? LLM_SHARED_DOWN : LLM_DOWN, layer, e, n, index, s->hidden, s->out, s->dim);
 }
 
-/* x += the experts' blocks (Jiang et al. 2024, "Mixtral of Experts"), expert by expert, each for all of its
- * tokens */
+/* Adds to s->out the experts' blocks (Jiang et al. 2024, "Mixtral of Experts"), expert by expert, each for
+ * all of its tokens */
 static TARGET void FN(mixture)(llm_session *s, size_t layer, size_t n) {
     const llm_header *h = &s->m->h;
-    FN(matmul)(s, LLM_ROUTER, layer, 0, n, NULL, s->xb, s->router, h->n_experts);
+    FN(matmul)(s, LLM_ROUTER, layer, 0, n, NULL, s->xb, s->router, h->n_experts + 1);
     EACH(i, n)
-        choose_experts(s, i);
+        choose_experts(s, layer, i);
     meet(&s->meeting);
-    for (uint32_t e = 0, m = 0; THREAD == 0 && e < h->n_experts; s->starts[++e] = m)
-        for (uint32_t i = 0; i < n * h->n_active; i++)
+    for (uint32_t e = 0, m = 0; THREAD == 0 && e <= h->n_experts; s->starts[++e] = m)
+        for (uint32_t i = 0; i < n * s->picks; i++)
             if (s->chosen[i] == e)
                 s->members[m++] = i;
     meet(&s->meeting);
-    for (size_t e = 0; e < h->n_experts; e++)
+    for (size_t e = 0; e <= h->n_experts; e++)
         if (s->starts[e] < s->starts[e + 1])
-            FN(swiglu)(s, layer, e, s->starts[e + 1] - s->starts[e], s->members + s->starts[e]);
+            FN(ffn)(s, layer, e, s->starts[e + 1] - s->starts[e], s->members + s->starts[e]);
 }
 
 /* n <= batch tokens, whose sequences and positions are in s->seqs and s->pos; logits (n_rows, vocab_size) of
@@ -774,22 +771,23 @@ static TARGET void FN(forward)(llm_session *s, size_t n, const uint32_t *ids, si
             FN(place_qkv)(s, layer, i);
         meet(&s->meeting);
         DEAL(i, s->n_parts * s->n_runs * h->n_kv_heads)
-            FN(attend)(
-                s, layer, i / h->n_kv_heads % s->n_runs, i % h->n_kv_heads, i / h->n_kv_heads / s->n_runs);
+            FN(attend)(s, layer, i);
         meet(&s->meeting);
         EACH(i, n * h->n_heads)
-            FN(gather)(s, i / h->n_heads, i % h->n_heads);
+            FN(gather)(s, i);
         meet(&s->meeting);
-        FN(matmul)(s, LLM_ATTN_OUT, layer, 0, n, NULL, s->att, s->x, s->dim);
+        FN(matmul)(s, LLM_ATTN_OUT, layer, 0, n, NULL, s->att, s->out, s->dim);
+        FN(add_all)(s, LLM_ATTN_POST_NORM, layer, n);
         FN(norm_all)(s, LLM_FFN_NORM, layer, n, NULL);
-        if (h->n_experts)
-            FN(mixture)(s, layer, n);
-        else
-            FN(swiglu)(s, layer, 0, n, NULL);
+        h->n_experts ? FN(mixture)(s, layer, n) : FN(ffn)(s, layer, 0, n, NULL);
+        FN(add_all)(s, LLM_FFN_POST_NORM, layer, n);
     }
+    meet(&s->meeting);
     FN(norm_all)(s, LLM_OUT_NORM, 0, n_rows, s->rows);
     FN(matmul)(
         s, h->flags & LLM_TIED ? LLM_EMBED : LLM_OUTPUT, 0, 0, n_rows, NULL, s->xb, logits, h->vocab_size);
+    EACH(i, (h->logit_cap > 0 ? n_rows * h->vocab_size : 0))
+        logits[i] = h->logit_cap * tanhf(logits[i] / h->logit_cap);
 }
 
 #undef ISA

@@ -26,7 +26,7 @@
  *     llm_header                                  LLM_HEADER_SIZE bytes
  *     sections                                    header.text_size bytes, a multiple of 64 (see llm_section)
  *     llm_layer[n_layers]                         what differs between layers
- *     float[n_rope][head_dim / 2]                 rotary frequencies, radians a position; 0 does not rotate
+ *     llm_angle[n_rope][head_dim / 2]             rotary tables
  *     zeros up to a multiple of 64
  *     tensors                                     in the order of enum llm_tensor_id, see llm_layout
  *     64 zero bytes                               so that a vector load may run past the last weight
@@ -42,21 +42,30 @@
  * fp32 tensors are vectors, (1, cols). */
 
 enum {
-    LLM_VERSION = 2,
+    LLM_VERSION = 3,
     LLM_HEADER_SIZE = 256,
     LLM_GROUP = 64, /* columns that share an int8 scale; rows are padded to a multiple of it */
-    LLM_TILE = 16   /* rows of a matrix that lie side by side */
+    LLM_TILE = 16,  /* rows of a matrix that lie side by side */
+    LLM_PAGE = 64   /* positions that a sequence's memory grows by, see llm_state() */
 };
 
 enum llm_dtype { LLM_FP16 = 0, LLM_INT8 = 1, LLM_FP32 = 2 };
 
 /* header.flags: the mathematics of a model. Bits without a name here must be 0. */
 enum llm_flag {
-    LLM_TIED = 1,            /* the output matrix is the embedding: there is no LLM_OUTPUT tensor */
-    LLM_QKV_BIAS = 2,        /* q, k and v have a bias (Qwen2) */
-    LLM_QK_NORM = 4,         /* RMSNorm over each head of q and k, before the rotation (Qwen3) */
-    LLM_ROUTER_NORMALIZE = 8 /* the weights of the chosen experts are divided by their sum (Mixtral, Qwen3-MoE
-                                with norm_topk_prob); without it they are the softmax over all experts */
+    LLM_TIED = 1,          /* the output matrix is the embedding: there is no LLM_OUTPUT tensor */
+    LLM_QKV_BIAS = 2,      /* q, k and v have a bias (Qwen2) */
+    LLM_QK_NORM = 4,       /* RMSNorm over each head of q and k, before the rotation (Qwen3) */
+    LLM_QK_NORM_WHOLE = 8, /* ... over all heads of q together, and all of k (OLMo 2); with LLM_QK_NORM */
+    LLM_NO_PRE_NORM = 16,  /* blocks read the residual stream as it is (OLMo 2) */
+    LLM_POST_NORM = 32,    /* RMSNorm of a block's output before it is added (Gemma 2, OLMo 2) */
+    LLM_GELU = 64,         /* gates go through GELU's tanh form (Gemma), not through SiLU */
+    LLM_ROUTER_NORMALIZE = 128, /* the weights of the chosen experts are divided by their sum (Mixtral): the
+                                  same as softmax over the chosen alone */
+    LLM_ROUTER_SIGMOID = 256,   /* an expert's weight is a sigmoid of its own, not softmax over all */
+    LLM_ROUTER_BIAS = 512,      /* experts are chosen by weight + bias, and weighted without (DeepSeek V3) */
+    LLM_SHARED_GATE = 1024      /* the shared expert's output is multiplied by the sigmoid of one more row of
+                                  the router (Qwen2-MoE) */
 };
 
 typedef struct llm_header {
@@ -77,35 +86,54 @@ typedef struct llm_header {
     uint32_t n_rope;       /* rotary tables, at least 1 */
     uint32_t n_experts;    /* 0: a dense feed-forward block */
     uint32_t n_active;     /* experts that each token goes through; 0 when dense */
+    uint32_t shared_dim;   /* inner width of an expert that every token goes through as well; 0: none */
     float norm_eps;        /* of every RMSNorm */
     float attn_scale;      /* multiplies q . k; usually 1 / sqrt(head_dim) */
-    uint8_t reserved[160]; /* zeros */
+    float attn_cap;        /* c of c * tanh(q . k * attn_scale / c) (Gemma 2); 0: none */
+    float logit_cap;       /* c of c * tanh(logit / c); 0: none */
+    float embed_scale;     /* multiplies the embedding of a token (Gemma, Granite); usually 1 */
+    float residual_scale;  /* multiplies what a block adds to the residual stream (Granite); usually 1 */
+    float expert_scale;    /* multiplies the weights of the chosen experts; usually 1 */
+    uint8_t reserved[136]; /* zeros */
     uint64_t checksum;     /* llm_checksum() of all before */
 } llm_header;
 
 typedef struct llm_layer {
     uint32_t rope;        /* index of the layer's rotary table */
-    uint32_t reserved[3]; /* zeros */
+    uint32_t window;      /* positions that a token attends to, itself the last; 0: all before it */
+    uint32_t reserved[2]; /* zeros */
 } llm_layer;
+
+/* Element i of a query or key head and element i + head_dim / 2 (half-split) turn together: at position p by
+ * cosine and sine of p * frequency, times `magnitude` (usually 1). Frequency 0 does not turn. */
+typedef struct llm_angle {
+    float frequency; /* radians a position */
+    float magnitude;
+} llm_angle;
 
 /* The tensors in file order. Those before LLM_ATTN_NORM occur once; the rest once a layer, a layer's tensors
  * together; LLM_GATE_UP and LLM_DOWN once for each expert of a layer. q_dim = n_heads * head_dim, kv_dim =
- * n_kv_heads * head_dim. Element i of a query or key head rotates with element i + head_dim / 2
- * (half-split). */
+ * n_kv_heads * head_dim. */
 enum llm_tensor_id {
-    LLM_EMBED,     /* (vocab_size, dim)            the model's dtype */
-    LLM_OUT_NORM,  /* (1, dim)                     fp32 */
-    LLM_OUTPUT,    /* (vocab_size, dim)            the model's dtype; absent with LLM_TIED */
-    LLM_ATTN_NORM, /* (1, dim)                     fp32 */
-    LLM_QKV,       /* (q_dim + 2 * kv_dim, dim)    the model's dtype; rows of q, then k, then v, see below */
-    LLM_BIAS,      /* (1, q_dim + 2 * kv_dim)      fp32; only with LLM_QKV_BIAS */
-    LLM_Q_NORM,    /* (1, head_dim)                fp32; only with LLM_QK_NORM */
-    LLM_K_NORM,    /* (1, head_dim)                fp32; only with LLM_QK_NORM */
-    LLM_ATTN_OUT,  /* (dim, q_dim)                 the model's dtype */
-    LLM_FFN_NORM,  /* (1, dim)                     fp32 */
-    LLM_ROUTER,    /* (n_experts, dim)             fp16; only with experts */
-    LLM_GATE_UP,   /* (2 * ffn_dim, dim)           the model's dtype; rows of gate, then up */
-    LLM_DOWN,      /* (dim, ffn_dim)               the model's dtype */
+    LLM_EMBED,          /* (vocab_size, dim)            the model's dtype */
+    LLM_OUT_NORM,       /* (1, dim)                     fp32 */
+    LLM_OUTPUT,         /* (vocab_size, dim)            the model's dtype; absent with LLM_TIED */
+    LLM_ATTN_NORM,      /* (1, dim)                     fp32; absent with LLM_NO_PRE_NORM */
+    LLM_QKV,            /* (q_dim + 2 * kv_dim, dim)    the model's dtype; rows of q, then k, then v */
+    LLM_BIAS,           /* (1, q_dim + 2 * kv_dim)      fp32; only with LLM_QKV_BIAS */
+    LLM_Q_NORM,         /* (1, head_dim)                fp32; only with LLM_QK_NORM; q_dim with .._WHOLE */
+    LLM_K_NORM,         /* (1, head_dim)                fp32; only with LLM_QK_NORM; kv_dim with .._WHOLE */
+    LLM_ATTN_OUT,       /* (dim, q_dim)                 the model's dtype */
+    LLM_ATTN_POST_NORM, /* (1, dim)                     fp32; only with LLM_POST_NORM */
+    LLM_FFN_NORM,       /* (1, dim)                     fp32; absent with LLM_NO_PRE_NORM */
+    LLM_ROUTER,         /* (n_experts, dim)             fp16; only with experts; one row more with
+                                                        LLM_SHARED_GATE */
+    LLM_ROUTER_ADD,     /* (1, n_experts)               fp32; only with LLM_ROUTER_BIAS */
+    LLM_GATE_UP,        /* (2 * ffn_dim, dim)           the model's dtype; rows of gate, then up */
+    LLM_DOWN,           /* (dim, ffn_dim)               the model's dtype */
+    LLM_SHARED_GATE_UP, /* (2 * shared_dim, dim)        the model's dtype; only with shared_dim */
+    LLM_SHARED_DOWN,    /* (dim, shared_dim)            the model's dtype; only with shared_dim */
+    LLM_FFN_POST_NORM,  /* (1, dim)                     fp32; only with LLM_POST_NORM */
     LLM_N_TENSORS
 };
 
@@ -129,6 +157,16 @@ int llm_layout(const llm_header *header, uint32_t id, uint32_t layer, uint32_t e
 /* The size in bytes of the file that this header describes, or 0 with a reason in err as from llm_layout. */
 uint64_t llm_file_size(const llm_header *header, char *err, size_t errlen);
 
+typedef struct llm_counts {
+    uint64_t parameters; /* numbers in all tensors, padding left out */
+    uint64_t active;     /* those of them that are not in experts which a token does not go through */
+    uint64_t read;       /* bytes of weights read for one token: of an embedding beside LLM_OUTPUT one row */
+    uint64_t kv;         /* bytes of keys and values that a token adds to its sequence */
+} llm_counts;
+
+/* What a model is and needs, from the header alone. Returns 0; or -1 with a reason in err as llm_layout. */
+int llm_count(const llm_header *header, llm_counts *counts, char *err, size_t errlen);
+
 /* The checksum that belongs into this header once all its other fields are set: FNV-1a, 64 bits, over the
  * bytes before it. */
 uint64_t llm_checksum(const llm_header *header);
@@ -149,15 +187,19 @@ enum llm_section_tag {
     LLM_ABOUT = 2, /* UTF-8, what it is: family, source, licence, description; lines of "key: value" */
     LLM_STOP = 3,  /* uint32[]: tokens that end a generation; absent or empty: EOS alone does */
     LLM_CHAT_TEMPLATE = 4, /* UTF-8: the model's own Jinja template */
-    /* Six UTF-8 strings, each ended by NUL, that make a conversation without Jinja:
+    /* Six or seven UTF-8 strings, each ended by NUL, that make a conversation without Jinja:
      *   0 before the system message, 1 between it and the first user message (both empty: the template
      *     knows no system message),
      *   2 before the first user message when there is no system message,
      *   3 between a user message and the reply, 4 between a reply and the next user message,
-     *   5 "trim" if messages are to be stripped of white space at both ends, else "".
-     * A reply goes between 3 and 4 as the model wrote it: some templates put a space before earlier replies,
-     * which the model writes itself. Absent when the template cannot be reduced to this; LLM_CHAT_WHY then
-     * says why. */
+     *   5 words: "trim" if messages are to be stripped of white space at both ends; "think" if an earlier
+     *     reply is only what follows its last "</think>", "lines" if then without line breaks at its start;
+     *     "last" if the system message stands before the last user message: after 2 or 4 come 0, the
+     *     message, 1,
+     *   6 (may be missing) what follows 3 before the reply to be generated.
+     * Between two bytes 1 in a part stands a pattern of strftime; the date takes its place. A reply goes
+     * between 3 and 4 as the model wrote it: some templates put a space before earlier replies, which the
+     * model writes itself. Absent when the template cannot be reduced to this; LLM_CHAT_WHY then says why. */
     LLM_CHAT_PARTS = 5,
     LLM_CHAT_WHY = 6,   /* UTF-8: why there are no LLM_CHAT_PARTS */
     LLM_TOKENIZER = 16, /* llm_vocabulary; this and up to 31 are the tokenizer's, see below */
@@ -192,6 +234,9 @@ void llm_close(llm_model *model);
 
 /* The file's header, valid until llm_close. */
 const llm_header *llm_model_header(const llm_model *model);
+
+/* What differs between its layers, (n_layers,), valid until llm_close. */
+const llm_layer *llm_model_layers(const llm_model *model);
 
 /* The first section with this tag, valid until llm_close, 16-byte aligned; its length in bytes goes to *size.
  * NULL (and *size = 0) when the file has none. The bytes are not NUL-terminated, and nothing has checked
@@ -250,15 +295,21 @@ int llm_copy(llm_session *session, uint32_t from, uint32_t to, size_t length, ch
 size_t llm_kv_bytes(const llm_model *model);
 
 /* Copies the keys and values of the first `length` positions of sequence `seq` out to `state` (set = 0), or
- * makes the sequence those in `state` (set = 1). `state` has length * llm_kv_bytes() bytes: fp16 [layer][k,
- * v][kv head][position][head_dim padded to 16]. Returns -1 and changes nothing when there is no such
- * sequence, it is shorter, or length is more than the session's context. */
+ * makes the sequence those in `state` (set = 1). `state` has llm_kv_bytes() for each position, and length
+ * rounded up to LLM_PAGE of them: fp16 [layer][k, v][kv head], each as llm.c keeps them. Returns -1 and
+ * changes nothing when there is no such sequence, it is shorter, or length is more than the session's
+ * context. */
 int llm_state(
     llm_session *session, uint32_t seq, size_t length, void *state, int set, char *err, size_t errlen);
 
 /* The processors that this process may really use: its affinity mask, then the cgroup's CPU quota rounded
  * down, at least 1; 1 in a build without OpenMP. */
 uint32_t llm_default_threads(void);
+
+/* The sum of n words, read by `threads` threads as fast as memory lets them. How long that takes, over more
+ * words than caches hold, tells how fast weights can be read. They must have been written to: memory that
+ * never was is one page of zeros. */
+uint64_t llm_read_memory(const uint64_t *words, size_t n, uint32_t threads);
 
 /* ---------------------------------------------------------------------------------------------------------
  * Tokenizer (tokenizer.c): text to ids and back, ids identical to the Hugging Face tokenizer's. Text is any

@@ -92,6 +92,15 @@ uint32_t llm_default_threads(void) {
     return n < 1 ? 1 : n > 1024 ? 1024 : (uint32_t)n;
 }
 
+uint64_t llm_read_memory(const uint64_t *words, size_t n, uint32_t threads) {
+    uint64_t sum = 0;
+#pragma omp parallel for reduction(+ : sum) num_threads(threads) schedule(static)
+    for (size_t i = 0; i < n; i++)
+        sum += words[i];
+    (void)threads; /* in a build without OpenMP */
+    return sum;
+}
+
 #if defined(SOFT_TILES) /* tests/tiles.h */
 static int have_amx(void) { return __builtin_cpu_supports("avx512bf16"); }
 #elif defined(__x86_64__) && defined(__linux__)

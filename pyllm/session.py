@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # number of tokens, the bytes of keys and values a token. Then the ids as uint32, and the keys and values as
 # llm_state() gives them. Little-endian.
 HEAD = struct.Struct("<8sII32s32sQQ")
-MAGIC, VERSION = b"PYLLMKV\n", 1
+MAGIC, VERSION = b"PYLLMKV\n", 2
 
 
 def _locked(method: Callable) -> Callable:
@@ -112,9 +112,9 @@ class Session:
         return other
 
     def _state(self) -> np.ndarray:
-        """uint8 (len(self) * llm_kv_bytes,): the keys and values."""
+        """The keys and values, uint8, in whole pages."""
         tokens = self._cache.tokens[0]
-        state = np.empty(len(tokens) * lib.llm_kv_bytes(self._model.ptr), np.uint8)
+        state = np.empty(_pages(len(tokens)) * lib.llm_kv_bytes(self._model.ptr), np.uint8)
         call(lib.llm_state, self._cache.ptr, 0, len(tokens), ffi.from_buffer(state), 0)
         return state
 
@@ -156,17 +156,23 @@ class Session:
                 raise LLMError(f"{path}: the session was saved from another model than {self._llm.path}")
             if n > self._cache.context:
                 raise LLMError(f"{path}: {n} tokens, more than the context of {self._cache.context}")
-            if os.fstat(file.fileno()).st_size != HEAD.size + n * (4 + kv_bytes):
+            if os.fstat(file.fileno()).st_size != HEAD.size + n * 4 + _pages(n) * kv_bytes:
                 raise LLMError(f"{path}: the file is cut short or too long")
             ids, state = (
-                np.frombuffer(file.read(n * size), kind) for size, kind in ((4, "<u4"), (kv_bytes, np.uint8))
+                np.frombuffer(file.read(size), kind)
+                for size, kind in ((n * 4, "<u4"), (_pages(n) * kv_bytes, np.uint8))
             )
-        if len(ids) != n or len(state) != n * kv_bytes or _digest(ids, state) != digest:
+        if len(ids) != n or len(state) != _pages(n) * kv_bytes or _digest(ids, state) != digest:
             raise LLMError(f"{path}: the file is damaged: its checksum is wrong")
         try:
             self._set(token_ids(ids, self._model.vocab_size), state)
         except ValueError as error:
             raise LLMError(f"{path}: {error}") from None
+
+
+def _pages(n: int) -> int:
+    """n positions rounded up to whole pages, which llm_state() deals in."""
+    return -(-n // lib.LLM_PAGE) * lib.LLM_PAGE
 
 
 def _digest(ids: np.ndarray, state: np.ndarray) -> bytes:

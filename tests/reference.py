@@ -8,16 +8,19 @@ round keys and values to fp16 nor activations to int16, which is what the tolera
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-HEADER = struct.Struct("<8sIIQQ12Iff160sQ")
+HEADER = struct.Struct("<8sIIQQ13I7f136sQ")
 FIELDS = (
     "magic version dtype file_size text_size flags dim ffn_dim n_layers n_heads n_kv_heads head_dim"
-    " vocab_size context n_rope n_experts n_active norm_eps attn_scale reserved checksum"
+    " vocab_size context n_rope n_experts n_active shared_dim norm_eps attn_scale attn_cap logit_cap"
+    " embed_scale residual_scale expert_scale reserved checksum"
 ).split()
-TIED, QKV_BIAS, QK_NORM, ROUTER_NORMALIZE = 1, 2, 4, 8
+TIED, QKV_BIAS, QK_NORM, QK_NORM_WHOLE, NO_PRE_NORM, POST_NORM, GELU = 1, 2, 4, 8, 16, 32, 64
+ROUTER_NORMALIZE, ROUTER_SIGMOID, ROUTER_BIAS, SHARED_GATE = 128, 256, 512, 1024
 FP16, INT8, FP32 = 0, 1, 2
 
 
@@ -30,15 +33,24 @@ def shapes(h: dict) -> tuple[list, list]:
     """(name, rows, cols, dtype, count) of the tensors that occur once and of those in a layer, in file
     order."""
     q, kv, experts = h["n_heads"] * h["head_dim"], h["n_kv_heads"] * h["head_dim"], max(1, h["n_experts"])
-    dim, ffn, dtype, flags = h["dim"], h["ffn_dim"], h["dtype"], h["flags"]
+    dim, ffn, shared, dtype, flags = h["dim"], h["ffn_dim"], h["shared_dim"], h["dtype"], h["flags"]
+    widths = {"q": q, "k": kv} if flags & QK_NORM_WHOLE else {"q": h["head_dim"], "k": h["head_dim"]}
     once = [("embed", h["vocab_size"], dim, dtype, 1), ("out_norm", 1, dim, FP32, 1)]
     once += [] if flags & TIED else [("output", h["vocab_size"], dim, dtype, 1)]
-    layer = [("attn_norm", 1, dim, FP32, 1), ("qkv", q + 2 * kv, dim, dtype, 1)]
+    layer = [] if flags & NO_PRE_NORM else [("attn_norm", 1, dim, FP32, 1)]
+    layer += [("qkv", q + 2 * kv, dim, dtype, 1)]
     layer += [("bias", 1, q + 2 * kv, FP32, 1)] if flags & QKV_BIAS else []
-    layer += [(f"{x}_norm", 1, h["head_dim"], FP32, 1) for x in "qk"] if flags & QK_NORM else []
-    layer += [("attn_out", dim, q, dtype, 1), ("ffn_norm", 1, dim, FP32, 1)]
-    layer += [("router", h["n_experts"], dim, FP16, 1)] if h["n_experts"] else []
+    layer += [(f"{x}_norm", 1, widths[x], FP32, 1) for x in "qk"] if flags & QK_NORM else []
+    layer += [("attn_out", dim, q, dtype, 1)]
+    layer += [("attn_post_norm", 1, dim, FP32, 1)] if flags & POST_NORM else []
+    layer += [] if flags & NO_PRE_NORM else [("ffn_norm", 1, dim, FP32, 1)]
+    if h["n_experts"]:
+        layer += [("router", h["n_experts"] + bool(flags & SHARED_GATE), dim, FP16, 1)]
+    layer += [("router_add", 1, h["n_experts"], FP32, 1)] if flags & ROUTER_BIAS else []
     layer += [("gate_up", 2 * ffn, dim, dtype, experts), ("down", dim, ffn, dtype, experts)]
+    if shared:
+        layer += [("shared_gate_up", 2 * shared, dim, dtype, 1), ("shared_down", dim, shared, dtype, 1)]
+    layer += [("ffn_post_norm", 1, dim, FP32, 1)] if flags & POST_NORM else []
     return once, layer
 
 
@@ -77,6 +89,15 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def capped(x: np.ndarray, cap: float) -> np.ndarray:
+    """Soft-capped (Gemma 2); a cap of 0 is none."""
+    return cap * np.tanh(x / cap) if cap else x
+
+
 @dataclass
 class Reference:
     """A model read from the bytes of a flat file; logits(ids) runs it."""
@@ -87,10 +108,12 @@ class Reference:
     def __post_init__(self) -> None:
         self.h = h = dict(zip(FIELDS, HEADER.unpack_from(self.data), strict=True))
         at = 256 + h["text_size"]
-        self.layer_rope = [struct.unpack_from("<I", self.data, at + 16 * i)[0] for i in range(h["n_layers"])]
+        self.table, self.window = (
+            np.frombuffer(self.data, "<u4", 4 * h["n_layers"], at).reshape(-1, 4).T[:2].tolist()
+        )
         at += 16 * h["n_layers"]
-        n = h["n_rope"] * h["head_dim"] // 2
-        self.rope = np.frombuffer(self.data, "<f4", n, at).reshape(h["n_rope"], -1)
+        n = h["n_rope"] * h["head_dim"]  # (n_rope, head_dim / 2) pairs of frequency and magnitude
+        self.rope = np.frombuffer(self.data, "<f4", n, at).reshape(h["n_rope"], -1, 2).astype(np.float64)
         at = up(at + 4 * n)
         once, layer = shapes(h)
 
@@ -128,51 +151,74 @@ class Reference:
     def ffn(self, x: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
         """The gated feed-forward block for x (n, dim)."""
         gate, upper = np.split(x @ gate_up.T, 2, axis=-1)
-        return (gate / (1 + np.exp(-gate)) * upper) @ down.T
+        if self.h["flags"] & GELU:  # Hendrycks and Gimpel 2016, the tanh form
+            gate = gate / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
+        else:
+            gate = gate * sigmoid(gate)
+        return (gate * upper) @ down.T
 
     def mixture(self, x: np.ndarray, layer: dict) -> np.ndarray:
         """The mixture of experts for x (n, dim), token by token."""
-        out = np.zeros_like(x)
+        h, out = self.h, np.zeros_like(x)
         for i, row in enumerate(x):
-            logits = layer["router"][0] @ row
-            p = np.exp(logits - logits.max())
-            p /= p.sum()
-            top = np.argsort(-p, kind="stable")[: self.h["n_active"]]
-            w = p[top] / p[top].sum() if self.h["flags"] & ROUTER_NORMALIZE else p[top]
-            for e, g in zip(top, w, strict=True):
+            logits = layer["router"][0][: h["n_experts"]] @ row
+            p = sigmoid(logits) if h["flags"] & ROUTER_SIGMOID else np.exp(log_softmax(logits))
+            liking = p + layer["router_add"][0][0] if h["flags"] & ROUTER_BIAS else p
+            top = np.argsort(-liking, kind="stable")[: h["n_active"]]
+            w = p[top] / p[top].sum() if h["flags"] & ROUTER_NORMALIZE else p[top]
+            for e, g in zip(top, w * h["expert_scale"], strict=True):
                 out[i] += g * self.ffn(row[None], layer["gate_up"][e], layer["down"][e])[0]
+        if h["shared_dim"]:
+            shared = self.ffn(x, layer["shared_gate_up"][0], layer["shared_down"][0])
+            gated = h["flags"] & SHARED_GATE
+            out += shared * sigmoid(x @ layer["router"][0][-1])[:, None] if gated else shared
         return out
+
+    def attention(self, x: np.ndarray, layer: dict, number: int) -> np.ndarray:
+        """The attention block of layer `number` for x (n, dim), all positions of one sequence at once."""
+        h = self.h
+        n, heads, kv, hd = len(x), h["n_heads"], h["n_kv_heads"], h["head_dim"]
+        qkv = x @ layer["qkv"][0].T
+        if "bias" in layer:
+            qkv = qkv + layer["bias"][0][0]
+        q, k, v = np.split(qkv, [heads * hd, (heads + kv) * hd], axis=1)
+        if h["flags"] & QK_NORM_WHOLE:
+            q, k = self.norm(q, layer["q_norm"][0][0]), self.norm(k, layer["k_norm"][0][0])
+        q, k, v = (z.reshape(n, -1, hd) for z in (q, k, v))
+        if h["flags"] & QK_NORM and not h["flags"] & QK_NORM_WHOLE:
+            q, k = self.norm(q, layer["q_norm"][0][0]), self.norm(k, layer["k_norm"][0][0])
+        frequency, magnitude = self.rope[self.table[number]].T
+        turn = (magnitude * np.exp(1j * np.arange(n)[:, None] * frequency))[:, None, :]
+        q, k = (((z[..., : hd // 2] + 1j * z[..., hd // 2 :]) * turn) for z in (q, k))
+        q, k = (np.concatenate([z.real, z.imag], -1) for z in (q, k))
+        k, v = (np.repeat(z, heads // kv, axis=1) for z in (k, v))
+        scores = capped(np.einsum("ihd,jhd->hij", q, k) * h["attn_scale"], h["attn_cap"])
+        past = np.arange(n)[:, None] - np.arange(n)  # how far position j lies before i
+        seen = (past >= 0) & (past < (self.window[number] or n))
+        p = np.exp(log_softmax(np.where(seen, scores, -np.inf)))
+        return np.einsum("hij,jhd->ihd", p, v).reshape(n, -1) @ layer["attn_out"][0].T
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """(len(ids), vocab_size) float64 logits of one sequence."""
         h = self.h
-        n, heads, kv, hd = len(ids), h["n_heads"], h["n_kv_heads"], h["head_dim"]
-        x = self.once["embed"][0][np.array(ids)]
-        mask = np.triu(np.full((n, n), -np.inf), 1)
+        x = self.once["embed"][0][np.array(ids)] * h["embed_scale"]
+
+        def add(x: np.ndarray, layer: dict, block: str, compute: Callable) -> np.ndarray:
+            """The residual stream after a block."""
+            read = x if h["flags"] & NO_PRE_NORM else self.norm(x, layer[f"{block}_norm"][0][0])
+            y = compute(read)
+            if h["flags"] & POST_NORM:
+                y = self.norm(y, layer[f"{block}_post_norm"][0][0])
+            return x + y * h["residual_scale"]
+
         for number, layer in enumerate(self.layers):
-            qkv = self.norm(x, layer["attn_norm"][0][0]) @ layer["qkv"][0].T
-            if "bias" in layer:
-                qkv = qkv + layer["bias"][0][0]
-            q, k, v = np.split(qkv.reshape(n, heads + 2 * kv, hd), [heads, heads + kv], axis=1)
-            if "q_norm" in layer:
-                q, k = self.norm(q, layer["q_norm"][0][0]), self.norm(k, layer["k_norm"][0][0])
-            angle = np.arange(n)[:, None] * self.rope[self.layer_rope[number]].astype(np.float64)
-            turn = np.exp(1j * angle)[:, None, :]
-            q, k = (((a := z[..., : hd // 2] + 1j * z[..., hd // 2 :]) * turn) for z in (q, k))
-            q, k = (np.concatenate([z.real, z.imag], -1) for z in (q, k))
-            k, v = (np.repeat(z, heads // kv, axis=1) for z in (k, v))
-            scores = np.einsum("ihd,jhd->hij", q, k) * h["attn_scale"] + mask
-            p = np.exp(scores - scores.max(-1, keepdims=True))
-            p /= p.sum(-1, keepdims=True)
-            x = x + np.einsum("hij,jhd->ihd", p, v).reshape(n, -1) @ layer["attn_out"][0].T
-            y = self.norm(x, layer["ffn_norm"][0][0])
-            x = x + (
-                self.mixture(y, layer)
-                if h["n_experts"]
-                else self.ffn(y, layer["gate_up"][0], layer["down"][0])
-            )
+            x = add(x, layer, "attn", lambda y, of=layer, i=number: self.attention(y, of, i))
+            if h["n_experts"]:
+                x = add(x, layer, "ffn", lambda y, of=layer: self.mixture(y, of))
+            else:
+                x = add(x, layer, "ffn", lambda y, of=layer: self.ffn(y, of["gate_up"][0], of["down"][0]))
         out = self.once["embed" if h["flags"] & TIED else "output"][0]
-        return self.norm(x, self.once["out_norm"][0][0]) @ out.T
+        return capped(self.norm(x, self.once["out_norm"][0][0]) @ out.T, h["logit_cap"])
 
 
 def make_model(
@@ -190,11 +236,21 @@ def make_model(
     context: int = 128,
     n_experts: int = 0,
     n_active: int = 0,
+    shared_dim: int = 0,
     n_rope: int = 1,
     theta: float = 10000.0,
+    magnitude: float = 1.0,
+    windows: Sequence[int] = (),
+    attn_scale: float | None = None,
+    attn_cap: float = 0.0,
+    logit_cap: float = 0.0,
+    embed_scale: float = 1.0,
+    residual_scale: float = 1.0,
+    expert_scale: float = 1.0,
     sections: dict[int, bytes] | None = None,
 ) -> bytes:
-    """The bytes of a flat file with random weights, large enough that attention and every feature matter."""
+    """The bytes of a flat file with random weights, large enough that attention and every feature matter.
+    Layers take the rotary tables and `windows` (none: 0) in turn."""
     rng = np.random.default_rng(seed)
     text = b""
     for tag, payload in (sections or {}).items():
@@ -204,7 +260,7 @@ def make_model(
     text += bytes(up(len(text)) - len(text))
     h = dict(
         magic=b"PYLLM\r\n\x1a",
-        version=2,
+        version=3,
         dtype=dtype,
         file_size=0,
         text_size=len(text),
@@ -220,14 +276,22 @@ def make_model(
         n_rope=n_rope,
         n_experts=n_experts,
         n_active=n_active,
+        shared_dim=shared_dim,
         norm_eps=1e-5,
-        attn_scale=head_dim**-0.5,
-        reserved=bytes(160),
+        attn_scale=head_dim**-0.5 if attn_scale is None else attn_scale,
+        attn_cap=attn_cap,
+        logit_cap=logit_cap,
+        embed_scale=embed_scale,
+        residual_scale=residual_scale,
+        expert_scale=expert_scale,
+        reserved=bytes(136),
         checksum=0,
     )
-    body = b"".join(struct.pack("<IIII", i % n_rope, 0, 0, 0) for i in range(n_layers))
+    turns = windows or (0,)
+    body = b"".join(struct.pack("<IIII", i % n_rope, turns[i % len(turns)], 0, 0) for i in range(n_layers))
     for i in range(n_rope):
-        body += (1.0 / (theta * (i + 1)) ** (np.arange(0, head_dim, 2) / head_dim)).astype("<f4").tobytes()
+        frequency = 1.0 / (theta * (i + 1)) ** (np.arange(0, head_dim, 2) / head_dim)
+        body += np.stack([frequency, np.full_like(frequency, magnitude)], -1).astype("<f4").tobytes()
     start = 256 + len(text) + len(body)
     parts = [body, bytes(up(start) - start)]
 
@@ -235,13 +299,13 @@ def make_model(
         for name, rows, cols, kind, count in items:
             for _ in range(count):
                 w = np.zeros((rows, up(cols)))
-                gain = {"embed": 1.0, "bias": 0.5, "router": 2.0}.get(name, 1.5)
+                gain = {"embed": 1.0, "bias": 0.5, "router": 2.0, "router_add": 0.1}.get(name, 1.5)
                 w[:, :cols] = (
                     1 + 0.3 * rng.standard_normal((rows, cols))
                     if name.endswith("norm")
                     else gain
                     * rng.standard_normal((rows, cols))
-                    / (1 if name in ("embed", "bias") else cols**0.5)
+                    / (1 if name in ("embed", "bias", "router_add") else cols**0.5)
                 )
                 if kind == INT8:
                     groups = w.reshape(rows, -1, 64)

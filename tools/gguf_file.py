@@ -1,13 +1,15 @@
-"""Reads a GGUF file through the `gguf` library: metadata becomes config.json's keys, tensors get Hugging
-Face's names and row order.
+"""Reads a GGUF file through the `gguf` library: metadata becomes config.json's keys, tensors get the names of
+families.TENSORS and Hugging Face's row order and values.
 
-llama.cpp's converter permutes the rows of q and k of the architecture "llama" (interleaved rotary pairs);
-that is undone here."""
+What llama.cpp's converter changes is undone here: it permutes the rows of q and k of architectures whose
+rotation it computes over interleaved pairs, and adds 1 to Gemma's norms. What it leaves out of the metadata
+because llama.cpp has it in its code (src/models/*.cpp) is filled in."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,129 @@ import numpy as np
 from . import families, sources, vocabulary
 from .sources import ConvertError, File, FileTensor, Source
 
-# GGUF architecture -> Hugging Face's, when it is dense and when it has experts, and whether q and k are
-# permuted.
-ARCHITECTURES: dict[str, tuple[str | None, str | None, bool]] = {
-    "llama": ("LlamaForCausalLM", "MixtralForCausalLM", True),
-    "qwen2": ("Qwen2ForCausalLM", None, False),
-    "qwen3": ("Qwen3ForCausalLM", None, False),
-    "qwen3moe": (None, "Qwen3MoeForCausalLM", False),
+Config = dict[str, Any]
+
+
+def gemma_scale(layers: int) -> Callable[[Config], Config]:
+    """llama_model_gemma2, llama_model_gemma3: the 27B model, told by its layers, divides q . k by the root of
+    dim / heads, the others by that of head_dim."""
+
+    def fill(config: Config) -> Config:
+        if "attention_multiplier" in config:
+            return {"query_pre_attn_scalar": config["attention_multiplier"] ** -2}
+        wide = config["num_hidden_layers"] == layers
+        heads = families.integer(config, "num_attention_heads")
+        return {"query_pre_attn_scalar": config["hidden_size"] // heads if wide else config["head_dim"]}
+
+    return fill
+
+
+def qwen_widths(config: Config) -> Config:
+    """llama_model_qwen2moe: the experts' widths of files from before they were written."""
+    width, used = (families.integer(config, key) for key in ("intermediate_size", "num_experts_per_tok"))
+    return {"moe_intermediate_size": width // used, "shared_expert_intermediate_size": width}
+
+
+def granite_scale(config: Config) -> Config:
+    """Without attention.scale it is the usual one."""
+    return {"attention_multiplier": config["head_dim"] ** -0.5}
+
+
+def minicpm_scales(config: Config) -> Config:
+    """llama_model_minicpm: the scales of files from before they were written, in MiniCPMConfig's terms."""
+    dim, root = config["hidden_size"], families.integer(config, "num_hidden_layers") ** 0.5
+    return {
+        "scale_emb": config.get("embedding_multiplier", 12.0),
+        "scale_depth": config["residual_multiplier"] * root if "residual_multiplier" in config else 1.4,
+        "dim_model_base": dim / config["logits_scaling"] if "logits_scaling" in config else 256,
+    }
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a GGUF architecture is: Hugging Face's when it is dense, with experts, with a sliding window."""
+
+    dense: str | None
+    experts: str | None = None
+    windowed: str | None = None
+    permuted: bool = False  # q and k have the rows of interleaved pairs
+    shifted: bool = False  # norms have 1 added
+    fused: bool = False  # ffn_up is gate and up
+    normalize: bool = True  # the weights of the chosen experts add up to 1
+    fill: Callable[[Config], Config] = lambda config: {}  # keys that the metadata may lack
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture("LlamaForCausalLM", "MixtralForCausalLM", "MistralForCausalLM", permuted=True),
+    "mistral3": Architecture("LlamaForCausalLM", windowed="MistralForCausalLM", permuted=True),
+    "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen2moe": Architecture(None, "Qwen2MoeForCausalLM", normalize=False, fill=qwen_widths),
+    "qwen3": Architecture("Qwen3ForCausalLM"),
+    "qwen3moe": Architecture(None, "Qwen3MoeForCausalLM", fill=qwen_widths),
+    "gemma": Architecture("GemmaForCausalLM", shifted=True),
+    "gemma2": Architecture("Gemma2ForCausalLM", shifted=True, fill=gemma_scale(46)),
+    "gemma3": Architecture("Gemma3ForCausalLM", shifted=True, fill=gemma_scale(62)),
+    "phi3": Architecture("Phi3ForCausalLM", fused=True),
+    "olmo2": Architecture("Olmo2ForCausalLM", windowed="Olmo3ForCausalLM"),
+    "olmoe": Architecture(None, "OlmoeForCausalLM", normalize=False),
+    "granite": Architecture("GraniteForCausalLM", "GraniteMoeForCausalLM", permuted=True, fill=granite_scale),
+    "granitemoe": Architecture(None, "GraniteMoeForCausalLM", permuted=True, fill=granite_scale),
+    "smollm3": Architecture("SmolLM3ForCausalLM", permuted=True),
+    "internlm2": Architecture("InternLM2ForCausalLM", permuted=True),
+    "minicpm": Architecture("MiniCPMForCausalLM", permuted=True, fill=minicpm_scales),
+    "chatglm": Architecture("GlmForCausalLM", fused=True),
+    "glm4": Architecture("Glm4ForCausalLM", fused=True),
+    "ernie4_5": Architecture("Ernie4_5ForCausalLM"),
+    "exaone4": Architecture("Exaone4ForCausalLM"),
+    "minimax-m2": Architecture(None, "MiniMaxM2ForCausalLM"),
+}
+
+# Why others are not: as the Hugging Face architecture that they are
+OTHERS = {
+    "gpt-oss": "GptOssForCausalLM",
+    "deepseek": "DeepseekForCausalLM",
+    "deepseek2": "DeepseekV2ForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
+    "glm4moe": "Glm4MoeForCausalLM",
+    "dots1": "Dots1ForCausalLM",
+    "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
+    "mamba": "MambaForCausalLM",
+    "mamba2": "Mamba2ForCausalLM",
+    "jamba": "JambaForCausalLM",
+    "falcon-h1": "FalconH1ForCausalLM",
+    "nemotron_h": "NemotronHForCausalLM",
+    "granitehybrid": "GraniteMoeHybridForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2moe": "Lfm2MoeForCausalLM",
+    "rwkv6": "RwkvForCausalLM",
+    "rwkv7": "RwkvForCausalLM",
+    "qwen": "QWenLMHeadModel",
+    "qwen3next": "Qwen3NextForCausalLM",
+    "qwen35": "Qwen3_5ForCausalLM",
+    "qwen35moe": "Qwen3_5MoeForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gptneox": "GPTNeoXForCausalLM",
+    "starcoder": "GPTBigCodeForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "phi2": "PhiForCausalLM",
+    "phimoe": "PhimoeForCausalLM",
+    "falcon": "FalconForCausalLM",
+    "mpt": "MptForCausalLM",
+    "bloom": "BloomForCausalLM",
+    "olmo": "OlmoForCausalLM",
+    "nemotron": "NemotronForCausalLM",
+    "command-r": "CohereForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "dbrx": "DbrxForCausalLM",
+    "llama4": "Llama4ForCausalLM",
+    "gemma3n": "Gemma3nForCausalLM",
+    "gemma4": "Gemma4ForCausalLM",
+    "arcee": "ArceeForCausalLM",
+    "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
+    "apertus": "ApertusForCausalLM",
+    "bitnet": "BitNetForCausalLM",
+    "baichuan": "BaichuanForCausalLM",
 }
 
 # Metadata -> config.json, without the architecture's prefix.
@@ -36,12 +154,35 @@ KEYS = {
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.sliding_window": "sliding_window",
+    "attention.scale": "attention_multiplier",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
     "context_length": "max_position_embeddings",
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
+    "expert_weights_scale": "routed_scaling_factor",
+    "rope.dimension_count": "rotary_dim",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+}
+ZERO_IS_NONE = ("sliding_window", "attention_multiplier", "routed_scaling_factor")
+# Metadata whose other values change the mathematics
+ONLY: Mapping[str, tuple] = {
+    "attention.causal": (None, True),
+    "attention.clamp_kqv": (None, 0.0),
+    "attention.temperature_scale": (None, 0.0),
+    "deepstack_mapping": (None,),
+    "expert_group_count": (None, 0, 1),
+    "leading_dense_block_count": (None, 0),
+    "nextn_predict_layers": (None, 0),
+    "rope.dimension_sections": (None,),
+    "rope.scaling.finetuned": (None, True),  # False: Granite without rotation
 }
 
-# Tensors, after "blk.N.", and what they are called after "model.layers.N.".
+# Tensors, after "blk.N.", and what families.TENSORS and FUSED call them after "model.layers.N.".
 ONCE = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -52,31 +193,45 @@ LAYER = {
     "attn_q.weight": "self_attn.q_proj.weight",
     "attn_k.weight": "self_attn.k_proj.weight",
     "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_qkv.weight": "self_attn.qkv_proj.weight",
     "attn_output.weight": "self_attn.o_proj.weight",
     "attn_q.bias": "self_attn.q_proj.bias",
     "attn_k.bias": "self_attn.k_proj.bias",
     "attn_v.bias": "self_attn.v_proj.bias",
+    "attn_qkv.bias": "self_attn.qkv_proj.bias",
     "attn_output.bias": "self_attn.o_proj.bias",
     "attn_q_norm.weight": "self_attn.q_norm.weight",
     "attn_k_norm.weight": "self_attn.k_norm.weight",
+    "post_attention_norm.weight": "post_self_attn_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
     "ffn_gate.weight": "mlp.gate_proj.weight",
     "ffn_up.weight": "mlp.up_proj.weight",
     "ffn_down.weight": "mlp.down_proj.weight",
     "ffn_gate_inp.weight": "mlp.gate.weight",
+    "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight",
+    "ffn_gate_shexp.weight": "mlp.shared_expert.gate_proj.weight",
+    "ffn_up_shexp.weight": "mlp.shared_expert.up_proj.weight",
+    "ffn_down_shexp.weight": "mlp.shared_expert.down_proj.weight",
+    "exp_probs_b.bias": "mlp.e_score_correction_bias",
+    "post_ffw_norm.weight": "post_mlp_layernorm.weight",
 }
+# Tensors of factors of the rotary frequencies, all (turning elements of a head / 2,)
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-EXPERTS = re.compile(r"ffn_(gate|up|down)(?:_exps|\.(\d+))\.weight")  # stacked, or one by one in older files
+# stacked, or one by one in older files
+EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)(?:_exps|\.(\d+))\.weight")
 
 
-def hf_name(name: str) -> str:
-    """Hugging Face's name of a tensor; the name itself for one that has none. {e} stands for all experts of a
-    stack."""
+def name_of(name: str, fused: bool = False) -> str:
+    """The name that families.TENSORS has for a tensor; the name itself for one that has none. {e} stands for
+    all experts of a stack."""
     if name in ONCE:
         return ONCE[name]
     layer = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
     if not layer:
         return name
+    if fused and layer[2] == "ffn_up.weight":
+        return f"model.layers.{layer[1]}.mlp.gate_up_proj.weight"
     if layer[2] in LAYER:
         return f"model.layers.{layer[1]}.{LAYER[layer[2]]}"
     expert = EXPERTS.fullmatch(layer[2])
@@ -86,7 +241,7 @@ def hf_name(name: str) -> str:
 
 
 def native_name(name: str) -> str:
-    """The opposite of hf_name."""
+    """The opposite of name_of."""
     back = {value: key for key, value in (ONCE | LAYER).items()}
     if name in back:
         return back[name]
@@ -98,59 +253,85 @@ def native_name(name: str) -> str:
     return f"blk.{layer[1]}.{tail}"
 
 
-def rope_parameters(get: Callable[[str], Any], factors: np.ndarray | None) -> dict:
-    """config.json's rope_parameters from the metadata under `rope.`, and the tensor rope_freqs.weight
-    (head_dim / 2,)."""
+def rope_parameters(get: Callable[[str], Any], factors: Mapping[str, np.ndarray]) -> dict:
+    """config.json's rope_parameters from the metadata under `rope.` and the tensors of FACTORS."""
     rope: dict[str, Any] = {"rope_theta": get("rope.freq_base") or 10000.0}
     kind = get("rope.scaling.type")
     factor = get("rope.scaling.factor") or get("rope.scale_linear") or 1.0
-    if kind is None:
+    attn_factor = get("rope.scaling.attn_factor") or 1.0
+    if "rope_factors_long.weight" in factors or "rope_factors_short.weight" in factors:
+        kind = "longrope"
+    elif kind is None:
         kind = "linear" if factor != 1.0 else "none"
-    if kind not in ("none", "linear", "yarn"):
+    if kind not in ("none", "linear", "yarn", "longrope"):
         raise ConvertError(
-            f"the rotary scaling rope.scaling.type = {kind!r} is not supported; none, linear and yarn are"
+            f"the rotary scaling rope.scaling.type = {kind!r} is not supported; none, linear, yarn and "
+            "longrope are"
         )
-    if get("rope.scaling.attn_factor") not in (None, 1.0):
-        raise ConvertError(
-            f"rope.scaling.attn_factor = {get('rope.scaling.attn_factor')} is not supported, only 1"
-        )
+    if attn_factor != 1.0 and kind != "longrope":
+        raise ConvertError(f"rope.scaling.attn_factor = {attn_factor} is not supported, only 1")
     for key in ("yarn_ext_factor", "yarn_attn_factor"):
         if get(f"rope.scaling.{key}") not in (None, 1.0):
             raise ConvertError(f"rope.scaling.{key} = {get(f'rope.scaling.{key}')} is not supported, only 1")
     if get("rope.scaling.yarn_log_multiplier") not in (None, 0.0):
         raise ConvertError("rope.scaling.yarn_log_multiplier is not supported")
+    if kind == "longrope":
+        found = {key: factors.get(f"rope_factors_{key}.weight") for key in ("long", "short")}
+        return rope | {
+            "rope_type": "longrope",
+            "attention_factor": attn_factor,
+            **{f"{key}_factor": [] if f is None else f.tolist() for key, f in found.items()},
+        }
     rope["rope_type"] = "default" if kind == "none" or factor == 1.0 else kind
     if rope["rope_type"] != "default":
         rope["factor"] = factor
     if rope["rope_type"] == "yarn":
-        rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
         rope["beta_fast"] = get("rope.scaling.yarn_beta_fast")
         rope["beta_slow"] = get("rope.scaling.yarn_beta_slow")
-    if factors is not None:
+    if "rope_freqs.weight" in factors:
         if rope["rope_type"] == "yarn":
             raise ConvertError("rope_freqs.weight together with yarn scaling is not supported")
-        rope["frequency_factors"] = factors
+        rope["frequency_factors"] = factors["rope_freqs.weight"]
     return rope
 
 
-def configuration(get: Callable[[str], Any], architecture: str) -> dict[str, Any]:
+def layer_types(pattern: object, n_layers: int) -> list[str] | None:
+    """attention.sliding_window_pattern: whether each layer has the window, or N: all but every N-th."""
+    if pattern is None:
+        return None
+    if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
+        pattern = [(i + 1) % pattern != 0 for i in range(n_layers)]
+    if not isinstance(pattern, list) or len(pattern) != n_layers:
+        raise ConvertError(f"attention.sliding_window_pattern is not for {n_layers} layers")
+    return ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
+
+
+def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     """config.json's keys from the metadata; get(key) is the value of "architecture.key", None when it is
     missing."""
-    dense, experts, _ = ARCHITECTURES[architecture]
-    chosen = experts if get("expert_count") else dense
+    row = ARCHITECTURES[architecture]
+    window = get("attention.sliding_window")
+    chosen = row.experts if get("expert_count") else window and row.windowed or row.dense
     if chosen is None:
         raise ConvertError(f"{architecture}.expert_count is {get('expert_count')}, which does not fit it")
-    config: dict[str, Any] = {"architectures": [chosen], "hidden_act": "silu", "sliding_window": None}
-    config["norm_topk_prob"] = True  # llama.cpp always normalises in these architectures
+    for key, allowed in ONLY.items():
+        if get(key) not in allowed:
+            raise ConvertError(f"{architecture}.{key} = {str(get(key))[:60]} is not supported")
+    family = families.FAMILIES[chosen]
+    config: Config = {"architectures": [chosen], "sliding_window": None, "norm_topk_prob": row.normalize}
     for key, ours in KEYS.items():
         found = get(key)
         if isinstance(found, list):
             if len(set(found)) != 1:
                 raise ConvertError(f"{architecture}.{key} differs between layers, which is not supported")
             found = found[0]
-        if found is not None:
+        if found is not None and not (ours in ZERO_IS_NONE and not found):
             config[ours] = found
-    dim, heads = (families.integer(config, key) for key in ("hidden_size", "num_attention_heads"))
+    if family.shared and get("expert_shared_feed_forward_length"):
+        config[family.shared] = get("expert_shared_feed_forward_length")
+    dim, heads, n_layers = (
+        families.integer(config, key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
     head_dim = config.setdefault("head_dim", dim // heads)
     config.setdefault("num_key_value_heads", heads)
     families.integer(config, "num_key_value_heads")
@@ -158,12 +339,20 @@ def configuration(get: Callable[[str], Any], architecture: str) -> dict[str, Any
         raise ConvertError(
             f"{architecture}.attention.value_length is not the key's {head_dim}: not supported"
         )
-    if get("rope.dimension_count") not in (None, head_dim):
+    types = layer_types(get("attention.sliding_window_pattern"), n_layers)
+    if config["sliding_window"] is None:
+        types = ["full_attention"] * n_layers
+    if types is not None:
+        config["layer_types"] = types
+    base = get("rope.freq_base") or 10000.0
+    if config.get("rope_local_base_freq", base) != base and not family.local_rope:
+        raise ConvertError(f"{architecture}.rope.freq_base_swa is not supported")
+    gating = 2 if family.flags & families.lib.LLM_ROUTER_SIGMOID else 1
+    if (get("expert_gating_func") or gating) != gating:
         raise ConvertError(
-            f"{architecture}.rope.dimension_count is {get('rope.dimension_count')}, not the head's "
-            f"{head_dim}; partial rotation is not supported"
+            f"expert_gating_func = {get('expert_gating_func')} is not {architecture}'s {gating}"
         )
-    return config
+    return row.fill(config) | config
 
 
 def read_tensor(tensor: Any, file: File) -> sources.Tensor:
@@ -171,6 +360,8 @@ def read_tensor(tensor: Any, file: File) -> sources.Tensor:
     import gguf
 
     shape = tuple(int(n) for n in reversed(tensor.shape.tolist()))
+    if tensor.name.endswith("ffn_gate_inp_shexp.weight") and len(shape) == 1:  # a matrix of one row
+        shape = (1, *shape)
     cols = shape[-1] if len(shape) > 1 else 1
     kind = tensor.tensor_type
     if kind.name in sources.PLAIN:
@@ -226,6 +417,8 @@ def parse(reader: Any, path: Path, file: File) -> Source:
         return known[key]
 
     architecture = value("general.architecture")
+    if architecture in OTHERS:
+        raise ConvertError(f"{architecture} cannot be converted: {families.REASONS[OTHERS[architecture]]}")
     if architecture not in ARCHITECTURES:
         names = ", ".join(sorted(ARCHITECTURES))
         raise ConvertError(
@@ -239,22 +432,26 @@ def parse(reader: Any, path: Path, file: File) -> Source:
     def get(key: str) -> Any:
         return value(f"{architecture}.{key}")
 
-    config = configuration(get, architecture)
+    row, config = ARCHITECTURES[architecture], configuration(get, architecture)
     source = Source(path, value("general.name") or path.stem, config, {}, native=native_name, files=[file])
+    source.canonical = True
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
-    factors = None
+    factors: dict[str, np.ndarray] = {}
     for item in reader.tensors:
-        tensor, name = read_tensor(item, file), hf_name(item.name)
-        if name == "rope_freqs.weight":
-            factors = tensor.read(0, tensor.rows).reshape(-1)
+        tensor, name = read_tensor(item, file), name_of(item.name, row.fused)
+        if name in FACTORS:
+            factors[name] = tensor.read(0, tensor.rows).reshape(-1)
             continue
         projection = re.fullmatch(r"blk\.\d+\.attn_([qk])\.(?:weight|bias)", item.name)
-        if projection and ARCHITECTURES[architecture][2]:
+        if projection and row.permuted:
             tensor = sources.half_split(tensor, heads[projection[1]])
+        if row.shifted and name.endswith("norm.weight"):
+            tensor = sources.Linear(tensor, offset=-1.0)
         source.tensors.update(sources.unstack(tensor, (name,)) if "{e}" in name else {name: tensor})
     config["rope_parameters"] = rope_parameters(get, factors)
     config["tie_word_embeddings"] = "lm_head.weight" not in source.tensors
-    config["attention_bias"] = "model.layers.0.self_attn.q_proj.bias" in source.tensors
+    biased = any(f"model.layers.0.self_attn.{x}_proj.bias" in source.tensors for x in ("q", "qkv"))
+    config |= dict.fromkeys(("attention_bias", "qkv_bias", "bias"), biased)  # whatever the family calls it
     embedding = source.tensors.get("model.embed_tokens.weight")
     if embedding is not None:
         config["vocab_size"] = embedding.shape[0]

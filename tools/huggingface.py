@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,8 @@ from . import sources, vocabulary
 from .sources import ConvertError, File, FileTensor, Source
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# What conversion needs
+FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md")
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library itself
 
 
@@ -174,20 +177,24 @@ def open_directory(folder: Path, name: str | None = None) -> Source:
     for key, value in (("license", license_of(folder, config)), ("description", config.get("description"))):
         if isinstance(value, str) and value.strip():
             source.about[key] = value
-    if any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
+    if any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "tekken.json")):
         source.tokenizer = lambda: vocabulary.from_directory(folder)
     return source
 
 
-def download(repository: str) -> Path:
-    """Downloads the files of a model on the hub that conversion needs; the folder that they are in."""
+def is_name(text: str) -> bool:
+    """Whether this may be the name of a model on the hub."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and not text.startswith(".")
+
+
+def download(repository: str, patterns: Sequence[str] = FILES) -> Path:
+    """Downloads the files of a model on the hub that match; the folder that they are in."""
     try:
         import huggingface_hub
     except ImportError:
         raise sources.need("huggingface_hub", f"downloading {repository}") from None
-    patterns = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md"]
     try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
     except Exception as error:  # the library has a dozen kinds, and requests' own
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConvertError(f"{repository}: cannot be downloaded ({reason[0]})") from None

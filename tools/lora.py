@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import huggingface, sources
-from .families import Family, canonical_name
+from .families import Family, renamed
 from .sources import ConvertError, File, Tensor
 
 PREFIX = "base_model.model."
@@ -61,7 +61,8 @@ def pattern_value(patterns: object, module: str, default: float) -> float:
 
 
 def merge(folder: Path, family: Family, tensors: dict[str, Tensor], tied: bool) -> int:
-    """Replaces the tensors (names as in families.TENSORS) that the adapter changes; how many those are."""
+    """Replaces the tensors (with the names of families.named()) that the adapter changes; how many those
+    are."""
     config = huggingface.read_json(folder / "adapter_config.json")
     for key, allowed in ONLY.items():
         if config.get(key) not in allowed:
@@ -81,7 +82,7 @@ def merge(folder: Path, family: Family, tensors: dict[str, Tensor], tied: bool) 
     if not halves:
         raise ConvertError(f"{weights}: it has no tensors")
     for module, (a, b, embedding) in sorted(halves.items()):
-        name = canonical_name(family, module + ".weight")
+        name = renamed(family, module + ".weight")
         base = tensors.get(name)
         if base is None:
             raise ConvertError(f"{weights}: the adapter changes {module}, which the model does not have")

@@ -1,5 +1,5 @@
-"""Rotary frequencies as tables of head_dim / 2 float32 values, radians a position, with every scaling
-applied.
+"""Rotary tables: for each of head_dim / 2 pairs a frequency in radians a position and a magnitude, float32,
+with every scaling applied.
 
 The formulas are those of transformers (modeling_rope_utils.py and each model's
 compute_default_rope_parameters), in float32 as there. Powers are computed in float64 and rounded, which is
@@ -20,12 +20,22 @@ F32 = np.float32
 
 @dataclass
 class Rotation:
-    """What the rotary configuration comes to."""
+    """What one rotary configuration comes to."""
 
-    frequencies: np.ndarray  # (head_dim / 2,) float32
-    attention_factor: float = 1.0  # multiplies cosines and sines, so its square multiplies q . k
-    max_context: int | None = None  # beyond it the table would not be the model's any more
+    frequencies: np.ndarray  # (rotary_dim / 2,) float32
+    attention_factor: float = 1.0  # multiplies cosines and sines
+    context: int | None = None  # positions that it is for, where those are not the model's own
     note: str | None = None
+
+
+@dataclass
+class Tables:
+    """The rotary tables of a model."""
+
+    angles: np.ndarray  # (n_rope, head_dim / 2, 2) float32: frequency and magnitude
+    layers: list[int]  # (n_layers,) the table of each layer
+    context: int  # positions that they are for
+    notes: list[str]
 
 
 def powers(base: float, dim: int) -> np.ndarray:
@@ -49,7 +59,6 @@ def dynamic(rope: dict, dim: int, context: int) -> Rotation:
     plain table is exact."""
     return Rotation(
         default(rope, dim, context).frequencies,
-        max_context=context,
         note=f"dynamic rotary scaling begins after {context} positions: "
         "inside this context it changes nothing",
     )
@@ -103,7 +112,38 @@ def yarn(rope: dict, dim: int, context: int) -> Rotation:
     return Rotation(frequencies, attention_factor=float(attention_factor))
 
 
-KINDS = {"default": default, "linear": linear, "dynamic": dynamic, "llama3": llama3, "yarn": yarn}
+def longrope(rope: dict, dim: int, context: int) -> Rotation:
+    """_compute_longrope_parameters, and dynamic_rope_update: a sequence longer than the original context has
+    the long factors at all its positions, a shorter one the short factors."""
+    old, wanted = number(rope, "original_max_position_embeddings"), rope["wanted"] or 0
+    factor = number(rope, "factor") if rope.get("factor") is not None else context / old
+    attention_factor = rope.get("attention_factor")
+    if attention_factor is None:
+        attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(old))
+    chosen, both = "long_factor" if wanted > old else "short_factor", []
+    for key in ("short_factor", "long_factor"):
+        factors = np.array(rope.get(key) or (), F32)
+        if factors.shape != (dim // 2,) or not (np.isfinite(factors).all() and (factors > 0).all()):
+            raise ConvertError(f"the rotary configuration's {key} is not {dim // 2} positive numbers")
+        both.append(factors)
+    frequencies = F32(1) / (both[chosen == "long_factor"] * powers(rope["rope_theta"], dim))
+    note = None
+    if context > old and not wanted > old:
+        note = (
+            f"made for {old} positions; --context with a number from {old + 1} to {context} gives a file for "
+            "longer texts, with the model's rotary factors for these"
+        )
+    return Rotation(frequencies, float(attention_factor), context=min(int(old), context), note=note)
+
+
+KINDS = {
+    "default": default,
+    "linear": linear,
+    "dynamic": dynamic,
+    "llama3": llama3,
+    "yarn": yarn,
+    "longrope": longrope,
+}
 
 
 def number(rope: dict, key: str) -> float:
@@ -114,47 +154,107 @@ def number(rope: dict, key: str) -> float:
     return value
 
 
-def parameters(config: dict[str, Any], theta: float) -> dict[str, Any]:
-    """The rotary configuration of a config.json, old style (rope_theta, rope_scaling) or new
-    (rope_parameters), completed as RotaryEmbeddingConfigMixin of transformers does it. `theta` is the
-    family's default base."""
+def parameters(config: dict[str, Any], theta: float, kind: str, local: bool) -> dict[str, Any]:
+    """The rotary configuration of the layers of this kind ("full_attention", "sliding_attention"), old style
+    (rope_theta, rope_scaling) or new (rope_parameters, which may have one for each kind of layer), completed
+    as RotaryEmbeddingConfigMixin of transformers does it. `theta` is the family's default base. With `local`
+    layers with a window are not scaled, and have the base rope_local_base_freq."""
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    top = {key: config.get(key) for key in ("rope_theta", "original_max_position_embeddings")}
+    if isinstance(rope, dict) and isinstance(rope.get(kind), dict):
+        rope, top = rope[kind], {}
+    elif local and kind == "sliding_attention":
+        base = rope.get("rope_theta") if isinstance(rope, dict) else None
+        rope, top = {}, {"rope_theta": config.get("rope_local_base_freq") or base or top["rope_theta"]}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-        raise ConvertError(
-            "rotary parameters that differ between layers are not supported for this architecture"
-        )
+        raise ConvertError("the rotary parameters are not understood")
     rope = dict(rope)
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    if rope.get("long_factor") is not None:  # also called "su" and "yarn" in early Phi-3 configurations
+        rope["rope_type"] = "longrope"
     if rope.get("rope_theta") is None:
-        rope["rope_theta"] = config["rope_theta"] if config.get("rope_theta") is not None else theta
-    if config.get("original_max_position_embeddings") is not None:
-        rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+        rope["rope_theta"] = top.get("rope_theta") or theta
+    if top.get("original_max_position_embeddings") is not None:
+        rope["original_max_position_embeddings"] = top["original_max_position_embeddings"]
     elif rope.get("original_max_position_embeddings") is None:
         rope["original_max_position_embeddings"] = config["max_position_embeddings"]
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if partial not in (None, 1.0):
-        raise ConvertError(f"partial_rotary_factor = {partial} is not supported, only 1")
     return rope
 
 
-def rotation(config: dict[str, Any], theta: float, head_dim: int) -> Rotation:
-    """The rotary table of a model whose layers all have the same one."""
-    rope = parameters(config, theta)
+def rotary_dim(config: dict[str, Any], head_dim: int) -> int:
+    """How many elements of a head turn."""
+    dim = config.get("rotary_dim")
+    if dim is None:
+        flat = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        partial = flat.get("partial_rotary_factor") if isinstance(flat, dict) else None
+        partial = config.get("partial_rotary_factor") if partial is None else partial
+        if isinstance(partial, bool) or not isinstance(partial, (int, float, type(None))):
+            raise ConvertError(f"partial_rotary_factor is {partial!r}, not a number")
+        dim = int(head_dim * (1 if partial is None else partial))
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim % 2 or not 0 < dim <= head_dim:
+        raise ConvertError(f"{dim} of a head's {head_dim} elements would turn, which is not supported")
+    return dim
+
+
+def head_order(head_dim: int, turning: int, interleaved: bool) -> np.ndarray:
+    """(head_dim,): which of its elements a head has at each place so that i pairs with i + head_dim / 2 and
+    the pairs that turn come first. Of the first `turning` elements as they were, i pairs with
+    i + turning / 2, or if interleaved 2i with 2i + 1; the others do not turn."""
+    pairs = np.arange(turning).reshape(-1, 2).T if interleaved else np.arange(turning).reshape(2, -1)
+    return np.concatenate([pairs, np.arange(turning, head_dim).reshape(2, -1)], axis=1).reshape(-1)
+
+
+def rotation(rope: dict[str, Any], dim: int, context: int) -> Rotation:
+    """The frequencies and the magnitude of a rotary configuration, for `dim` elements that turn."""
     kind = rope["rope_type"]
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ConvertError(f"the rotary scaling {kind!r} is not supported; {', '.join(KINDS)} are")
     if number(rope, "rope_theta") <= 1:
         raise ConvertError(f"the rotary base rope_theta is {rope['rope_theta']}, not above 1")
-    result = KINDS[kind](rope, head_dim, config["max_position_embeddings"])
+    try:
+        result = KINDS[kind](rope, dim, context)
+    except ConvertError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:  # of a value that is no number, or far off
+        raise ConvertError(f"the rotary configuration of the kind {kind} is wrong ({error})") from None
     factors = rope.get("frequency_factors")
     if factors is not None:  # GGUF's rope_freqs.weight
-        if factors.shape != (head_dim // 2,) or not (np.isfinite(factors).all() and (factors > 0).all()):
+        if factors.shape != (dim // 2,) or not (np.isfinite(factors).all() and (factors > 0).all()):
             raise ConvertError(
-                f"rope_freqs.weight has the shape {factors.shape}, "
-                f"expected ({head_dim // 2},) positive numbers"
+                f"rope_freqs.weight has the shape {factors.shape}, expected ({dim // 2},) positive numbers"
             )
         result.frequencies = result.frequencies / factors.astype(F32)
-    result.frequencies = result.frequencies.astype(F32)
     if not np.isfinite(result.frequencies).all() or not math.isfinite(result.attention_factor):
         raise ConvertError("the rotary parameters give frequencies that are not finite")
+    return result
+
+
+def tables(
+    config: dict[str, Any],
+    kinds: list[str | None],
+    head_dim: int,
+    dim: int,
+    local: bool,
+    wanted: int | None,
+) -> Tables:
+    """The tables of a model whose layers are of these kinds, None being a layer that does not turn, and of
+    whose heads `dim` elements turn. `wanted` is the context that the user asks for, None for the model's."""
+    longest = config["max_position_embeddings"]
+    found: list[bytes] = []
+    which: dict[str | None, int] = {}
+    result = Tables(np.zeros((0, head_dim // 2, 2), F32), [], longest, [])
+    for kind in dict.fromkeys(kinds):
+        angles = np.zeros((head_dim // 2, 2), F32)
+        angles[:, 1] = 1
+        if kind is not None:
+            rope = parameters(config, config["rope_theta"], kind, local) | {"wanted": wanted}
+            one = rotation(rope, dim, longest)
+            angles[: dim // 2, 0], angles[: dim // 2, 1] = one.frequencies, one.attention_factor
+            result.context = min(result.context, one.context or longest)
+            result.notes += [one.note] if one.note and one.note not in result.notes else []
+        if angles.tobytes() not in found:
+            found.append(angles.tobytes())
+            result.angles = np.concatenate([result.angles, angles[None]])
+        which[kind] = found.index(angles.tobytes())
+    result.layers = [which[kind] for kind in kinds]
     return result

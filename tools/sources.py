@@ -1,9 +1,9 @@
 """Tensors of a model file, read a few rows at a time, and what else the converter takes from a source.
 
 Every reader (huggingface.py, gguf_file.py, llama2c.py) returns a Source: the configuration under the keys of
-Hugging Face's config.json, and the tensors under Hugging Face's names with the rows in Hugging Face's order
-(rotary pairs half-split). Whatever differs in a format is undone there, so that the rest of the converter
-knows one naming only. Nothing here keeps a tensor in memory."""
+Hugging Face's config.json, and the tensors with the rows in Hugging Face's order and the values that Hugging
+Face stores. Whatever differs in a format is undone there, so that families.py describes a family once.
+Nothing here keeps a tensor in memory."""
 
 from __future__ import annotations
 
@@ -113,14 +113,52 @@ class Rows(Tensor):
         return self.base.read(low, high)[wanted - low]
 
 
+class Linear(Tensor):
+    """scale * base + offset, in float32."""
+
+    def __init__(self, base: Tensor, scale: float = 1.0, offset: float = 0.0) -> None:
+        super().__init__(base.name, base.shape)
+        self.base, self.scale, self.offset = base, np.float32(scale), np.float32(offset)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.base.read(start, stop) * self.scale + self.offset
+
+
+def in_heads(tensor: Tensor, order: np.ndarray) -> Tensor:
+    """A tensor that has a row for each element of each head, the rows of every head in this order
+    (head_dim,)."""
+    if tensor.rows % len(order):  # the shape is wrong, and the check against the config will say so
+        return tensor
+    rows = np.arange(tensor.rows).reshape(-1, len(order))[:, order]
+    return Rows(tensor, tensor.shape, order=rows.reshape(-1))
+
+
 def half_split(tensor: Tensor, n_heads: int) -> Tensor:
     """The rows of a q or k projection whose heads pair elements (2i, 2i + 1) for the rotation, in the order
-    that pairs i with i + head_dim / 2. Undoes LlamaModel.permute of llama.cpp's convert_hf_to_gguf.py, and
-    Meta's own order."""
-    if tensor.rows % (2 * n_heads):  # the shape is wrong, and the check against the config will say so
+    that pairs i with i + head_dim / 2. Undoes LlamaModel.permute of llama.cpp's converter, and Meta's own
+    order."""
+    if tensor.rows % (2 * n_heads):  # as above
         return tensor
-    order = np.arange(tensor.rows).reshape(n_heads, -1, 2).swapaxes(1, 2).reshape(-1)
-    return Rows(tensor, tensor.shape, order=order)
+    return in_heads(tensor, np.arange(tensor.rows // n_heads).reshape(-1, 2).T.reshape(-1))
+
+
+def split(tensor: Tensor, rows: tuple[int, ...], groups: int = 1) -> list[Tensor]:
+    """The tensors with this many rows that one is made of, from top to bottom; with groups, as many times
+    over, each time with that fraction of the rows."""
+    if tensor.rows != sum(rows) or any(n % groups for n in rows):
+        expected = " + ".join(map(str, rows))
+        raise ConvertError(f"{tensor.name} has the shape {tensor.shape}, expected {expected} rows")
+    parts: list[Tensor] = []
+    at = 0
+    for n in rows:
+        shape = (n, *tensor.shape[1:])
+        if groups == 1:
+            parts.append(Rows(tensor, shape, first=at))
+        else:
+            starts = np.arange(groups)[:, None] * (tensor.rows // groups) + at // groups
+            parts.append(Rows(tensor, shape, order=(starts + np.arange(n // groups)).reshape(-1)))
+        at += n
+    return parts
 
 
 def unstack(tensor: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -145,6 +183,7 @@ class Source:
     name: str  # a short name for people
     config: dict  # as config.json has it
     tensors: dict[str, Tensor]  # by Hugging Face's names
+    canonical: bool = False  # or by those of families.TENSORS and FUSED
     about: dict[str, str] = field(default_factory=dict)  # license, description
     template: str | None = None  # the Jinja chat template
     special_tokens: dict[str, str] = field(

@@ -1,0 +1,500 @@
+"""Every family against transformers in float32, on the tiny random checkpoints of tools/prove.py: from a
+directory, from shards, from GGUF; and that each special feature of a family matters to these models.
+
+Needs the extra `oracle` (torch, transformers), else it is skipped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from pyllm._llm import ffi, lib  # noqa: E402
+from pyllm.tools import families, prove, sources  # noqa: E402
+from pyllm.tools.convert import convert  # noqa: E402
+from pyllm.tools.sources import ConvertError  # noqa: E402
+from reference import FIELDS, HEADER, Reference, seal  # noqa: E402
+
+import pyllm  # noqa: E402
+
+# The largest difference of a logit, in units of the logits' standard deviation. Nearly all of it is the
+# rounding of keys and values to fp16 in the engine's cache:
+CLOSE = 1e-3
+# the NumPy forward pass over the same file, which does not round them, differs by float32's rounding in
+# transformers.
+CLOSER = 5e-5
+# What the difference must exceed where a feature is left out
+FAR = 100 * CLOSE
+
+
+@dataclass
+class Made:
+    """A case's checkpoint, converted."""
+
+    folder: Path
+    ids: np.ndarray
+    want: np.ndarray  # (n, vocab_size) logits of transformers
+    data: bytes  # of the flat file
+    notes: list[str]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """Makes the checkpoint of a case, once."""
+    found: dict[str, Made] = {}
+
+    def make(name: str) -> Made:
+        if name not in found:
+            case, folder = prove.CASES[name], tmp_path_factory.mktemp("families") / "tiny"
+            ids = prove.text_for(case)
+            want = prove.expected(prove.checkpoint(folder, case), ids)
+            notes = convert(folder, out := folder / "out.llm", tokenizer=False, context=case.context).notes
+            found[name] = Made(folder, ids, want, out.read_bytes(), notes)
+        return found[name]
+
+    return make
+
+
+def difference(data: bytes, model: Made) -> float:
+    """The largest difference of the file's logits, as the engine computes them in one call."""
+    path = model.folder / "changed.llm"
+    path.write_bytes(data)
+    with pyllm.LLM(path) as llm:
+        return abs(llm.logits(model.ids) - model.want).max() / model.want.std()
+
+
+@pytest.mark.parametrize("name", prove.CASES)
+def test_logits_are_those_of_transformers_in_one_call_in_pieces_and_token_by_token(made, name):
+    model = made(name)
+    assert max(prove.differences(model.folder / "out.llm", model.ids, model.want)) <= CLOSE
+
+
+@pytest.mark.parametrize("name", prove.CASES)
+def test_the_flat_file_holds_the_model_of_transformers_but_for_float32(made, name):
+    model = made(name)
+    got = Reference(model.data).logits(model.ids.tolist())
+    assert abs(got - model.want).max() / model.want.std() <= CLOSER
+
+
+@pytest.mark.parametrize("name", [name for name, case in prove.CASES.items() if case.gguf])
+def test_gguf_files_give_the_logits_of_transformers(made, name, tmp_path):
+    pytest.importorskip("gguf")
+    model, case = made(name), prove.CASES[name]
+    prove.save_gguf(tmp_path / "tiny.gguf", model.folder, case.gguf)
+    convert(tmp_path / "tiny.gguf", tmp_path / "out.llm", tokenizer=False, context=case.context)
+    data = (tmp_path / "out.llm").read_bytes()
+    assert difference(data, model) <= CLOSE
+    got = Reference(data).logits(model.ids.tolist())
+    assert abs(got - model.want).max() / model.want.std() <= CLOSER
+
+
+@pytest.mark.parametrize("name", prove.CASES)
+def test_int8_files_give_the_logits_of_the_numpy_forward_pass(made, name, tmp_path):
+    model = made(name)
+    context = prove.CASES[name].context
+    convert(model.folder, out := tmp_path / "out.llm", tokenizer=False, context=context, dtype="int8")
+    want = Reference(out.read_bytes()).logits(model.ids.tolist())
+    with pyllm.LLM(out) as llm:
+        assert abs(llm.logits(model.ids) - want).max() / want.std() <= CLOSE
+
+
+@pytest.mark.parametrize("name", [name for name, case in prove.CASES.items() if not case.rewrite])
+def test_shards_give_the_same_file(made, name, tmp_path):
+    prove.checkpoint(tmp_path / "tiny", prove.CASES[name], shard="150KB")
+    assert len(list((tmp_path / "tiny").glob("*.safetensors"))) > 2
+    convert(tmp_path / "tiny", tmp_path / "out.llm", tokenizer=False, context=prove.CASES[name].context)
+    assert (tmp_path / "out.llm").read_bytes() == made(name).data
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Features: without them the logits differ
+
+
+def fields(**values: Any) -> Callable[[bytes], bytes]:
+    """The file with other numbers in its header."""
+
+    def change(data: bytes) -> bytes:
+        h = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True)) | values
+        return seal(HEADER.pack(*(h[name] for name in FIELDS))) + data[HEADER.size :]
+
+    return change
+
+
+def without(flag: int) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        flags = Reference(data).h["flags"]
+        assert flags & flag
+        return fields(flags=flags & ~flag)(data)
+
+    return change
+
+
+def layers(rope: int | None = None, window: int | None = None) -> Callable[[bytes], bytes]:
+    """The file with another rotary table or window in all layers."""
+
+    def change(data: bytes) -> bytes:
+        h, result = Reference(data).h, bytearray(data)
+        for i in range(h["n_layers"]):
+            at = HEADER.size + h["text_size"] + 16 * i
+            for offset, value in ((0, rope), (4, window)):
+                if value is not None:
+                    result[at + offset : at + offset + 4] = struct.pack("<I", value)
+        assert bytes(result) != data
+        return bytes(result)
+
+    return change
+
+
+def angles(new: Callable[[np.ndarray, np.ndarray], None]) -> Callable[[bytes], bytes]:
+    """The file whose frequencies and magnitudes, each (n_rope, head_dim / 2), `new` has changed."""
+
+    def change(data: bytes) -> bytes:
+        h, result = Reference(data).h, bytearray(data)
+        at = HEADER.size + h["text_size"] + 16 * h["n_layers"]
+        table = np.frombuffer(result, "<f4", h["n_rope"] * h["head_dim"], at).reshape(h["n_rope"], -1, 2)
+        new(table[..., 0], table[..., 1])
+        assert bytes(result) != data
+        return bytes(result)
+
+    return change
+
+
+def plain(base: float) -> Callable[[bytes], bytes]:
+    """Unscaled frequencies in every table."""
+
+    def new(frequency: np.ndarray, magnitude: np.ndarray) -> None:
+        frequency[:] = base ** -(np.arange(frequency.shape[1]) / frequency.shape[1])
+
+    return angles(new)
+
+
+def one(frequency: np.ndarray, magnitude: np.ndarray) -> None:
+    magnitude[:] = 1
+
+
+def turn_all(frequency: np.ndarray, magnitude: np.ndarray) -> None:
+    assert (frequency == 0).any()
+    frequency[frequency == 0] = 0.5
+
+
+def vectors(name: str, value: float, row: int | None = None) -> Callable[[bytes], bytes]:
+    """The file with this tensor, or one row of it in fp16, filled with a number, in every layer."""
+
+    def change(data: bytes) -> bytes:
+        header, place, err = ffi.new("llm_header *"), ffi.new("llm_tensor *"), ffi.new("char[256]")
+        ffi.memmove(header, data, ffi.sizeof("llm_header"))
+        result = bytearray(data)
+        for layer in range(header.n_layers):
+            assert lib.llm_layout(header, getattr(lib, name), layer, 0, place, err, len(err)) == 0
+            if row is None:
+                np.frombuffer(result, "<f4", place.cols, place.offset)[:] = value
+            else:
+                assert place.rows <= 16  # one tile: [stride][16 rows]
+                rows = np.frombuffer(result, "<f2", 16 * place.stride, place.offset).reshape(-1, 16)
+                rows[: place.cols, row] = value
+        assert bytes(result) != data
+        return bytes(result)
+
+    return change
+
+
+FEATURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "llama3's frequencies": ("Llama 3", plain(500000.0)),
+    "yarn's frequencies": ("Llama with yarn", plain(10000.0)),
+    "yarn's magnitude": ("Llama with yarn", angles(one)),
+    "Mistral's window": ("Mistral", layers(window=0)),
+    "Mixtral's weights add up to 1": ("Mixtral", without(lib.LLM_ROUTER_NORMALIZE)),
+    "Qwen2's biases": ("Qwen2", vectors("LLM_BIAS", 0)),
+    "Qwen2's window": ("Qwen2", layers(window=0)),
+    "Qwen2's window is not in every layer": ("Qwen2", layers(window=30)),
+    "Qwen2-MoE's shared gate": ("Qwen2-MoE", vectors("LLM_ROUTER", 0, row=6)),
+    "Qwen3's q norm": ("Qwen3", vectors("LLM_Q_NORM", 1)),
+    "Qwen3's k norm": ("Qwen3", vectors("LLM_K_NORM", 1)),
+    "Qwen3-MoE's weights add up to 1": ("Qwen3-MoE", without(lib.LLM_ROUTER_NORMALIZE)),
+    "SmolLM3's layer that does not turn": ("SmolLM3", layers(rope=0)),
+    "Phi-3's window": ("Phi-3", layers(window=0)),
+    "Phi-3.5's short factors": ("Phi-3.5, short text", plain(10000.0)),
+    "Phi-3.5's magnitude": ("Phi-3.5, long text", angles(one)),
+    "Phi-4-mini's partial rotation": ("Phi-4-mini", angles(turn_all)),
+    "Gemma's GELU": ("Gemma", without(lib.LLM_GELU)),
+    "Gemma's scaled embedding": ("Gemma", fields(embed_scale=1.0)),
+    "Gemma 2's attention cap": ("Gemma 2", fields(attn_cap=0.0)),
+    "Gemma 2's logit cap": ("Gemma 2", fields(logit_cap=0.0)),
+    "Gemma 2's window": ("Gemma 2", layers(window=0)),
+    "Gemma 2's window is in every other layer": ("Gemma 2", layers(window=21)),
+    "Gemma 2's norm after attention": ("Gemma 2", vectors("LLM_ATTN_POST_NORM", 1)),
+    "Gemma 2's norm after the feed-forward block": ("Gemma 2", vectors("LLM_FFN_POST_NORM", 1)),
+    "Gemma 3's local base": ("Gemma 3", layers(rope=1)),
+    "Gemma 3's global base": ("Gemma 3", layers(rope=0)),
+    "Gemma 3's window": ("Gemma 3 of texts and pictures", layers(window=0)),
+    "Gemma 3's query scale": ("Gemma 3 of texts and pictures", fields(attn_scale=64**-0.5)),
+    "OLMo 2's norm after attention": ("OLMo 2", vectors("LLM_ATTN_POST_NORM", 1)),
+    "OLMo 2's q norm": ("OLMo 2", vectors("LLM_Q_NORM", 1)),
+    "OLMo 3's window": ("OLMo 3", layers(window=0)),
+    "OLMo 3's scaling in layers without a window": ("OLMo 3", layers(rope=0)),
+    "Granite's embedding multiplier": ("Granite", fields(embed_scale=1.0)),
+    "Granite's residual multiplier": ("Granite", fields(residual_scale=1.0)),
+    "Granite's attention multiplier": ("Granite", fields(attn_scale=64**-0.5)),
+    "MiniCPM's scale_depth": ("MiniCPM", fields(residual_scale=1.0)),
+    "GLM-4's biases": ("GLM-4", vectors("LLM_BIAS", 0)),
+    "GLM-4's partial rotation": ("GLM-4", angles(turn_all)),
+    "GLM-4-0414's norm after attention": ("GLM-4-0414", vectors("LLM_ATTN_POST_NORM", 1)),
+    "Ministral's window": ("Ministral", layers(window=0)),
+    "Seed-OSS's biases": ("Seed-OSS", vectors("LLM_BIAS", 0)),
+    "EXAONE 4's layer that does not turn": ("EXAONE 4", layers(rope=0)),
+    "EXAONE 4's k norm": ("EXAONE 4", vectors("LLM_K_NORM", 1)),
+    "MiniMax-M2's sigmoid": ("MiniMax-M2", without(lib.LLM_ROUTER_SIGMOID)),
+    "MiniMax-M2's routing bias": ("MiniMax-M2", vectors("LLM_ROUTER_ADD", 0)),
+    "MiniMax-M2's weights add up to 1": ("MiniMax-M2", without(lib.LLM_ROUTER_NORMALIZE)),
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_without_the_feature_the_logits_differ(made, feature):
+    name, change = FEATURES[feature]
+    assert difference(change(made(name).data), made(name)) > FAR
+
+
+def row(name: str, **changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    """Another row in the table of families."""
+    return lambda patch: patch.setitem(families.FAMILIES, name, replace(families.FAMILIES[name], **changes))
+
+
+def ungrouped(patch: pytest.MonkeyPatch) -> None:
+    split = sources.split
+    patch.setattr(sources, "split", lambda tensor, rows, groups=1: split(tensor, rows))
+
+
+FOLDED: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
+    "Gemma's 1 + w": ("Gemma", row("GemmaForCausalLM", norm_offset=0.0)),
+    "Granite's logits_scaling": ("Granite", row("GraniteForCausalLM", logit_scale=lambda config: 1.0)),
+    "MiniCPM's dim_model_base": ("MiniCPM", row("MiniCPMForCausalLM", logit_scale=lambda config: 1.0)),
+    "GLM-4's interleaved pairs": ("GLM-4", row("GlmForCausalLM", interleaved=False)),
+    "ERNIE 4.5's interleaved pairs": ("ERNIE 4.5", row("Ernie4_5ForCausalLM", interleaved=False)),
+    "InternLM2's groups": ("InternLM2", ungrouped),
+}
+
+
+@pytest.mark.parametrize("feature", FOLDED)
+def test_without_what_the_converter_folds_the_logits_differ(made, feature, tmp_path, monkeypatch):
+    name, change = FOLDED[feature]
+    folder = made(name).folder
+    change(monkeypatch)
+    convert(folder, tmp_path / "out.llm", tokenizer=False)
+    assert difference((tmp_path / "out.llm").read_bytes(), made(name)) > FAR
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Long texts
+
+
+def test_positions_up_to_131072_are_right(tmp_path):
+    """A layer with a window, so that the last logits depend on the last tokens and their positions alone:
+    transformers is given these tokens with these positions. There, p * frequency rounded to float32 is off by
+    as much as 0.004 radians, in transformers too: the frequencies' last bits matter."""
+    n, window, some = 131072, 24, 40
+    scaling = prove.theta(500000.0, **prove.LLAMA3, original_max_position_embeddings=8192)
+    sizes = {
+        "num_hidden_layers": 1,
+        "hidden_size": 66,
+        "sliding_window": window,
+        "max_position_embeddings": n,
+    }
+    case = prove.Case("Mistral", "", {**prove.ODD, "head_dim": 64, **sizes, **scaling})
+    model = prove.checkpoint(tmp_path / "hf", case)
+    convert(tmp_path / "hf", tmp_path / "out.llm", tokenizer=False)
+    ids = np.random.default_rng(1).integers(3, 200, n)
+    with pyllm.LLM(tmp_path / "out.llm") as llm, llm.session() as session:
+        session.eval(ids[: n - some])
+        got = session.eval(ids[n - some :], all=True)
+    tail, positions = ids[n - some - window :], torch.arange(n - some - window, n)
+    with torch.no_grad():
+        want = model(torch.tensor(tail[None]), position_ids=positions[None]).logits[0, -some:].numpy()
+    assert abs(got - want).max() / want.std() <= CLOSE
+
+
+def test_longrope_is_for_short_texts_unless_the_context_is_long(made, tmp_path):
+    short, long = made("Phi-3.5, short text"), made("Phi-3.5, long text")
+    assert Reference(short.data).h["context"] == 64 and Reference(long.data).h["context"] == 200
+    assert any("--context with a number from 65 to 256" in note for note in short.notes) and not long.notes
+    convert(short.folder, tmp_path / "64.llm", tokenizer=False, context=64)
+    assert (tmp_path / "64.llm").read_bytes() == short.data
+    assert difference(long.data, short) > FAR
+    with pytest.raises(ConvertError, match="context 257 is not between 1 and the model's 256"):
+        convert(short.folder, tmp_path / "257.llm", tokenizer=False, context=257)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Configurations
+
+
+def changed(model: Made, tmp_path: Path, **config: Any) -> Path:
+    """The model's folder with other values in config.json."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(model.folder, folder, ignore=shutil.ignore_patterns("*.llm", "*.gguf"))
+    values = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_old_configurations_give_the_same_file(made, tmp_path):
+    """Those on the hub: rope_theta and rope_scaling beside everything else, patterns for layer_types, gelu
+    for its tanh form."""
+    for name, config in {
+        "Gemma": {
+            "hidden_act": "gelu",
+            "hidden_activation": None,
+            "rope_parameters": None,
+            "rope_theta": 10000.0,
+        },
+        "Gemma 2": {"layer_types": None, "hidden_act": "gelu_pytorch_tanh", "rope_parameters": None},
+        "Gemma 3": {
+            "layer_types": None,
+            "sliding_window_pattern": 3,
+            "rope_parameters": None,
+            "rope_local_base_freq": 100.0,
+            "rope_theta": 20000.0,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        },
+        "Phi-4-mini": {
+            "rope_parameters": None,
+            "partial_rotary_factor": 0.75,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": prove.factors(48, 1.5),
+                "long_factor": prove.factors(48, 9),
+            },
+            "original_max_position_embeddings": 64,
+        },
+        "SmolLM3": {"no_rope_layers": None, "layer_types": None},
+        "OLMo 3": {
+            "layer_types": None,
+            "rope_parameters": None,
+            "rope_theta": 10000.0,
+            "rope_scaling": prove.YARN,
+        },
+        "MiniMax-M2": {"rope_parameters": None, "rope_theta": 10000.0, "rotary_dim": 40},
+    }.items():
+        folder = changed(made(name), tmp_path / name, **config)
+        convert(folder, tmp_path / "out.llm", tokenizer=False, context=prove.CASES[name].context)
+        assert (tmp_path / "out.llm").read_bytes() == made(name).data, name
+
+
+PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
+REFUSED = [
+    ("Qwen2-MoE", {"mlp_only_layers": [0]}, "mlp_only_layers is"),
+    ("Qwen3-MoE", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+    ("Gemma 2", {"hidden_activation": "relu"}, "hidden_activation is relu"),
+    ("Gemma 2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ("Gemma 3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50"),
+    ("Gemma 3", {"layer_types": ["chunked_attention"] * 3}, "'chunked_attention', which is not supported"),
+    ("Gemma 3", {"layer_types": ["full_attention"]}, "layer_types has not 3 entries"),
+    ("OLMoE", {"clip_qkv": 8.0}, "clip_qkv is 8.0"),
+    ("MiniCPM", {"num_experts": 8}, "num_experts is 8"),
+    ("MiniMax-M2", {"scoring_func": "softmax"}, "scoring_func is softmax"),
+    ("Granite", {"residual_multiplier": "x"}, "residual_multiplier is 'x', not a number"),
+    ("Granite", {"logits_scaling": 0}, "logits_scaling is 0"),
+    ("Llama", PARTIAL, "32 of a head's 64"),
+    ("GLM-4", {"partial_rotary_factor": 0.4, "rope_parameters": None}, "51 of a head's 128"),
+    ("Phi-4-mini", {"rope_parameters": {"long_factor": [1.0]}, "rotary_dim": 96}, "short_factor is not 48"),
+    ("SmolLM3", {"no_rope_layers": [1]}, "no_rope_layers has not one entry"),
+    ("InternLM2", {"num_key_value_heads": 3}, r"wqkv\.weight has the shape .* 384 \+ 192 \+ 192 rows"),
+    (
+        "Mistral 3",
+        {"text_config": {"model_type": "ministral3"}},
+        "text part of .* is 'ministral3'; mistral can",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "message"), REFUSED)
+def test_what_is_not_understood_is_refused_by_name(made, tmp_path, name, config, message):
+    folder = changed(made(name), tmp_path, **config)
+    with pytest.raises(ConvertError, match=message):
+        convert(folder, tmp_path / "out.llm", tokenizer=False)
+    assert not (tmp_path / "out.llm").exists()
+
+
+@pytest.mark.parametrize("name", families.REASONS)
+def test_known_architectures_that_cannot_be_converted_are_refused_with_the_reason(name):
+    with pytest.raises(ConvertError, match=f"^{name} cannot be converted: ") as caught:
+        families.describe({"architectures": [name]})
+    assert str(caught.value).endswith(families.REASONS[name])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Gemma 3 of texts and pictures", "Llama 3", "Llama with yarn", "MiniCPM", "MiniMax-M2", "OLMo 3"]
+    + ["Phi-4-mini", "Qwen2-MoE", "SmolLM3"],
+)
+def test_configurations_with_a_wrong_value_are_read_or_refused(made, name):
+    config = json.loads((made(name).folder / "config.json").read_text())
+    text = config.get("text_config", config)
+    places = [(config, key) for key in config] + [(text, key) for key in text]
+    places += [(rope, key) for rope in (text["rope_parameters"],) for key in rope]
+    for place, key in places:
+        before = place[key]
+        for value in (None, "x", -1, 0.5, 1 << 40, [None] * 3, {"rope_type": {}}):
+            place[key] = value
+            try:
+                families.describe(config)
+            except ConvertError:
+                pass
+        place[key] = before
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        (
+            "Phi-3",
+            {"model.layers.0.self_attn.qkv_proj": (1440, 480), "model.layers.1.mlp.gate_up_proj": (424, 480)},
+        ),
+        ("InternLM2", {"model.layers.1.attention.wqkv": (640, 384)}),
+        ("GLM-4", {"model.layers.2.self_attn.k_proj": (128, 132)}),
+    ],
+)
+def test_lora_is_merged_into_the_matrices_that_it_was_trained_on(made, tmp_path, name, modules):
+    adapter, folder = tmp_path / "adapter", changed(made(name), tmp_path / "merged")
+    config, tensors = prove.load(folder)
+    rng, halves = np.random.default_rng(2), {}
+    for module, (rows, cols) in modules.items():
+        a, b = (rng.standard_normal(shape).astype(np.float32) / 4 for shape in ((4, cols), (rows, 4)))
+        halves[f"base_model.model.{module}.lora_A.weight"] = a
+        halves[f"base_model.model.{module}.lora_B.weight"] = b
+        tensors[f"{module}.weight"] = tensors[f"{module}.weight"].astype(np.float32) + 2 * b @ a
+    prove.store(folder, config, tensors)
+    adapter.mkdir()
+    prove.store(adapter, {}, halves)
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 8}))
+    convert(folder, tmp_path / "a.llm", tokenizer=False)
+    convert(made(name).folder, tmp_path / "b.llm", tokenizer=False, lora=[adapter])
+    one, other = (Reference((tmp_path / file).read_bytes()) for file in ("a.llm", "b.llm"))
+    for want, got in zip(one.layers, other.layers, strict=True):
+        for key in want:
+            assert np.allclose(want[key], got[key], rtol=1e-3, atol=1e-6)  # one fp16 rounding
+
+
+def test_a_missing_tensor_is_named_as_in_the_checkpoint(made, tmp_path):
+    for name, gone in {
+        "Gemma 2": "model.layers.1.pre_feedforward_layernorm.weight",
+        "InternLM2": "model.layers.0.attention.wo.weight",
+        "Mixtral": "model.layers.2.block_sparse_moe.experts.3.w2.weight",
+    }.items():
+        folder = changed(made(name), tmp_path / name)
+        config, tensors = prove.load(folder)
+        del tensors[gone]
+        prove.store(folder, config, tensors)
+        with pytest.raises(ConvertError, match=gone.replace(".", r"\.")):
+            convert(folder, tmp_path / "out.llm", tokenizer=False)

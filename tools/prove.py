@@ -1,0 +1,718 @@
+"""Proof that every family is computed as transformers computes it: tiny random checkpoints, converted and
+run, against transformers in float32.
+
+    python tools/prove.py
+
+prints a Markdown table. The sizes are awkward on purpose (odd numbers of heads, head_dim not dim / heads,
+little that is a multiple of 64), windows are shorter than the text, scalings are active, and weights are
+large, so that attention is sharp and every feature of a family moves the logits. Weights are rounded to fp16
+before both see them, so that only arithmetic differs. Needs torch and transformers, and the gguf library for
+GGUF files, which are written here as llama.cpp's converter writes them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VOCAB, TEXT = 203, 90  # the vocabulary, and the tokens of a text: no multiple of 16
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 72}
+
+
+def theta(base: float = 10000.0, **scaling: object) -> dict[str, Any]:
+    """The new style's rope_parameters."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": base} | scaling}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, or a variant of one: the model that transformers makes of it, and how the checkpoint differs
+    from what transformers saves."""
+
+    kind: str  # of <kind>Config and <kind>ForCausalLM
+    models: str  # for people: what is published with this architecture
+    config: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] | None = None  # of text_config, in a model of texts and pictures
+    context: int | None = None  # what the conversion is asked for
+    embed: float = 4.0  # the size of the embedding's numbers, see checkpoint()
+    rewrite: Callable[[Path], None] | None = None  # turns the saved folder into one that transformers lacks
+    gguf: str | None = None  # llama.cpp's name, if it has the architecture
+
+
+SMALL = {"hidden_size": 132, "intermediate_size": 212, "num_hidden_layers": 3}
+ODD = {"num_attention_heads": 3, "num_key_value_heads": 1}  # 132 / 3 = 44, and no head_dim below is that
+
+
+def as_internlm2(folder: Path) -> None:
+    """A Llama as InternLM2 stores it: q, k and v in one, by groups of a key head; other names."""
+    names = {
+        "model.embed_tokens": "model.tok_embeddings",
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "lm_head": "output",
+    }
+    config, tensors = load(folder)
+    kv, hd = config["num_key_value_heads"], config["head_dim"]
+    for i in range(config["num_hidden_layers"]):
+        q, k, v = (tensors.pop(f"model.layers.{i}.self_attn.{x}_proj.weight") for x in "qkv")
+        groups = [x.reshape(kv, -1, hd, q.shape[1]) for x in (q, k, v)]
+        tensors[f"model.layers.{i}.attention.wqkv.weight"] = np.concatenate(groups, 1).reshape(-1, q.shape[1])
+    renamed = {}
+    for name, tensor in tensors.items():
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = tensor
+    store(folder, config | {"architectures": ["InternLM2ForCausalLM"], "bias": False}, renamed)
+
+
+def as_minicpm(folder: Path) -> None:
+    """A Granite with MiniCPM's names for its scales."""
+    config, tensors = load(folder)
+    layers, dim = config["num_hidden_layers"], config["hidden_size"]
+    config |= {
+        "architectures": ["MiniCPMForCausalLM"],
+        "scale_emb": config.pop("embedding_multiplier"),
+        "scale_depth": config.pop("residual_multiplier") * layers**0.5,
+        "dim_model_base": dim / config.pop("logits_scaling"),
+    }
+    del config["attention_multiplier"]
+    store(folder, config, tensors)
+
+
+def factors(n: int, most: float) -> list[float]:
+    """Rotary factors of long texts, growing like Phi-3.5's."""
+    return np.linspace(1, most, n).round(3).tolist()
+
+
+def longrope(pairs: int, partial: float = 1.0) -> dict[str, Any]:
+    """Phi-3.5's rotary embedding: 64 positions made 256."""
+    return {
+        "max_position_embeddings": 256,
+        "original_max_position_embeddings": 64,
+        **theta(
+            rope_type="longrope",
+            short_factor=factors(pairs, 1.5),
+            long_factor=factors(pairs, 9),
+            partial_rotary_factor=partial,
+        ),
+    }
+
+
+GEMMA = {"query_pre_attn_scalar": 96, "sliding_window": 21, "tie_word_embeddings": True}
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 8.0,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "hidden_size": 3 * 64,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+}
+CASES: dict[str, Case] = {
+    "Llama": Case(
+        "Llama",
+        "Llama 1 and 2, TinyLlama, Yi, SmolLM2",
+        {**ODD, "head_dim": 64, "tie_word_embeddings": True},
+        gguf="llama",
+    ),
+    "Llama 3": Case(
+        "Llama",
+        "Llama 3, 3.1, 3.2, 3.3, DeepSeek-R1-Distill-Llama",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            **theta(500000.0, **LLAMA3, original_max_position_embeddings=64),
+        },
+        gguf="llama",
+    ),
+    "Llama with biases": Case(
+        "Llama", "variants with attention_bias", {**ODD, "head_dim": 96, "attention_bias": True}, gguf="llama"
+    ),
+    "Llama with yarn": Case("Llama", "long-context variants", {**ODD, "head_dim": 80, **theta(**YARN)}),
+    "Mistral": Case("Mistral", "Mistral 7B, Nemo, Small", {**ODD, "head_dim": 128, "sliding_window": 29}),
+    "Mistral 3": Case(
+        "Mistral3",
+        "Mistral Small 3.1, 3.2 (text)",
+        text={
+            "model_type": "mistral",
+            "head_dim": 80,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "sliding_window": None,
+        },
+    ),
+    "Mixtral": Case(
+        "Mixtral",
+        "Mixtral 8x7B, 8x22B",
+        {**ODD, "head_dim": 64, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
+        gguf="llama",
+    ),
+    "Qwen2": Case(
+        "Qwen2",
+        "Qwen1.5, Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen",
+        {
+            "hidden_size": 3 * 64,
+            **ODD,
+            "use_sliding_window": True,
+            "sliding_window": 30,
+            "max_window_layers": 1,
+        },
+    ),
+    "Qwen2 without a window": Case("Qwen2", "the same", {"hidden_size": 3 * 80, **ODD}, gguf="qwen2"),
+    "Qwen2-MoE": Case(
+        "Qwen2Moe",
+        "Qwen1.5-MoE, Qwen2-57B-A14B",
+        {
+            **MOE,
+            "hidden_size": 3 * 64,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "num_experts": 6,
+            "shared_expert_intermediate_size": 100,
+        },
+        gguf="qwen2moe",
+    ),
+    "Qwen3": Case("Qwen3", "Qwen3, dense", {**ODD, "head_dim": 128}, gguf="qwen3"),
+    "Qwen3-MoE": Case(
+        "Qwen3Moe",
+        "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
+        {**ODD, **MOE, "head_dim": 96, "num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True},
+        gguf="qwen3moe",
+    ),
+    "Qwen3-MoE, not normalised": Case(
+        "Qwen3Moe",
+        "variants without norm_topk_prob",
+        {**ODD, **MOE, "head_dim": 64, "num_experts": 6, "norm_topk_prob": False},
+    ),
+    "SmolLM3": Case(
+        "SmolLM3",
+        "SmolLM3-3B",
+        {
+            "hidden_size": 3 * 80,
+            **ODD,
+            "num_hidden_layers": 4,
+            "tie_word_embeddings": True,
+            **theta(50000.0),
+        },
+        gguf="smollm3",
+    ),
+    "Phi-3": Case(
+        "Phi3",
+        "Phi-3-mini, Phi-3-medium, Phi-4",
+        {"hidden_size": 5 * 96, "num_attention_heads": 5, "num_key_value_heads": 5, "sliding_window": 33},
+        gguf="phi3",
+    ),
+    "Phi-3.5, short text": Case(
+        "Phi3",
+        "Phi-3.5-mini, up to 4,096 positions",
+        {"hidden_size": 3 * 96, **ODD, **longrope(48)},
+        gguf="phi3",
+    ),
+    "Phi-3.5, long text": Case(
+        "Phi3",
+        "Phi-3.5-mini, up to 131,072 positions",
+        {"hidden_size": 3 * 96, **ODD, **longrope(48)},
+        context=200,
+        gguf="phi3",
+    ),
+    "Phi-4-mini": Case(
+        "Phi3",
+        "Phi-4-mini",
+        {"hidden_size": 3 * 128, **ODD, **longrope(48, 0.75), "tie_word_embeddings": True},
+        context=256,
+        gguf="phi3",
+    ),
+    "Gemma": Case(
+        "Gemma",
+        "Gemma 1, CodeGemma",
+        {**ODD, "head_dim": 256, "tie_word_embeddings": True},
+        embed=0.35,
+        gguf="gemma",
+    ),
+    "Gemma 2": Case(
+        "Gemma2",
+        "Gemma 2",
+        {**ODD, **GEMMA, "head_dim": 96, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0},
+        embed=0.35,
+        gguf="gemma2",
+    ),
+    "Gemma 3": Case(
+        "Gemma3",
+        "Gemma 3 1B, 270M",
+        {
+            **ODD,
+            **GEMMA,
+            "head_dim": 96,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 20000.0},
+            },
+        },
+        embed=0.35,
+        gguf="gemma3",
+    ),
+    "Gemma 3 of texts and pictures": Case(
+        "Gemma3",
+        "Gemma 3 4B, 12B, 27B (text)",
+        text={
+            **ODD,
+            **GEMMA,
+            "model_type": "gemma3_text",
+            "head_dim": 64,
+            "num_hidden_layers": 7,
+            "query_pre_attn_scalar": 150,
+        },
+        embed=0.35,
+    ),
+    "OLMo 2": Case(
+        "Olmo2",
+        "OLMo 2",
+        {"hidden_size": 3 * 64, "num_attention_heads": 3, "num_key_value_heads": 3},
+        gguf="olmo2",
+    ),
+    "OLMo 3": Case(
+        "Olmo3",
+        "OLMo 3",
+        {
+            "hidden_size": 3 * 64,
+            **ODD,
+            "num_hidden_layers": 4,
+            "sliding_window": 23,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {**YARN, "rope_theta": 10000.0},
+            },
+        },
+        gguf="olmo2",
+    ),
+    "OLMoE": Case(
+        "Olmoe",
+        "OLMoE",
+        {
+            "hidden_size": 3 * 64,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+        },
+        gguf="olmoe",
+    ),
+    "Granite": Case("Granite", "Granite 3", GRANITE, embed=1 / 3, gguf="granite"),
+    "Granite MoE": Case(
+        "GraniteMoe",
+        "Granite 3 1B-A400M, 3B-A800M",
+        {**GRANITE, "num_local_experts": 5, "num_experts_per_tok": 2},
+        embed=1 / 3,
+        gguf="granitemoe",
+    ),
+    "Granite MoE with a shared expert": Case(
+        "GraniteMoeShared",
+        "Granite MoE, shared expert",
+        {**GRANITE, "num_local_experts": 5, "num_experts_per_tok": 2, "shared_intermediate_size": 100},
+        embed=1 / 3,
+        gguf="granitemoe",
+    ),
+    "InternLM2": Case(
+        "Llama",
+        "InternLM2, InternLM2.5 (reference: a Llama with its weights)",
+        {"hidden_size": 6 * 64, "num_attention_heads": 6, "num_key_value_heads": 2},
+        rewrite=as_internlm2,
+        gguf="internlm2",
+    ),
+    "MiniCPM": Case(
+        "Granite",
+        "MiniCPM 1B, 2B, MiniCPM 2 (reference: a Granite with its scales)",
+        {**GRANITE, "attention_multiplier": 64**-0.5, "tie_word_embeddings": True},
+        embed=1 / 3,
+        rewrite=as_minicpm,
+        gguf="minicpm",
+    ),
+    "GLM-4": Case(
+        "Glm",
+        "glm-4-9b-hf",
+        {**ODD, "head_dim": 128, "attention_bias": True, "pad_token_id": 0},
+    ),
+    "GLM-4-0414": Case(
+        "Glm4",
+        "GLM-4-9B-0414, GLM-4-32B-0414",
+        {**ODD, "head_dim": 80, "attention_bias": False, "pad_token_id": 0},
+        gguf="glm4",
+    ),
+    "InternLM3": Case(
+        "Llama",
+        "InternLM3 (reference: Llama)",
+        {**ODD, "head_dim": 96, **theta(rope_type="dynamic", factor=6.0)},
+        rewrite=lambda folder: store(
+            folder, load(folder)[0] | {"architectures": ["InternLM3ForCausalLM"]}, load(folder)[1]
+        ),
+    ),
+    "Ministral": Case(
+        "Ministral",
+        "Ministral with windows in some layers",
+        {
+            **ODD,
+            "head_dim": 64,
+            "sliding_window": 17,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+    "Seed-OSS": Case("SeedOss", "Seed-OSS 36B", {**ODD, "head_dim": 64}),
+    "ERNIE 4.5": Case(
+        "Ernie4_5", "ERNIE 4.5 0.3B", {**ODD, "head_dim": 80, "tie_word_embeddings": True}, gguf="ernie4_5"
+    ),
+    "EXAONE 4": Case(
+        "Exaone4",
+        "EXAONE 4.0 32B",
+        {"hidden_size": 3 * 64, **ODD, "num_hidden_layers": 4, "sliding_window": 23},
+        gguf="exaone4",
+    ),
+    "EXAONE 4 without a window": Case(
+        "Exaone4",
+        "EXAONE 4.0 1.2B",
+        {
+            "hidden_size": 3 * 64,
+            **ODD,
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 3,
+            **theta(**LLAMA3, original_max_position_embeddings=64),
+        },
+        gguf="exaone4",
+    ),
+    "MiniMax-M2": Case(
+        "MiniMaxM2",
+        "MiniMax-M2 in bf16",
+        {
+            **ODD,
+            "head_dim": 80,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            **theta(partial_rotary_factor=0.5),
+        },
+        gguf="minimax-m2",
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """config.json and the tensors of a folder that transformers saved in one file."""
+    from safetensors.numpy import load_file
+
+    return json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+
+
+def store(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """The opposite of load."""
+    from safetensors.numpy import save_file
+
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, folder / "model.safetensors")
+
+
+def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
+    """A random model of the case, saved to folder in files of at most `shard`; the model.
+
+    Matrices make attention sharper than any trained model's. The embedding is large beside what a block adds,
+    so that the rounding of keys and values to fp16 in the engine's cache, the largest error by far, stays
+    below a thousandth of the logits' spread."""
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(7)
+    sizes = {
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        **SMALL,
+    }
+    if case.text is not None:
+        config = getattr(transformers, f"{case.kind}Config")(
+            text_config=sizes | case.text,
+            vision_config=VISION,
+            image_token_index=VOCAB - 1,
+            tie_word_embeddings=bool(case.text.get("tie_word_embeddings")),
+            **case.config,
+        )
+        kind = getattr(transformers, f"{case.kind}ForConditionalGeneration")
+    else:
+        name = {"Gemma3": "Gemma3TextConfig"}.get(case.kind, f"{case.kind}Config")
+        config = getattr(transformers, name)(**sizes | case.config)
+        kind = getattr(transformers, f"{case.kind}ForCausalLM")
+    model = kind._from_config(config, attn_implementation="eager").to(torch.float32).eval()
+    middle = 0.0 if case.kind.startswith("Gemma") else 1.0  # of a norm's numbers
+    with torch.no_grad():
+        for name, weight in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                weight.copy_(0.3 * torch.randn_like(weight))
+        for name, weight in model.named_parameters():
+            random = torch.randn_like(weight)
+            if "norm" in name:
+                weight.copy_(middle + 0.3 * random)
+            elif name.endswith("bias"):
+                weight.copy_(0.5 * random * ("o_proj" not in name))
+            elif "embed_tokens" in name:
+                weight.copy_(case.embed * random)
+            else:
+                router = name.endswith((".gate.weight", "router.weight"))
+                weight.copy_((2.0 if router else 1.2) * random / weight.shape[-1] ** 0.5)
+            weight.copy_(weight.half().float())  # what fp16 can hold: no rounding at conversion
+    model.save_pretrained(folder, max_shard_size=shard)
+    if case.rewrite:
+        case.rewrite(folder)
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------------
+# GGUF, as llama.cpp's converter writes it (conversion/*.py), not as gguf_file.py reads it
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """LlamaModel.permute."""
+    return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def llama3_factors(rope: dict[str, Any], dim: int) -> Iterator[float]:
+    """LlamaModel.generate_extra_tensors."""
+    old, low, high = (
+        rope[k] for k in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+    )
+    for i in range(0, dim, 2):
+        wavelen = 2 * math.pi * rope["rope_theta"] ** (i / dim)
+        smooth = (old / wavelen - low) / (high - low)
+        if wavelen < old / high:
+            yield 1.0
+        elif wavelen > old / low:
+            yield rope["factor"]
+        else:
+            yield 1 / ((1 - smooth) / rope["factor"] + smooth)
+
+
+def save_gguf(path: Path, folder: Path, arch: str) -> Path:
+    """The model in folder as a GGUF file of float32."""
+    import gguf
+
+    h, tensors = load(folder)
+    heads, kv, layers = (h[f"num_{x}"] for x in ("attention_heads", "key_value_heads", "hidden_layers"))
+    dim, rope = h["hidden_size"], h["rope_parameters"]
+    head = h.get("head_dim") or dim // heads
+    full = rope.get("full_attention", rope)
+    names = gguf.get_tensor_name_map({v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[arch], layers)
+    w = gguf.GGUFWriter(path, arch)
+    w.add_name("tiny")
+    w.add_block_count(layers)
+    w.add_context_length(h["max_position_embeddings"])
+    w.add_embedding_length(dim)
+    w.add_feed_forward_length(h["intermediate_size"])
+    w.add_head_count(heads)
+    w.add_head_count_kv(kv)
+    w.add_layer_norm_rms_eps(h["rms_norm_eps"])
+    w.add_rope_freq_base(full["rope_theta"])
+    w.add_rope_dimension_count(int(head * full.get("partial_rotary_factor", 1)))
+    if "head_dim" in h:
+        w.add_key_length(head)
+        w.add_value_length(head)
+    if h.get("num_local_experts") or h.get("num_experts"):
+        w.add_expert_count(h.get("num_local_experts") or h["num_experts"])
+        w.add_expert_used_count(h["num_experts_per_tok"])
+    for key, add in (
+        ("moe_intermediate_size", w.add_expert_feed_forward_length),
+        ("shared_expert_intermediate_size", w.add_expert_shared_feed_forward_length),
+        ("shared_intermediate_size", w.add_expert_shared_feed_forward_length),
+        ("attn_logit_softcapping", w.add_attn_logit_softcapping),
+        ("final_logit_softcapping", w.add_final_logit_softcapping),
+        ("attention_multiplier", w.add_attention_scale),
+        ("embedding_multiplier", w.add_embedding_scale),
+        ("residual_multiplier", w.add_residual_scale),
+        ("logits_scaling", w.add_logit_scale),
+    ):
+        if h.get(key):
+            add(h[key])
+    if arch == "minicpm":
+        w.add_embedding_scale(float(h["scale_emb"]))
+        w.add_residual_scale(h["scale_depth"] / layers**0.5)
+        w.add_logit_scale(dim / h["dim_model_base"])
+    if arch == "minimax-m2":
+        w.add_expert_feed_forward_length(h["intermediate_size"])
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    windowed = h.get("sliding_window") and (arch == "exaone4" or "Olmo3ForCausalLM" in h["architectures"])
+    if arch in ("gemma2", "gemma3", "phi3") or windowed:
+        w.add_sliding_window(h.get("sliding_window") or 0)
+    if windowed or arch == "gemma3":
+        w.add_sliding_window_pattern([kind == "sliding_attention" for kind in h["layer_types"]])
+    if "sliding_attention" in rope:
+        w.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
+    if full["rope_type"] in ("linear", "yarn"):
+        w.add_rope_scaling_type(gguf.RopeScalingType(full["rope_type"]))
+        w.add_rope_scaling_factor(full["factor"])
+    if full["rope_type"] == "yarn":
+        w.add_rope_scaling_orig_ctx_len(full["original_max_position_embeddings"])
+    if full["rope_type"] == "llama3":
+        w.add_tensor("rope_freqs.weight", np.array([*llama3_factors(full, head)], np.float32))
+    if full["rope_type"] == "longrope":
+        old = full["original_max_position_embeddings"]
+        scale = h["max_position_embeddings"] / old
+        w.add_rope_scaling_orig_ctx_len(old)
+        w.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(old)))
+        for key in ("long", "short"):
+            w.add_tensor(f"rope_factors_{key}.weight", np.array(full[f"{key}_factor"], np.float32))
+    stacks: dict[str, list[np.ndarray]] = {}
+    for name, tensor in gguf_tensors(arch, h, head, tensors).items():
+        stem, _, end = name.rpartition(".")
+        expert = stem.split(".experts.")
+        if len(expert) == 2 and expert[1][0].isdigit():  # one by one: in the order of the checkpoint
+            stacks.setdefault(f"{expert[0]}.experts.{expert[1].partition('.')[2]}", []).append(tensor)
+        else:
+            w.add_tensor(gguf_name(names, stem, end), tensor)
+    for stem, found in stacks.items():
+        mixtral = stem.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
+        w.add_tensor(gguf_name(names, mixtral if "moe" in stem else stem, "weight"), np.stack(found))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return path
+
+
+def gguf_name(names: Any, stem: str, end: str) -> str:
+    """llama.cpp's own table of names."""
+    found = names.get_name(stem) or names.get_name(f"{stem}.{end}")
+    assert found is not None, f"{stem}.{end} has no name in GGUF"
+    return f"{found}.{end}"
+
+
+def gguf_tensors(arch: str, h: dict[str, Any], head: int, tensors: dict) -> dict[str, np.ndarray]:
+    """What modify_tensors of the architecture makes of the tensors."""
+    heads, kv = h["num_attention_heads"], h["num_key_value_heads"]
+    result: dict[str, np.ndarray] = {}
+    order = sorted(tensors, key=lambda name: [int(x) if x.isdigit() else -1 for x in name.split(".")])
+    for name in order:
+        tensor = tensors[name].astype(np.float32)
+        if arch in ("llama", "granite", "granitemoe", "smollm3", "minicpm"):
+            if ".q_proj." in name:
+                tensor = interleaved(tensor, heads)
+            if ".k_proj." in name:
+                tensor = interleaved(tensor, kv)
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            tensor = tensor + 1
+        prefix = name.rpartition(".self_attn")[0] or name.rpartition(".block_sparse_moe")[0]
+        if ".wqkv." in name:
+            groups = tensor.reshape(kv, heads // kv + 2, head, -1)
+            parts = groups[:, :-2], groups[:, -2], groups[:, -1]
+            q, k, v = (part.reshape(-1, tensor.shape[1]) for part in parts)
+            layer = name.partition(".attention")[0]
+            result[f"{layer}.self_attn.q_proj.weight"] = interleaved(q, heads)
+            result[f"{layer}.self_attn.k_proj.weight"] = interleaved(k, kv)
+            result[f"{layer}.self_attn.v_proj.weight"] = v
+        elif "input_linear" in name and "shared" in name:
+            gate, up = np.split(tensor, 2)
+            layer = name.partition(".shared_mlp")[0]
+            result[f"{layer}.mlp.shared_expert.gate_proj.weight"] = gate
+            result[f"{layer}.mlp.shared_expert.up_proj.weight"] = up
+        elif "output_linear" in name and "shared" in name:
+            result[f"{name.partition('.shared_mlp')[0]}.mlp.shared_expert.down_proj.weight"] = tensor
+        elif "input_linear" in name:
+            gate, up = np.split(tensor, 2, axis=1)
+            result[f"{prefix}.mlp.experts.gate_proj.weight"] = gate
+            result[f"{prefix}.mlp.experts.up_proj.weight"] = up
+        elif name.endswith("shared_expert_gate.weight"):
+            result[name] = tensor.reshape(-1)
+        else:
+            result[name.replace("correction_bias", "correction.bias")] = tensor
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The comparison
+
+
+def text_for(case: Case) -> np.ndarray:
+    """Tokens (n,); fewer where the case is about short ones."""
+    short = "original_max_position_embeddings" in case.config and case.context is None
+    return np.random.default_rng(3).integers(3, VOCAB - 1, 60 if short else TEXT)
+
+
+def expected(model: Any, ids: np.ndarray) -> np.ndarray:
+    """(n, vocab_size) logits of transformers."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(ids[None])).logits[0].numpy()
+
+
+def differences(file: Path, ids: np.ndarray, want: np.ndarray) -> list[float]:
+    """The largest difference of a logit in units of the logits' standard deviation, for the text in one
+    call, in pieces, and token by token."""
+    import pyllm
+
+    found = []
+    with pyllm.LLM(file) as llm:
+        for cuts in ([], [1, 20, 29, 64], range(1, len(ids))):
+            with llm.session() as session:
+                pieces = [session.eval(piece, all=True) for piece in np.split(ids, cuts) if len(piece)]
+            found.append(float(abs(np.concatenate(pieces) - want).max() / want.std()))
+    return found
+
+
+def main() -> int:
+    """Prints the table. Without AMX, unless told otherwise: it multiplies in bf16."""
+    from pyllm.tools.convert import convert
+
+    cpu = Path("/proc/cpuinfo")
+    if " amx_bf16" in (cpu.read_text() if cpu.exists() else ""):
+        os.environ.setdefault("PYLLM_ISA", "avx512")
+
+    print("| family | models | largest difference | from GGUF |")
+    print("|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, case in CASES.items():
+            folder, ids = Path(temporary) / name, text_for(case)
+            want = expected(checkpoint(folder, case), ids)
+            sources = [folder]
+            if case.gguf:
+                sources.append(save_gguf(folder / "tiny.gguf", folder, case.gguf))
+            cells = []
+            for source in sources:
+                out = folder / "out.llm"
+                convert(source, out, tokenizer=False, context=case.context)
+                cells.append(f"{max(differences(out, ids, want)):.1e}")
+            print(f"| {name} | {case.models} | {' | '.join([*cells, ''][:2])} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    from bench import ROOT, tool  # the package pyllm.tools, installed or the folder of this file
+
+    if list((ROOT / "pyllm").glob("_llm*.so")):  # a checkout built in place, rather than what is installed
+        sys.path[0] = str(ROOT)
+    sys.exit(tool("prove").main())
