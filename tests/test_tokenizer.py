@@ -651,6 +651,15 @@ def test_verify_names_the_text_that_differs(tmp_path: Path) -> None:
     assert "not checked" in vocabulary.verify(tmp_path / "model.llm", tmp_path / "nothing.gguf")
 
 
+def test_verify_compares_with_sentencepiece(tmp_path: Path) -> None:
+    spm(tmp_path, byte_fallback=True, remove_extra_whitespaces=False)
+    (tmp_path / "model.llm").write_bytes(flat_file(vocabulary.from_directory(tmp_path)))
+    assert "the sentencepiece library encodes them" in vocabulary.verify(tmp_path / "model.llm", tmp_path)
+    spm(tmp_path, byte_fallback=True, remove_extra_whitespaces=False, split_digits=True)
+    with pytest.raises(ValueError, match="the text '.*' becomes .* the sentencepiece library makes"):
+        vocabulary.verify(tmp_path / "model.llm", tmp_path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -669,6 +678,9 @@ def test_verify_names_the_text_that_differs(tmp_path: Path) -> None:
         {"added_tokens": [3]},
         {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}},
         {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [[["a"], "a"]]}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [3]}},
         {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 0.1}},
         {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "end_of_word_suffix": "</w>"}},
         {"model": {"type": "BPE", "vocab": {"\ud800": 5000}, "merges": []}},

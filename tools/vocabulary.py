@@ -1,17 +1,20 @@
 """Turns a model's tokenizer into the tokenizer sections of a flat file (csrc/llm.h says what is in them).
 
-Reads a Hugging Face directory (tokenizer.json, else tokenizer.model), the metadata of a GGUF file, or
-llama2.c's tokenizer.bin, and refuses with a ValueError whatever the engine would not do exactly as the
-original. Runs nothing that it reads.
+Reads a Hugging Face directory (tokenizer.json, else tokenizer.model, else Mistral's tekken.json), the
+metadata of a GGUF file, or llama2.c's tokenizer.bin, and refuses with a ValueError whatever the engine would
+not do exactly as the original. Runs nothing that it reads.
 """
 
 from __future__ import annotations
 
+import base64
+import importlib.util
+import itertools
 import json
 import re
 import struct
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,9 +39,11 @@ SPECIAL, BYTE, ABSENT = 1, 2, 4
 ADDED_SPECIAL, ADDED_LSTRIP, ADDED_RSTRIP, ADDED_WORD = 1, 2, 4, 8
 TO_NFC, PREPEND, REPLACE, TRIM = 1, 2, 3, 4
 
-# Tokens that end a turn: they stop a generation when they are special and the chat template writes them.
+# Tokens that end a turn: they stop a generation when the chat template writes them.
 TURN_ENDS = (
-    "<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|endofturn|>",
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>",
+    "<|endofturn|>", "[|endofturn|]", "<|END_OF_TURN_TOKEN|>", "<end_of_utterance>", "<turn|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|end_of_text|>", "<|endoftext|>",
 )  # fmt: skip
 
 
@@ -101,8 +106,8 @@ class Vocabulary:
         """What a token's text decodes to."""
         if self.flags & BYTE_LEVEL and all(char in ALPHABET for char in text):
             return bytes(ALPHABET[char] for char in text)
-        if self.decode_bytes and (found := re.fullmatch(r"<0x([0-9a-fA-F]{2})>", text)):
-            return bytes([int(found[1], 16)])
+        if self.decode_bytes and (byte := byte_of(text)) is not None:
+            return bytes([byte])
         return utf8(text.replace(METASPACE, " ") if self.metaspace else text)
 
     def normal_text(self, text: str) -> str:
@@ -123,13 +128,17 @@ class Vocabulary:
             raise ValueError("the tokenizer has no tokens")
         if n > 1 << 24:
             raise ValueError(f"the tokenizer has an id of {n - 1}, which is not supported")
-        texts = self.tokens | {item.id: item.match or item.text for item in self.added}
+        texts = self.tokens | {
+            item.id: item.match or item.text
+            for item in self.added
+            if not item.special or item.id not in self.tokens
+        }
         data = [self.text_bytes(texts[i]) if i in texts else b"" for i in range(n)]
         types = np.zeros(n, np.uint8)
         for i in range(n):
             if i not in texts:
                 types[i] = ABSENT
-            elif self.decode_bytes and re.fullmatch(r"<0x[0-9a-fA-F]{2}>", texts[i]):
+            elif self.decode_bytes and byte_of(texts[i]) is not None:
                 types[i] = BYTE
         types[list(self.special)] |= SPECIAL
         order = sorted((data[i], i) for i in self.look_up if data[i])
@@ -198,6 +207,12 @@ def new_program(metaspace: bool, single_word: bool) -> pattern.Program:
 
 def pack(numbers: Iterable[int]) -> bytes:
     return np.asarray(numbers, dtype=np.int64).astype("<u4").tobytes()
+
+
+def byte_of(text: str) -> int | None:
+    """The byte that a token of the form <0x0A> stands for."""
+    found = re.fullmatch(r"<0x([0-9a-fA-F]{2})>", text) if text.startswith("<0x") else None
+    return int(found[1], 16) if found else None
 
 
 def utf8(text: str) -> bytes:
@@ -284,13 +299,15 @@ def read_normalizer(vocabulary: Vocabulary, steps: list[dict[str, Any]]) -> None
         if kind == "NFC":
             vocabulary.steps.append((TO_NFC, "", ""))
         elif kind == "Prepend" and isinstance(step.get("prepend"), str):
+            if vocabulary.metaspace and " " in step["prepend"]:
+                raise unsupported("normalizer", step)
             vocabulary.steps.append((PREPEND, "", step["prepend"]))
         elif kind == "Replace" and literal_pattern(step) and isinstance(step.get("content"), str):
             old, new = literal_pattern(step) or "", step["content"]
             if (old, new) == (" ", METASPACE):
                 vocabulary.metaspace = True
                 old, new = METASPACE, " "
-            elif " " in old or METASPACE in old:
+            elif " " in old or METASPACE in old or (vocabulary.metaspace and " " in new):
                 raise unsupported("normalizer", step)
             vocabulary.steps.append((REPLACE, old, new))
         else:
@@ -419,12 +436,16 @@ def read_model(vocabulary: Vocabulary, model: Mapping[str, Any]) -> None:
     merges = {}
     for rank, merge in enumerate(get(model, "merges", list, where)):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or [type(part) for part in pair] != [str, str]:
-            raise ValueError(f"{where} has the strange merge {merge!r}")
-        if pair[0] not in ids or pair[1] not in ids or "".join(pair) not in ids:
-            raise ValueError(f"{where} has the merge {merge!r}, whose tokens are not in the vocabulary")
-        merges[ids[pair[0]], ids[pair[1]]] = (rank, ids["".join(pair)])
-    vocabulary.merges = [(*pair, *rest) for pair, rest in merges.items()]
+        try:
+            left, right = pair
+            merges[ids[left], ids[right]] = (ids[left], ids[right], rank, ids[left + right])
+        except (TypeError, ValueError):
+            raise ValueError(f"{where} has the strange merge {merge!r}") from None
+        except KeyError:
+            raise ValueError(
+                f"{where} has the merge {merge!r}, whose tokens are not in the vocabulary"
+            ) from None
+    vocabulary.merges = list(merges.values())
     if model.get("unk_token") is not None:
         if not isinstance(model["unk_token"], str) or model["unk_token"] not in ids:
             raise ValueError(
@@ -440,12 +461,15 @@ def read_model(vocabulary: Vocabulary, model: Mapping[str, Any]) -> None:
         if model.get("byte_fallback") and len(vocabulary.byte_tokens) < 256:
             raise ValueError(f"{where} lacks bytes and has 'byte_fallback', which is not supported")
         return
+    byte_ids = {i for text, i in ids.items() if vocabulary.decode_bytes and byte_of(text) is not None}
+    if found := next((m for m in vocabulary.merges if not byte_ids.isdisjoint((m[0], m[1], m[3]))), None):
+        raise ValueError(
+            f"{where} has a merge to {vocabulary.tokens[found[3]]!r} with a token for a byte, which is not "
+            "supported"
+        )
     vocabulary.look_up = {
-        i
-        for text, i in ids.items()
-        if not (vocabulary.metaspace and " " in text)
-        and not (vocabulary.decode_bytes and re.fullmatch(r"<0x[0-9a-fA-F]{2}>", text))
-    }
+        i for text, i in ids.items() if not (vocabulary.metaspace and " " in text)
+    } - byte_ids
     if model.get("byte_fallback"):
         tokens = {byte: ids[f"<0x{byte:02X}>"] for byte in range(256) if f"<0x{byte:02X}>" in ids}
         if 0 < len(tokens) < 256:
@@ -482,20 +506,107 @@ def from_tokenizer_json(spec: Mapping[str, Any], extra_added: Iterable[Mapping[s
     out.program = new_program(out.metaspace, any(item.single_word for item in out.added))
     by_normalizer = out.metaspace
     read_pre_tokenizer(out, flat_list(spec.get("pre_tokenizer"), "pretokenizers", "pre-tokenizer"))
+    if out.flags & PREFIX_FIRST and any(kind == REPLACE and not new for kind, _, new in out.steps):
+        raise ValueError(
+            "tokenizer.json: the normalizer deletes text and the pre-tokenizer puts a space before the first "
+            "text only, which is not supported together"
+        )
     read_decoder(out, flat_list(spec.get("decoder"), "decoders", "decoder"), spec.get("decoder"))
     read_post_processor(out, flat_list(spec.get("post_processor"), "processors", "post-processor"))
     read_model(out, get(spec, "model", dict, "tokenizer.json"))
+    alike: dict[str, str] = {}  # the normalized added tokens by what is looked for
+    merged: set[int] = set()  # the tokens that merge, once they are needed
     for item in out.added:
         if item.normalized:
             item.match = out.normal_text(item.text)
+            if alike.setdefault(item.match, item.text) != item.text:
+                raise ValueError(
+                    f"tokenizer.json: the added tokens {alike[item.match]!r} and {item.text!r} are the same "
+                    "when normalized; the tokenizers library takes one by chance, which is not supported"
+                )
         strips = item.lstrip or item.rstrip
-        spaced = " " in item.text or METASPACE in item.text
-        if item.normalized and out.metaspace and (strips if by_normalizer else spaced):
+        spaced = " " in (item.match or item.text) or METASPACE in (item.match or item.text)
+        if item.normalized and out.metaspace and (strips or (spaced and not by_normalizer)):
             raise ValueError(
-                f"tokenizer.json: the normalized added token {item.text!r} has white space that this "
-                "tokenizer writes as U+2581, which is not supported"
+                f"tokenizer.json: the normalized added token {item.text!r} has or takes along white space, "
+                "which this tokenizer writes as U+2581; that is not supported"
+            )
+        if item.special or item.match in ("", out.tokens.get(item.id, item.match)):
+            continue
+        merged = merged or {i for left, right, _, result in out.merges for i in (left, right, result)}
+        if item.id in merged or len(out.tokens[item.id]) == 1 or out.flags & WHOLE_WORDS:
+            raise ValueError(
+                f"tokenizer.json: the added token {item.text!r} is looked for as {item.match!r} but is "
+                f"the piece {out.tokens[item.id]!r} too, which is not supported"
             )
     out.special = {item.id for item in out.added if item.special}
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------
+# tekken.json
+
+# The first special tokens, where the file does not list them
+TEKKEN_SPECIAL = (
+    "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] "
+    "[TOOL_CALLS] [IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] "
+    "[/SYSTEM_PROMPT] [TOOL_CONTENT]"
+).split()
+
+
+def from_tekken(spec: Mapping[str, Any]) -> Vocabulary:
+    """A Vocabulary from the contents of Mistral's tekken.json: bytes that merge in the order of their ids."""
+    where = "tekken.json"
+    config = get(spec, "config", dict, where)
+    size, n_special = (
+        get(config, f"default_{name}", int, where) for name in ("vocab_size", "num_special_tokens")
+    )
+    special = dict(enumerate(TEKKEN_SPECIAL))
+    for item in spec.get("special_tokens") or []:
+        special[get(item, "rank", int, where)] = get(item, "token_str", str, where)
+    items = get(spec, "vocab", list, where)[: max(0, size - n_special)]
+    if not 0 < n_special <= 1 << 16 or len(items) != size - n_special:
+        raise ValueError(f"{where} has {len(items)} tokens and {n_special} special ones, which is not {size}")
+    letters = {byte: char for char, byte in ALPHABET.items()}
+    ids: dict[str, int] = {}
+    for i, item in enumerate(items):
+        try:
+            data = base64.b64decode(get(item, "token_bytes", str, where), validate=True)
+        except ValueError:
+            raise ValueError(f"{where}: the token {i} is not base 64") from None
+        if item.get("rank") != i:
+            raise ValueError(f"{where} has the token {i} out of order")
+        ids["".join(letters[byte] for byte in data)] = n_special + i
+    out = from_tokenizer_json(
+        {
+            "added_tokens": [
+                {"id": i, "content": special.get(i, f"<SPECIAL_{i}>"), "special": True}
+                for i in range(n_special)
+            ],
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {
+                        "type": "Split",
+                        "pattern": {"Regex": get(config, "pattern", str, where)},
+                        "behavior": "Isolated",
+                    },
+                    {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+                ],
+            },
+            "decoder": {"type": "ByteLevel"},
+            "model": {"type": "BPE", "vocab": ids, "merges": [], "ignore_merges": True},
+        }
+    )
+    if len(out.byte_tokens) != 256 or len(ids) != len(items):
+        raise ValueError(f"{where} has a token twice or lacks a byte")
+    out.merges = [
+        (ids[text[:cut]], ids[text[cut:]], i, i)
+        for text, i in ids.items()
+        for cut in range(1, len(text))
+        if text[:cut] in ids and text[cut:] in ids
+    ]
+    out.bos, out.eos = out.find("<s>"), out.find("</s>")
     return out
 
 
@@ -689,15 +800,18 @@ def content(token: Any) -> str | None:
 
 def as_ids(value: Any) -> list[int]:
     values = value if isinstance(value, list) else [value]
-    return [int(i) for i in values if isinstance(i, (int, np.integer)) and i is not True and 0 <= i < NONE]
+    return [
+        int(i)
+        for i in values
+        if isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < NONE
+    ]
 
 
 def add_stops(out: Vocabulary, ids: list[int], template: str) -> None:
+    """Sets the stop tokens: ids, as the model's files name them, and the ends of turns in its template."""
     n = 1 + max([*out.tokens, *(item.id for item in out.added)], default=-1)
-    ends = [
-        item.id for item in out.added if item.special and item.text in TURN_ENDS and item.text in template
-    ]
-    out.stops = [i for i in [*ids, *ends] if i < n]
+    ends = [out.find(text) for text in TURN_ENDS if text in template]
+    out.stops = [i for i in [*ids, *ends] if i is not None and i < n]
     if out.eos is None and ids and ids[0] < n:
         out.eos = ids[0]
 
@@ -715,7 +829,7 @@ def config_added(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def from_directory(path: Path) -> dict[int, bytes]:
-    """The tokenizer sections from a Hugging Face model directory: tokenizer.json, else tokenizer.model."""
+    """The tokenizer sections from a model's directory: its tokenizer.json, tokenizer.model or tekken.json."""
     path = Path(path)
     config = read_json(path / "tokenizer_config.json")
     names = read_json(path / "special_tokens_map.json") | config
@@ -743,8 +857,11 @@ def from_directory(path: Path) -> dict[int, bytes]:
         out.special |= {item.id for item in out.added if item.special}
         adds_bos = adds_bos or "tokenizer_class" not in config
         templated = False
+    elif (path / "tekken.json").is_file():
+        out = from_tekken(read_json(path / "tekken.json"))
+        adds_bos, templated = True, False
     else:
-        raise ValueError(f"{path} has neither tokenizer.json nor tokenizer.model")
+        raise ValueError(f"{path} has no tokenizer.json, tokenizer.model or tekken.json")
     for name, flag in (("bos", ADD_BOS), ("eos", ADD_EOS)):
         number = out.find(content(names.get(f"{name}_token")))
         if number is not None and (getattr(out, name) is None or not out.flags & flag):
@@ -755,13 +872,15 @@ def from_directory(path: Path) -> dict[int, bytes]:
         out.flags &= ~(ADD_BOS | ADD_EOS)
         out.flags |= ADD_BOS * bool(bos and out.bos is not None)
         out.flags |= ADD_EOS * bool(config.get("add_eos_token") and out.eos is not None)
-    template = json.dumps(config.get("chat_template") or "", ensure_ascii=False)
+    templates = [config.get("chat_template"), read_json(path / "chat_template.json").get("chat_template")]
     if (path / "chat_template.jinja").is_file():
-        template += (path / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
-    stops = [] if out.eos is None else [out.eos]
-    stops += as_ids(read_json(path / "generation_config.json").get("eos_token_id"))
-    stops += as_ids(read_json(path / "config.json").get("eos_token_id"))
-    add_stops(out, stops, template)
+        templates.append((path / "chat_template.jinja").read_text(encoding="utf-8", errors="replace"))
+    stops = [i for i in (out.eos, out.find(content(names.get("eos_token")))) if i is not None]
+    main = read_json(path / "config.json")
+    inner = main.get("text_config")  # of models that also see
+    for source in (read_json(path / "generation_config.json"), main, inner):
+        stops += as_ids(source.get("eos_token_id")) if isinstance(source, dict) else []
+    add_stops(out, stops, json.dumps(templates, ensure_ascii=False))
     return out.sections()
 
 
@@ -957,7 +1076,7 @@ def from_llama2c(path: Path, vocab_size: int) -> dict[int, bytes]:
 
 
 def hard_strings(specials: Iterable[str] = ()) -> list[str]:
-    """Texts that tokenizers disagree about."""
+    """Texts that tokenizers disagree about. Of many specials, most come alone only."""
     # fmt: off
     words = [
         "", " ", "  ", "   ", "\n", "\n\n", " \n", "\n ", "\t", "\r\n", "\r", "\u00a0", "\u3000", "\u2581",
@@ -977,32 +1096,58 @@ def hard_strings(specials: Iterable[str] = ()) -> list[str]:
         "https://example.org/?q=a%20b#c", "camelCaseWord SNAKE_CASE \u01c5ungla \u02b0x \u00aa",
         "\u0130stanbul \u00df \u1e9e \ufb03", "a\u200db", "x\u0300\u0301y", "tab\there", "trailing\n\n\n",
         "\n\n\nleading", "mixed \n \n\n x", " " * 17, "\n" * 9, "a" * 40, "7" * 11,
+        # digits, contractions, white space, case, marks, punctuation before line ends, U+2581, bytes
+        "1234567 12345678 123456789", "7a77b777c7777", " 1 22 333 4444", "-1.5e10",
+        "\u00b2\u00b3 \u2460 \u09ea\u09eb", "it'S we'RE you'Ve i'M he'LL she'D don'T", "'re've'm'll'd't's",
+        "'RE'VE'M'LL'D'T'S", "it\u2019s I\u2019LL", "'sa 'Tb 'llc", "''s",
+        "a\u2003b\u2009c\u200ad\u202fe\u205ff\u1680g\u180eh", "\x0b\x0c\x1c\x1d\x1e\x1f", "\u2003\u2003a",
+        "\u00a0a \u00a0 b", "\n \n", " \n \n ", "\n\t\n", "\r\r\n\n", " \r\n \r\n", "\t\t a", "  \n  a",
+        "a \n", "a\n b", "a  \n\n  b", "\u2028\u2029", "a\x85b", "HTMLParser iPhone McDONALD'S aB Ab",
+        "\u0391\u0392\u03b1 \u0416\u0436 \u01c4\u01c5\u01c6", "\u4e2dA\u4e2da\u30fc\u30a2\uff71\uff9e\u3005",
+        "\u4f60\u597dabc\u4e16123\u3002\u3002\n", "\ud55c\uad6d\uc5b4 \u1112\u1161\u11ab",
+        "a\u0323\u0301\u0307b", "\u0301a", " \u0301", "1\u0301", ".\u0301", "\u0915\u094d\u0937\u093f",
+        "\u0e19\u0e49\u0e33", "\u05d0\u05b8\u05d1 \u200f\u0623\u064e", "\U0001f469\U0001f3fd\u200d\U0001f4bb",
+        "\U0001f3f4\u200d\u2620\ufe0f 1\ufe0f\u20e3", "\U0001d400\U0001d7d9\U00020000", "//\n/", "!!!\n\n",
+        ");\n\n}", " ...\n", "\u2026/\n", "{}\r\n", "a\u2581b", "\u2581\u2581", " \u2581", "\u2581 ",
+        "\u2581\u2581a \u2581b", "<0x00><0xFF>", "<0xff>", "\x00\x00", "$1,000.00 +5% #1 @a ^b ~c `d`",
+        "a\u00adb", "\u00df\u1e9e\u017f", "\ufb01\ufb03 \u2122 \uff21\uff11", "supercalifragilistic" * 12,
+        "xyZ9" * 40, "\u4e2d\u6587" * 40, "\u00e9" * 60, "ab " * 60, "\u2581" * 9, "\t" * 9, " \n" * 9,
     ]
     # fmt: on
-    marks = list(specials)[:24]
-    out = list(words)
+    marks = list(specials)
+    first = marks[:24]
+    out = words + marks[24:]
     out += [f"{a}{b}" for a, b in zip(words, words[7:], strict=False)]
     out += [f"{a} {b}" for a, b in zip(words[3:], words[31:], strict=False)]
-    for mark in marks:
+    for mark in first:
         out += [
             mark,
             f"{mark}a",
             f"a{mark}",
             f"a {mark} b",
             f" {mark}\n",
+            f"\n {mark}\u00a0x",
+            f"1{mark}2_{mark}3",
+            f"\u2581{mark}\u2581",
             f"{mark}{mark}",
             f"x{mark}{marks[0]} y",
         ]
     return out
 
 
-def first_difference(ours: list[list[int]], theirs: list[list[int]], texts: list[str], who: str) -> None:
-    for mine, other, text in zip(ours, theirs, texts, strict=True):
+def first_difference(ours: list[Any], theirs: list[Any], given: list[Any], what: str, who: str) -> None:
+    """Raises ValueError at the first of the things given that does not become the same."""
+    for mine, other, thing in zip(ours, theirs, given, strict=True):
         if mine != other:
             raise ValueError(
-                f"the text {text!r} becomes {mine[:20]}, but {who} makes {other[:20]} of it: this "
-                "tokenizer cannot be reproduced exactly"
+                f"{what} {shorten(thing)!r} becomes {shorten(mine)!r}, but {who} makes {shorten(other)!r} of "
+                "it: this tokenizer cannot be reproduced exactly"
             )
+
+
+def shorten(thing: Any) -> Any:
+    """The beginning of a text or of a list of ids."""
+    return thing if len(thing) <= 60 else thing[:20]
 
 
 class Engine:
@@ -1019,16 +1164,112 @@ class Engine:
             lib.llm_close(self.model)
             raise ValueError(f"{file}: {ffi.string(err).decode('utf-8', 'replace')}")
 
+        self.room = lib.llm_token_max_bytes(self.tokenizer)
+        self.out, self.state = ffi.new("char[]", self.room), ffi.new("llm_decoder *")
+
     def close(self) -> None:
         self.lib.llm_tokenizer_close(self.tokenizer)
         self.lib.llm_close(self.model)
 
-    def encode(self, text: str | bytes, flags: int) -> list[int]:
-        data = text.encode("utf-8") if isinstance(text, str) else text
+    def encode(self, text: str, flags: int) -> list[int]:
+        data = text.encode("utf-8")
         room = len(data) + 16
         ids = self.ffi.new("uint32_t[]", room)
         n = self.lib.llm_encode(self.tokenizer, data, len(data), flags, ids, room, self.ffi.NULL, 0)
-        return list(ids[0:n]) if 0 <= n <= room else []
+        return self.ffi.unpack(ids, n) if 0 < n <= room else []
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of these tokens, special ones too."""
+        decode, parts = self.lib.llm_decode, []
+        for i in ids:
+            n = decode(self.tokenizer, self.state, i, 1, self.out, self.room)
+            parts.append(self.ffi.unpack(self.out, n) if n else b"")
+        n = self.lib.llm_decode_end(self.state, self.out, self.room)
+        return b"".join([*parts, self.ffi.unpack(self.out, n)]).decode("utf-8", "replace")
+
+    def find(self, text: str) -> int:
+        data = text.encode("utf-8")
+        return self.lib.llm_token_find(self.tokenizer, data, len(data))
+
+
+NO_BOS, WITH_SPECIAL = 1, 4  # enum llm_encode_flag
+
+
+def open_reference(source: Path) -> Any:
+    """The tokenizer of a directory as the tokenizers library has it, with what tokenizer_config.json adds."""
+    from tokenizers import AddedToken, Tokenizer
+
+    try:
+        reference = Tokenizer.from_file(str(source / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"the tokenizers library cannot read tokenizer.json ({error})") from None
+    reference.no_truncation()
+    reference.no_padding()
+    known = {token.content for token in reference.get_added_tokens_decoder().values()}
+    keys = ("special", "normalized", "lstrip", "rstrip", "single_word")
+    items = config_added(read_json(source / "tokenizer_config.json"))
+    for item in sorted(items, key=lambda item: item["id"]):
+        if item.get("content") and item["content"] not in known:
+            reference.add_tokens([AddedToken(item["content"], **{k: bool(item.get(k)) for k in keys})])
+    return reference
+
+
+def own_texts(n: int, decode: Callable[[list[list[int]]], list[str]]) -> list[str]:
+    """Texts of a vocabulary's own tokens, where it shows whether the merges and splits are the same: of eight
+    tokens that are far apart, each token in one of them; and of some with other things between them."""
+    step = n // 8 + 1
+    out = decode([list(range(i, n, step)) for i in range(step)])
+    some = decode([[i] for i in range(0, n, n // 4000 + 1)])
+    for glue in ("'", "'l", "\n", "/\n", " ", "1", "22", "A", "z", ".", "\u0301", "\u4e00", METASPACE):
+        out += [glue.join(["", *some[i : i + 8]]) for i in range(0, len(some), 8)]
+    return out
+
+
+def verify_json(engine: Engine, source: Path) -> str:
+    """verify, against tokenizer.json."""
+    reference, who = open_reference(source), "the tokenizers library"
+    added = reference.get_added_tokens_decoder()
+    for number, token in sorted(added.items()):
+        text = token.content
+        if not token.normalized and engine.find(text) != number:
+            raise ValueError(
+                f"the added token {text!r} has the id {engine.find(text)}, but {who} gives it {number}: this "
+                "tokenizer cannot be reproduced exactly"
+            )
+    kinds: dict[tuple, list[str]] = {}  # of each kind of added token one first, then all others
+    for token in added.values():
+        kind = (token.lstrip, token.rstrip, token.single_word, token.normalized, token.special)
+        kinds.setdefault(kind, []).append(token.content)
+    marks = [text for row in itertools.zip_longest(*kinds.values()) for text in row if text is not None]
+    texts = hard_strings(marks)
+    odd = {i for i, token in added.items() if token.special and token.normalized}
+    n = 1 + max(reference.get_vocab(with_added_tokens=True).values(), default=0)
+    own = own_texts(n, reference.decode_batch)
+    for given, split, flags in ((texts, True, NO_BOS), (texts + own, False, NO_BOS | WITH_SPECIAL)):
+        reference.encode_special_tokens = split
+        ids = [e.ids for e in reference.encode_batch(given, add_special_tokens=False)]
+        first_difference([engine.encode(t, flags) for t in given], ids, given, "the text", who)
+    ids = ids[: len(texts)] + [[i] for i in range(n)]
+    # the library shows special tokens as its normalizer changes them, the engine as they are
+    ids = [given for given in ids if not any(i in odd for i in given)]
+    theirs = reference.decode_batch(ids, skip_special_tokens=False)
+    first_difference([engine.decode(i) for i in ids], theirs, ids, "the list of ids", who)
+    return f"tokenizer: {len(texts)} hard texts encode as {who} encodes them, and so do all {n} tokens"
+
+
+def verify_sentencepiece(engine: Engine, source: Path) -> str:
+    """verify, against tokenizer.model."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    texts = hard_strings() + own_texts(processor.get_piece_size(), processor.decode)
+    if read_json(source / "tokenizer_config.json").get("legacy") is False:
+        texts = [text for text in texts if text[:1] not in (" ", METASPACE)]
+    texts = [text for text in texts if "\0" not in text]  # the library's C strings end there
+    who = "the sentencepiece library"
+    theirs = [processor.encode(text) for text in texts]
+    first_difference([engine.encode(t, NO_BOS) for t in texts], theirs, texts, "the text", who)
+    return f"tokenizer: {len(texts)} hard texts encode as {who} encodes them"
 
 
 def verify(file: Path, source: Path) -> str:
@@ -1037,52 +1278,17 @@ def verify(file: Path, source: Path) -> str:
     Returns a sentence that says what was checked. Raises ValueError, naming the first text that differs.
     """
     source = Path(source)
-    no_bos, special = 1, 4  # enum llm_encode_flag
-    engine = Engine(Path(file))
-    try:
-        if (source / "tokenizer.json").is_file():
-            try:
-                from tokenizers import AddedToken, Tokenizer
-            except ImportError:
-                return "tokenizer: not checked (the tokenizers library is not installed)"
-            config = read_json(source / "tokenizer_config.json")
-            try:
-                reference = Tokenizer.from_file(str(source / "tokenizer.json"))
-            except Exception as error:  # the library raises nothing narrower
-                raise ValueError(f"the tokenizers library cannot read tokenizer.json ({error})") from None
-            reference.no_truncation()
-            reference.no_padding()
-            known = {token.content for token in reference.get_added_tokens_decoder().values()}
-            keys = ("special", "normalized", "lstrip", "rstrip", "single_word")
-            for item in sorted(config_added(config), key=lambda item: item["id"]):
-                if item["content"] not in known:
-                    reference.add_tokens(
-                        [AddedToken(item["content"], **{k: bool(item.get(k)) for k in keys})]
-                    )
-            marks = [token.content for token in reference.get_added_tokens_decoder().values()]
-            texts = hard_strings(marks)
-            for split, flags in ((False, no_bos | special), (True, no_bos)):
-                reference.encode_special_tokens = split
-                theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
-                first_difference(
-                    [engine.encode(t, flags) for t in texts], theirs, texts, "the tokenizers library"
-                )
-            return f"tokenizer: {len(texts)} hard texts encode as the tokenizers library encodes them"
-        if (source / "tokenizer.model").is_file():
-            try:
-                from sentencepiece import SentencePieceProcessor
-            except ImportError:
-                return "tokenizer: not checked (the sentencepiece library is not installed)"
-            processor = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
-            texts = hard_strings()
-            if read_json(source / "tokenizer_config.json").get("legacy") is False:
-                texts = [text for text in texts if text[:1] not in (" ", METASPACE)]
-            texts = [text for text in texts if "\0" not in text]  # the library's C strings end there
-            theirs = [processor.encode(text) for text in texts]
-            first_difference(
-                [engine.encode(t, no_bos) for t in texts], theirs, texts, "the sentencepiece library"
-            )
-            return f"tokenizer: {len(texts)} hard texts encode as the sentencepiece library encodes them"
-    finally:
-        engine.close()
+    for name, library, check in (
+        ("tokenizer.json", "tokenizers", verify_json),
+        ("tokenizer.model", "sentencepiece", verify_sentencepiece),
+    ):
+        if not (source / name).is_file():
+            continue
+        if importlib.util.find_spec(library) is None:
+            return f"tokenizer: not checked (the {library} library is not installed)"
+        engine = Engine(Path(file))
+        try:
+            return check(engine, source)
+        finally:
+            engine.close()
     return "tokenizer: not checked (there is no reference library for this source)"
