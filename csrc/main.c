@@ -64,7 +64,7 @@ typedef struct settings {
     size_t n_stops;
     llm_sampling sampling;
     uint32_t max_tokens, threads, context, stride, prompt_tokens, repeat; /* 0: not given */
-    int has_seed, no_echo, no_special, no_bos, ids, verbose, help;
+    int has_seed, no_echo, no_special, no_bos, hide_thinking, ids, speed, verbose, help;
 } settings;
 
 enum kind { FLAG, TEXT, LIST, COUNT, SEED, REAL };
@@ -117,6 +117,8 @@ static const option OPTIONS[] = {
      "the same seed gives the same text (default: a random one)"},
     {"stop", 0, LIST, SAMPLES, AT(stops), 0, 0, "TEXT", "end before this text; may be given several times"},
     {"system", 0, TEXT, CHAT, AT(system), 0, 0, "TEXT", "the system message"},
+    {"hide-thinking", 0, FLAG, CHAT, AT(hide_thinking), 0, 0, NULL,
+     "print replies without the reasoning before </think>"},
     {"context", 0, COUNT, ALL & ~(TOKENIZE | BENCH), AT(context), 1, UINT32_MAX, "N",
      "positions to hold at most (default: the model's)"},
     {"stride", 0, COUNT, PERPLEXITY, AT(stride), 1, UINT32_MAX, "N",
@@ -126,6 +128,8 @@ static const option OPTIONS[] = {
     {"no-bos", 0, FLAG, READS, AT(no_bos), 0, 0, NULL, "do not add the tokens that begin or end a text"},
     {"no-echo", 0, FLAG, GENERATE, AT(no_echo), 0, 0, NULL, "print the continuation without the prompt"},
     {"ids", 0, FLAG, TOKENIZE, AT(ids), 0, 0, NULL, "print only the ids, on one line"},
+    {"speed", 0, FLAG, INFO, AT(speed), 0, 0, NULL,
+     "measure how fast memory can be read, and so how many tokens/s to expect at most"},
     {"prompt-tokens", 0, COUNT, BENCH, AT(prompt_tokens), 1, 1 << 20, "N", "tokens of the prompt"},
     {"repeat", 0, COUNT, BENCH, AT(repeat), 1, 1000, "N", "how often each is measured; medians are printed"},
     {"threads", 0, COUNT, ALL & ~TOKENIZE, AT(threads), 1, 1024, "N",
@@ -542,34 +546,89 @@ static uint64_t choose_seed(const settings *o) {
     return o->has_seed ? o->sampling.seed : seed;
 }
 
-/* What was generated, and how much of it is on stdout: all but an end that may become a stop text. */
+/* Where the text is that is printed next. White space around the reasoning counts as part of it. */
+enum place { REPLY, START, REASONING, BEHIND };
+
+/* What was generated, and how much of it was printed or left out: all but an end that may become a stop text
+ * or a mark of the reasoning. */
 typedef struct writer {
     text text;
     size_t shown;
     int stopped; /* a stop text came; `text` ends before it */
+    enum place place;
+    const char *const *marks; /* (2,) the texts around the reasoning; NULL: it is a text like any other */
+    const uint32_t *visible;  /* (2,) with marks: control tokens to print, those of the marks */
+    int hide, dim;            /* how the reasoning is printed: not at all, or dimmed */
 } writer;
+
+/* Where `word` begins in data[from .. end), or an end of that which may become it; else `end`. */
+static size_t find(const char *data, size_t from, size_t end, const char *word) {
+    for (size_t n = strlen(word); from < end; from++)
+        if (!memcmp(data + from, word, end - from < n ? end - from : n))
+            break;
+    return from;
+}
+
+static int is_space(char byte) { /* to Python's strip(), of ASCII */
+    static const char space[] = " \t\n\r\v\f\x1c\x1d\x1e\x1f";
+    return memchr(space, byte, sizeof space - 1) != NULL;
+}
+
+static size_t skip_space(const char *data, size_t from, size_t end) {
+    while (from < end && is_space(data[from]))
+        from++;
+    return from;
+}
+
+/* Prints up to `end`. */
+static void print(writer *w, size_t end, int thought) {
+    int dim = thought && w->dim;
+    if (end > w->shown && !(thought && w->hide)) {
+        fputs(dim ? "\033[2m" : "", stdout);
+        fwrite(w->text.data + w->shown, 1, end - w->shown, stdout);
+        fputs(dim ? "\033[22m" : "", stdout);
+    }
+    w->shown = end;
+}
+
+/* Prints up to `end`, or less where that may be in the middle of a mark. */
+static void print_parts(writer *w, size_t end, int last) {
+    const char *data = w->text.data;
+    if (w->place == START) {
+        size_t at = skip_space(data, w->shown, end), mark = find(data, at, end, w->marks[0]);
+        int whole = mark == at && end - at >= strlen(w->marks[0]);
+        if (mark == at && !whole && !last)
+            return; /* nothing yet, or what may become the mark */
+        w->place = whole ? REASONING : REPLY;
+        if (whole)
+            print(w, at + strlen(w->marks[0]), 1);
+    }
+    if (w->place == REASONING) {
+        size_t mark = find(data, w->shown, end, w->marks[1]), behind = mark + strlen(w->marks[1]);
+        print(w, behind <= end ? behind : last ? end : mark, 1);
+        w->place = behind <= end ? BEHIND : REASONING;
+    }
+    if (w->place == BEHIND) {
+        print(w, skip_space(data, w->shown, end), 1);
+        w->place = w->shown < end ? REPLY : BEHIND;
+    }
+    if (w->place == REPLY)
+        print(w, end, 0);
+}
 
 /* Adds n bytes and prints what may be printed; `last`: nothing more will come. */
 static void show(writer *w, const settings *o, const char *data, size_t n, int last) {
     text *t = &w->text;
     append(t, data, n);
-    size_t hold = t->len; /* where what may become a stop text begins */
-    for (size_t i = w->shown; i < t->len; i++)
-        for (size_t j = 0; j < o->n_stops; j++) {
-            size_t left = t->len - i, stop = strlen(o->stops[j]);
-            if (memcmp(t->data + i, o->stops[j], left < stop ? left : stop))
-                continue;
-            hold = i < hold ? i : hold;
-            if (left >= stop) {
-                w->stopped = 1;
-                t->len = i; /* ends both loops */
-                break;
-            }
-        }
-    size_t end = last || w->stopped ? t->len : hold;
-    if (end > w->shown)
-        fwrite(t->data + w->shown, 1, end - w->shown, stdout);
-    w->shown = end;
+    size_t stop = t->len, hold = t->len; /* where a stop text begins; and what may become one */
+    for (size_t i = 0; i < o->n_stops; i++) {
+        size_t at = find(t->data, w->shown, t->len, o->stops[i]);
+        hold = at < hold ? at : hold;
+        if (at + strlen(o->stops[i]) <= t->len)
+            w->stopped = 1, stop = at < stop ? at : stop;
+    }
+    t->len = stop;
+    print_parts(w, last || w->stopped ? stop : hold, last || w->stopped);
     fflush(stdout);
 }
 
@@ -612,7 +671,8 @@ static int generate(run *r, size_t reused, uint64_t seed, writer *w) {
         if (llm_token_is_stop(r->tokenizer, token))
             break;
         made++;
-        show(w, o, r->piece, llm_decode(r->tokenizer, &decoder, token, 0, r->piece, room), 0);
+        int special = w->marks && (token == w->visible[0] || token == w->visible[1]);
+        show(w, o, r->piece, llm_decode(r->tokenizer, &decoder, token, special, r->piece, room), 0);
         if (w->text.failed)
             status = report(FAILED, "out of memory for the text");
         else if (ferror(stdout)) /* main says why */
@@ -660,9 +720,13 @@ enum {
     NO_SYSTEM,
     BEFORE_REPLY,
     AFTER_REPLY,
-    TRIM,
+    WORDS,
+    BEGIN_REPLY, /* may be missing */
     N_PARTS
 }; /* LLM_CHAT_PARTS */
+
+/* The texts around the reasoning of a thinking model. */
+static const char *const MARKS[][2] = {{"<think>", "</think>"}, {"[THINK]", "[/THINK]"}};
 
 typedef struct turn {
     text user, reply;
@@ -671,7 +735,13 @@ typedef struct turn {
 typedef struct chat {
     run *r;
     const char *parts[N_PARTS];
-    turn *turns; /* (n_turns,) the last one waits for its reply */
+    int trim, think, lines, last; /* which words part WORDS has */
+    time_t now;                   /* the date in the parts */
+    const char *const *marks;     /* (2,) of MARKS */
+    uint32_t mark_tokens[2];      /* UINT32_MAX: the mark is no token */
+    int begun;                    /* the prompt ends inside the reasoning */
+    int dim;                      /* stdout is a terminal */
+    turn *turns;                  /* (n_turns,) the last one waits for its reply */
     size_t n_turns, capacity;
     size_t first; /* the oldest turn that is still in the context */
 } chat;
@@ -708,7 +778,30 @@ static void drop_turns(chat *c, size_t n) {
     c->first = c->first < n ? c->first : n;
 }
 
-/* Finds the six strings of the chat template. */
+/* The token that a word is, or UINT32_MAX. */
+static uint32_t token_of(run *r, const char *word) {
+    uint32_t token;
+    int64_t n = llm_encode(
+        r->tokenizer, word, strlen(word), LLM_SPECIAL | LLM_NO_BOS, &token, 1, r->err, sizeof r->err);
+    return n == 1 ? token : UINT32_MAX;
+}
+
+/* Finds the marks of the reasoning: those that the chat template writes, or that are tokens. */
+static void find_marks(chat *c) {
+    size_t size;
+    const char *template = llm_section(c->r->model, LLM_CHAT_TEMPLATE, &size);
+    size = template ? size : 0;
+    for (size_t i = 0; i < sizeof MARKS / sizeof *MARKS && !c->marks; i++) {
+        const char *end = MARKS[i][1];
+        if (find(template, 0, size, end) + strlen(end) <= size || token_of(c->r, end) != UINT32_MAX)
+            c->marks = MARKS[i];
+    }
+    c->marks = c->marks ? c->marks : MARKS[0];
+    for (int i = 0; i < 2; i++)
+        c->mark_tokens[i] = token_of(c->r, c->marks[i]);
+}
+
+/* Finds the six or seven strings of the chat template. */
 static int open_chat(chat *c) {
     size_t size;
     const char *at = llm_section(c->r->model, LLM_CHAT_PARTS, &size), *end = at + size;
@@ -724,42 +817,99 @@ static int open_chat(chat *c) {
         return report(FAILED, "this model has no chat template; `pyllm generate` continues texts");
     for (int i = 0; i < N_PARTS; i++) {
         c->parts[i] = at;
+        if (i == BEGIN_REPLY && at == end) {
+            c->parts[i] = "";
+            break;
+        }
         at = at < end ? memchr(at, 0, (size_t)(end - at)) : NULL;
         if (!at++)
-            return report(FAILED, "the model file's chat template is broken: %d strings, not %d", i, N_PARTS);
+            return report(FAILED, "the model file's chat template is broken: string %d does not end", i);
     }
+    c->trim = strstr(c->parts[WORDS], "trim") != NULL;
+    c->think = strstr(c->parts[WORDS], "think") != NULL;
+    c->lines = strstr(c->parts[WORDS], "lines") != NULL;
+    c->last = strstr(c->parts[WORDS], "last") != NULL;
+    c->now = time(NULL);
+    find_marks(c);
     if (c->r->o->system && !*c->parts[BEFORE_SYSTEM] && !*c->parts[AFTER_SYSTEM])
         return report(FAILED, "--system: this model's chat template has no system message");
     return OK;
 }
 
-/* Appends a message, without the white space around it if the template wants that, then the part after it. */
-static void append_message(chat *c, text *t, const char *data, size_t n, int part) {
-    static const char space[] = " \t\n\r\v\f\x1c\x1d\x1e\x1f"; /* what Python's strip() takes of ASCII */
-    if (!strcmp(c->parts[TRIM], "trim")) {
-        for (; n && memchr(space, *data, sizeof space - 1); n--)
+/* Appends a date as strftime writes it; nothing for a pattern that not every C library knows. */
+static void append_date(const chat *c, text *t, const char *pattern, size_t n) {
+    char copy[64], date[256];
+    if (n >= sizeof copy)
+        return;
+    memcpy(copy, pattern, n);
+    copy[n] = 0;
+    for (const char *at = copy; (at = strchr(at, '%')); at += 2) {
+        at += at[1] == '-';
+        if (!at[1] || !strchr("aAbBdeHIjmMpSuyY%", at[1]))
+            return;
+    }
+    append(t, date, strftime(date, sizeof date, copy, localtime(&c->now)));
+}
+
+/* Appends a part of the template, with the date in place of a pattern between two bytes 1. */
+static void append_part(const chat *c, text *t, int part) {
+    const char *at = c->parts[part], *begin, *end;
+    while ((begin = strchr(at, 1)) && (end = strchr(begin + 1, 1))) {
+        append(t, at, (size_t)(begin - at));
+        append_date(c, t, begin + 1, (size_t)(end - begin - 1));
+        at = end + 1;
+    }
+    append(t, at, strlen(at));
+}
+
+/* Appends a message, without the white space around it if the template wants that; an earlier reply without
+ * its reasoning if the template leaves it out. */
+static void append_message(const chat *c, text *t, const char *data, size_t n, int is_reply) {
+    if (c->trim) {
+        for (; n && is_space(*data); n--)
             data++;
-        while (n && memchr(space, data[n - 1], sizeof space - 1))
+        while (n && is_space(data[n - 1]))
             n--;
     }
+    const char *mark = MARKS[0][1];
+    size_t m = strlen(mark);
+    for (size_t i = n; is_reply && c->think && i >= m; i--) /* from the last </think> on */
+        if (!memcmp(data + i - m, mark, m)) {
+            data += i;
+            n -= i;
+            for (; c->lines && n && *data == '\n'; n--)
+                data++;
+            break;
+        }
     append(t, data, n);
-    append(t, c->parts[part], strlen(c->parts[part]));
 }
 
 /* Encodes the conversation as it is now, up to where the next reply begins. Every turn encodes all of it
  * anew, so that the ids are those of the whole text, as the model's own library makes them. */
 static int encode_turns(chat *c) {
-    const char *system = c->r->o->system, *begin = c->parts[system ? BEFORE_SYSTEM : NO_SYSTEM];
+    const char *system = c->r->o->system, *begin = c->marks[0];
     text all = {0};
-    append(&all, begin, strlen(begin));
-    if (system)
-        append_message(c, &all, system, strlen(system), AFTER_SYSTEM);
     for (size_t i = c->first; i < c->n_turns; i++) {
         const turn *t = &c->turns[i];
-        append_message(c, &all, t->user.data, t->user.len, BEFORE_REPLY);
-        if (i + 1 < c->n_turns)
-            append_message(c, &all, t->reply.data, t->reply.len, AFTER_REPLY);
+        if (i > c->first) {
+            append_message(c, &all, t[-1].reply.data, t[-1].reply.len, 1);
+            append_part(c, &all, AFTER_REPLY);
+        } else if (!system || c->last) {
+            append_part(c, &all, NO_SYSTEM);
+        }
+        if (system && i == (c->last ? c->n_turns - 1 : c->first)) {
+            append_part(c, &all, BEFORE_SYSTEM);
+            append_message(c, &all, system, strlen(system), 0);
+            append_part(c, &all, AFTER_SYSTEM);
+        }
+        append_message(c, &all, t->user.data, t->user.len, 0);
+        append_part(c, &all, BEFORE_REPLY);
     }
+    append_part(c, &all, BEGIN_REPLY);
+    size_t end = all.len, m = strlen(begin);
+    while (end && is_space(all.data[end - 1]))
+        end--;
+    c->begun = end >= m && !memcmp(all.data + end - m, begin, m);
     int status = encode(c->r, &all, LLM_SPECIAL | LLM_NO_BOS);
     free(all.data);
     return status;
@@ -770,7 +920,7 @@ static int encode_turns(chat *c) {
 static int answer(chat *c, uint64_t seed) {
     run *r = c->r;
     size_t room = r->context / 4, forgotten = 0, same = 0, length = llm_length(r->session, 0);
-    writer w = {.stopped = 0};
+    writer w = {.marks = c->marks, .visible = c->mark_tokens, .hide = r->o->hide_thinking, .dim = c->dim};
     int status = encode_turns(c);
     room = r->o->max_tokens && r->o->max_tokens < room ? r->o->max_tokens : room;
     for (; status == OK && r->n + room > r->context && c->first + 1 < c->n_turns; forgotten++) {
@@ -792,8 +942,11 @@ static int answer(chat *c, uint64_t seed) {
         same++;
     if (status == OK && llm_truncate(r->session, 0, same, r->err, sizeof r->err))
         return engine_failed(r);
+    w.place = c->begun ? REASONING : START;
     if (status == OK)
         status = generate(r, same, seed, &w);
+    if (status == OK && w.hide && w.place == REASONING)
+        report(OK, "the reply ended inside its reasoning, which is hidden");
     c->turns[c->n_turns - 1].reply = w.text;
     if (status == OK && llm_length(r->session, 0) == r->context)
         report(OK, "the context of %u is full; the reply was cut", r->context);
@@ -820,7 +973,7 @@ static int add_turn(chat *c, text *message) {
 }
 
 static int run_chat(run *r) {
-    chat c = {.r = r};
+    chat c = {.r = r, .dim = isatty(STDOUT_FILENO)};
     text message = {0};
     int status = open_chat(&c), hinted = 0, tty = isatty(STDIN_FILENO);
     uint64_t seed = choose_seed(r->o);
@@ -905,31 +1058,11 @@ static int run_next(run *r) {
 /* ---------------------------------------------------------------------------------------------------------
  * info */
 
-typedef struct weights {
-    double total, active; /* parameters; those that one token goes through */
-    double bytes;         /* of the weights that are read for a token */
-} weights;
-
-/* Adds up the tensors. A token goes through all but the experts not chosen, and reads one row of an
- * embedding that is not the output as well. */
-static int count_weights(run *r, weights *w) {
-    const llm_header *h = r->h;
-    *w = (weights){0};
-    for (uint32_t id = 0; id < LLM_N_TENSORS; id++) {
-        int expert = h->n_experts && (id == LLM_GATE_UP || id == LLM_DOWN);
-        double copies = (id < LLM_ATTN_NORM ? 1.0 : h->n_layers) * (expert ? h->n_experts : 1);
-        double chosen = expert ? (double)h->n_active / h->n_experts : 1;
-        llm_tensor t;
-        if (llm_layout(h, id, 0, 0, &t, r->err, sizeof r->err))
-            return engine_failed(r);
-        if (!t.size)
-            continue;
-        w->total += copies * (double)t.rows * (double)t.cols;
-        w->active += chosen * copies * (double)t.rows * (double)t.cols;
-        w->bytes += chosen * copies * (double)t.size /
-                    (id == LLM_EMBED && !(h->flags & LLM_TIED) ? (double)t.rows : 1);
-    }
-    return OK;
+/* Bytes a second that the session's threads read from n words of memory. */
+static double read_speed(const run *r, const uint64_t *words, size_t n) {
+    double start = seconds();
+    llm_read_memory(words, n, r->threads);
+    return (double)n * sizeof *words / (seconds() - start);
 }
 
 static void print_token(run *r, const char *label, int64_t token) {
@@ -937,27 +1070,88 @@ static void print_token(run *r, const char *label, int64_t token) {
         printf("%-18s%" PRId64 " %s\n", label, token, visible_token(r, (uint32_t)token));
 }
 
+/* What sets the model apart from Llama. */
+static void print_variant(const llm_header *h) {
+    static const struct {
+        uint32_t flag;
+        const char *name;
+    } flags[] = {{LLM_QKV_BIAS, "bias on q, k and v"}, {LLM_QK_NORM, "norm on q and k"},
+        {LLM_QK_NORM_WHOLE, "over all heads"}, {LLM_NO_PRE_NORM, "no norm before a block"},
+        {LLM_POST_NORM, "norm after a block"}, {LLM_GELU, "GELU"}, {LLM_ROUTER_SIGMOID, "experts by sigmoid"},
+        {LLM_ROUTER_BIAS, "bias on their choice"}, {LLM_SHARED_GATE, "gate on the shared expert"}};
+    const struct {
+        float value, usual;
+        const char *name;
+    } numbers[] = {{h->attn_cap, 0, "scores up to"}, {h->logit_cap, 0, "logits up to"},
+        {h->embed_scale, 1, "embedding times"}, {h->residual_scale, 1, "blocks times"},
+        {h->expert_scale, 1, "experts times"}};
+    printf("%-18soutput %s", "variant", h->flags & LLM_TIED ? "tied to the embedding" : "of its own");
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+        if (h->flags & flags[i].flag)
+            printf(", %s", flags[i].name);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (numbers[i].value != numbers[i].usual)
+            printf(", %s %g", numbers[i].name, numbers[i].value);
+    putchar('\n');
+}
+
+static void print_shape(const run *r) {
+    const llm_header *h = r->h;
+    uint32_t n = 0, most = 0;
+    for (uint32_t i = 0; i < h->n_layers; i++) {
+        uint32_t window = llm_model_layers(r->model)[i].window;
+        n += window != 0;
+        most = window > most ? window : most;
+    }
+    printf("%-18s%u layers, width %u, feed-forward %u", "shape", h->n_layers, h->dim, h->ffn_dim);
+    if (h->n_experts)
+        printf(" in %u experts, %u for each token", h->n_experts, h->n_active);
+    printf(h->shared_dim ? " and a shared one of %u\n" : "\n", h->shared_dim);
+    printf(
+        "%-18s%u heads of %u, %u for keys and values", "attention", h->n_heads, h->head_dim, h->n_kv_heads);
+    printf(n ? ", in %u layers over %u positions at most\n" : "\n", n, most);
+}
+
+/* Decoding reads all of its weights, and the keys and values so far, for each token: what memory allows. */
+static int print_speed(run *r, double weights, double keys_and_values) {
+    enum { N = 1 << 25 }; /* more than caches hold */
+    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE), speed = 0;
+    uint64_t *words = take(r, N, sizeof *words);
+    if (!words)
+        return FAILED;
+    memset(words, 1, N * sizeof *words);
+    for (int i = 0; i < 3; i++)
+        speed = fmax(speed, read_speed(r, words, N));
+    printf("%-18s%.2f GB/s\n", "read bandwidth", speed / 1e9);
+    printf("%-18sat most %.1f tokens/s, %.1f at the end of that context\n", "decode", speed / weights,
+        speed / (weights + keys_and_values));
+    if ((double)r->h->file_size > memory)
+        printf("%-18sfar less: %s of memory do not hold the file\n", "", size_text(memory));
+    return OK;
+}
+
 static int run_info(run *r) {
     const llm_header *h = r->h;
-    double kv = (double)llm_kv_bytes(r->model), context = r->o->context ? r->o->context : h->context;
-    weights w;
+    double context = r->o->context ? r->o->context : h->context;
+    llm_header other = *h;
+    llm_counts n;
     size_t size;
-    if (count_weights(r, &w) != OK || open_session(r, 1) != OK || /* for its threads and instruction set */
+    other.dtype = h->dtype == LLM_INT8 ? LLM_FP16 : LLM_INT8;
+    if (llm_count(h, &n, r->err, sizeof r->err))
+        return engine_failed(r);
+    if (open_session(r, 1) != OK || /* for its threads and instruction set */
         print_section(r, LLM_NAME, "name") != OK || print_section(r, LLM_ABOUT, "about") != OK)
         return FAILED;
     printf("%-18s%" PRIu64 " bytes (%s), format %u\n", "file", h->file_size, size_text((double)h->file_size),
         h->version);
-    printf("%-18s%s\n", "weights", h->dtype == LLM_INT8 ? "int8, with an fp16 scale for every 64" : "fp16");
-    printf("%-18s%.0f", "parameters", w.total);
-    printf(h->n_experts ? ", %.0f of them for each token\n" : "\n", w.active);
-    printf("%-18s%u layers, width %u, feed-forward %u", "shape", h->n_layers, h->dim, h->ffn_dim);
-    printf(h->n_experts ? " in %u experts, %u for each token\n" : "\n", h->n_experts, h->n_active);
-    printf(
-        "%-18s%u heads of %u, %u for keys and values\n", "attention", h->n_heads, h->head_dim, h->n_kv_heads);
-    printf("%-18s%s%s%s\n", "variant",
-        h->flags & LLM_TIED ? "output tied to the embedding" : "output of its own",
-        h->flags & LLM_QKV_BIAS ? ", bias on q, k and v" : "",
-        h->flags & LLM_QK_NORM ? ", norm on q and k" : "");
+    uint64_t other_size = llm_file_size(&other, r->err, sizeof r->err);
+    printf("%-18s%s; %" PRIu64 " bytes (%s) as %s\n", "weights",
+        h->dtype == LLM_INT8 ? "int8, with an fp16 scale for every 64" : "fp16", other_size,
+        size_text((double)other_size), h->dtype == LLM_INT8 ? "fp16" : "int8");
+    printf("%-18s%" PRIu64, "parameters", n.parameters);
+    printf(h->n_experts ? ", %" PRIu64 " of them for each token\n" : "\n", n.active);
+    print_shape(r);
+    print_variant(h);
     printf("%-18s%u\n", "vocabulary", h->vocab_size);
     if (!llm_section(r->model, LLM_TOKENIZER, &size)) {
         printf("%-18snone in this file\n", "tokenizer");
@@ -974,12 +1168,15 @@ static int run_info(run *r) {
     int template = llm_section(r->model, LLM_CHAT_TEMPLATE, &size) != NULL;
     printf("%-18s%s\n", "chat", chats ? "yes" : template ? "only from Python" : "no");
     print_section(r, LLM_CHAT_WHY, "");
+    double weights = (double)n.read, kv = (double)n.kv * context;
     printf("%-18s%u\n", "context", h->context);
-    printf("%-18s%s a position, %s at a context of %.0f\n", "keys and values", size_text(kv),
-        size_text(kv * context), context);
-    printf("%-18s%s with those\n", "memory", size_text((double)h->file_size + kv * context));
+    printf("%-18s%" PRIu64 " bytes a token, %s at a context of %.0f\n", "keys and values", n.kv,
+        size_text(kv), context);
+    printf("%-18s%s with those\n", "memory", size_text((double)h->file_size + kv));
+    printf("%-18s%s of weights a token, %s with those\n", "decode reads", size_text(weights),
+        size_text(weights + kv));
     printf("%-18s%s, %u threads\n", "runs with", llm_session_isa(r->session), r->threads);
-    return OK;
+    return r->o->speed ? print_speed(r, weights, kv) : OK;
 }
 
 /* ---------------------------------------------------------------------------------------------------------
@@ -1078,20 +1275,6 @@ static int run_perplexity(run *r) {
 /* ---------------------------------------------------------------------------------------------------------
  * bench */
 
-/* Bytes a second that `threads` threads read from n words of memory. */
-static double read_speed(const uint64_t *words, size_t n, uint32_t threads) {
-    static volatile uint64_t sink; /* so that the sum is not optimised away */
-    uint64_t sum = 0;
-    double start = seconds();
-#pragma omp parallel for reduction(+ : sum) num_threads(threads) schedule(static)
-    for (size_t i = 0; i < n; i++)
-        sum += words[i];
-    sink = sum;
-    (void)sink;
-    (void)threads; /* in a build without OpenMP */
-    return (double)n * sizeof *words / (seconds() - start);
-}
-
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
@@ -1105,11 +1288,13 @@ static double median(double *x, size_t n) {
 static int run_bench(run *r) {
     size_t n_prompt = r->o->prompt_tokens, n_made = r->o->max_tokens ? r->o->max_tokens : 64,
            repeat = r->o->repeat;
-    weights w;
-    if (open_session(r, (uint32_t)(n_prompt + n_made)) != OK || count_weights(r, &w) != OK)
+    llm_counts n;
+    if (llm_count(r->h, &n, r->err, sizeof r->err))
+        return engine_failed(r);
+    if (open_session(r, (uint32_t)(n_prompt + n_made)) != OK)
         return FAILED;
     size_t n_words =
-        (size_t)fmin(fmax(w.bytes, 0x1p28), 0x1p30) / sizeof(uint64_t); /* more than caches hold */
+        (size_t)fmin(fmax((double)n.read, 0x1p28), 0x1p30) / sizeof(uint64_t); /* more than caches hold */
     uint64_t *words = take(r, n_words, sizeof *words);
     uint32_t *tokens = take(r, n_prompt + n_made, sizeof *tokens);
     double *prefill = take(r, repeat, sizeof *prefill), *decode = take(r, repeat, sizeof *decode),
@@ -1131,7 +1316,7 @@ static int run_bench(run *r) {
                 return FAILED;
         prefill[at] = (double)n_prompt / (prompted - start);
         decode[at] = (double)n_made / (seconds() - prompted);
-        read[at] = read_speed(words, n_words, r->threads);
+        read[at] = read_speed(r, words, n_words);
     }
     double decoded = median(decode, repeat), speed = median(read, repeat);
     print_section(r, LLM_NAME, "model");
@@ -1139,10 +1324,10 @@ static int run_bench(run *r) {
         repeat);
     printf("%-18s%.1f tokens/s (%zu tokens)\n", "prefill", median(prefill, repeat), n_prompt);
     printf("%-18s%.1f tokens/s (%zu tokens after those)\n", "decode", decoded, n_made);
-    printf("%-18s%s of weights a token\n", "decode reads", size_text(w.bytes));
+    printf("%-18s%s of weights a token\n", "decode reads", size_text((double)n.read));
     printf(
         "%-18s%.2f GB/s (%s)\n", "read bandwidth", speed / 1e9, size_text((double)(n_words * sizeof *words)));
-    printf("%-18s%.0f %% of that\n", "decode reaches", 100 * w.bytes * decoded / speed);
+    printf("%-18s%.0f %% of that\n", "decode reaches", 100 * (double)n.read * decoded / speed);
     return OK;
 }
 

@@ -1,6 +1,7 @@
 """Language models from one flat file: see LLM."""
 
 from pyllm.binding import LLMError, __version__
+from pyllm.chat import Reasoning
 from pyllm.chat_template import TemplateError
 from pyllm.engine import LLM, Score
 from pyllm.sampling import Completion, Logprob, SamplingParams
@@ -11,6 +12,7 @@ __all__ = [
     "Completion",
     "LLMError",
     "Logprob",
+    "Reasoning",
     "SamplingParams",
     "Score",
     "Session",

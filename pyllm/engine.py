@@ -16,13 +16,13 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, get_args, overload
 
 import numpy as np
 
 from pyllm._llm import ffi, lib
 from pyllm.binding import CHUNK, Cache, Decoder, LLMError, Model, call, integer, shared_prefix, token_ids
-from pyllm.chat import Message, is_batch, render_conversation
+from pyllm.chat import Message, Parting, Show, ends_inside, is_batch, marks_of, render_conversation
 from pyllm.sampling import Completion, Continuation, SamplingParams, params_for
 from pyllm.session import Session
 
@@ -316,26 +316,46 @@ class LLM:
         tools: list[dict] | None = None,
         documents: list[dict] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        reasoning: Show = "show",
         **overrides: Any,
     ) -> Any:
         """The reply to a conversation [{"role": "user", "content": "Hi"}, ...], a Completion; or to each of a
         list of conversations, as one batch.
 
-        params, overrides      as for generate()
-        tools, documents       passed to the template: JSON schemas, {"title": ..., "text": ...}
-        add_generation_prompt  whether the prompt ends with the beginning of the assistant's reply
-        template_kwargs        further variables of the template, such as {"enable_thinking": False}
+        params, overrides       as for generate()
+        tools, documents        passed to the template: JSON schemas, {"title": ..., "text": ...}
+        add_generation_prompt   whether the prompt ends with the beginning of the assistant's reply
+        continue_final_message  whether the last message is to be continued, with add_generation_prompt=False
+        template_kwargs         further variables of the template, such as {"enable_thinking": False}
+        reasoning               what becomes of the reasoning that a thinking model's reply begins with, up to
+                                </think> (or [/THINK]): "show": it stays in the text, as it was generated;
+                                "hide": it is left out; "apart": the Completion has it as reasoning_content
 
         The prompt is render_chat()'s text with its control tokens recognised and no BOS added, as
-        transformers' apply_chat_template does it. Raises LLMError when the model has no template,
-        TemplateError (a ValueError) when the template refuses the messages, ImportError without jinja2."""
+        transformers' apply_chat_template does it. The marks around the reasoning are in the text that is
+        shown even if they are control tokens. A reply that was taken apart goes into the next turn as
+        {"role": "assistant", "content": reply.text, "reasoning_content": reply.reasoning_content}.
+
+        Raises LLMError when the model has no template, TemplateError (a ValueError) when the template refuses
+        the messages, TypeError for tools that are no schemas, ImportError without jinja2."""
         batch = is_batch(messages)
-        rest = (tools, documents, add_generation_prompt, template_kwargs)
-        prompts = [
-            self._chat_ids(conversation, *rest) for conversation in (messages if batch else [messages])
-        ]
-        replies = self._complete(prompts, params, overrides)
+        options = dict(
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
+        )
+        jobs, partings = self._chats(messages if batch else [messages], params, overrides, reasoning, options)
+        for _ in self._run(jobs):
+            pass
+        replies = [job.completion() for job in jobs]
+        if reasoning != "show":
+            for i, parting in enumerate(partings):
+                parting.feed(replies[i].text, last=True)
+                replies[i] = parting.parted(replies[i], reasoning)
         return replies if batch else replies[0]
 
     def stream_chat(
@@ -346,12 +366,41 @@ class LLM:
         tools: list[dict] | None = None,
         documents: list[dict] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        reasoning: Show = "show",
         **overrides: Any,
     ) -> Generator[str, None, Completion]:
-        """The reply of chat() to one conversation, piece by piece as stream() gives it."""
-        prompt = self._chat_ids(messages, tools, documents, add_generation_prompt, template_kwargs)
-        return self._stream(self._prepare([prompt], params, overrides)[0])
+        """The reply of chat() to one conversation, piece by piece as stream() gives it. With "apart" the
+        pieces of the reasoning are of the class Reasoning, a str."""
+        options = dict(
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
+        )
+        (job,), (parting,) = self._chats([messages], params, overrides, reasoning, options)
+        pieces = self._stream(job)
+        return pieces if reasoning == "show" else parting.run(pieces, reasoning)
+
+    def _chats(
+        self, chats: Any, params: Any, overrides: dict, reasoning: Show, options: dict
+    ) -> tuple[list[Continuation], list[Parting]]:
+        """Checks everything, and computes nothing yet."""
+        if reasoning not in get_args(Show):
+            raise ValueError(f"reasoning must be one of {', '.join(get_args(Show))}, not {reasoning!r}")
+        texts = [self.render_chat(messages, **options) for messages in chats]
+        marks = marks_of(self.chat_template or "", partial(self.encode, bos=False))
+        tokens = [self.encode(mark, bos=False) for mark in marks]
+        jobs = self._prepare([self.encode(text, bos=False) for text in texts], params, overrides)
+        for job in jobs:  # a mark can be a control token
+            job.visible = frozenset(ids[0] for ids in tokens if len(ids) == 1)
+        continued = options["continue_final_message"]
+        return jobs, [
+            Parting(marks, ends_inside(text, marks, messages, continued))
+            for text, messages in zip(texts, chats, strict=True)
+        ]
 
     def render_chat(
         self,
@@ -360,30 +409,23 @@ class LLM:
         tools: list[dict] | None = None,
         documents: list[dict] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The text that the model's template makes of a conversation. Arguments and errors as for chat()."""
         if (template := self.chat_template) is None:
             raise LLMError(f"{self.path}: the model has no chat template; generate() continues texts")
-        names = {"bos_token": self.bos_token, "eos_token": self.eos_token}
+        tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token}
         return render_conversation(
             template,
             messages,
-            {
-                name: "" if token is None else self.decode([token], special=True)
-                for name, token in names.items()
-            }
+            {name: self.decode([token], special=True) for name, token in tokens.items() if token is not None}
             | dict(template_kwargs or {}),
             tools=tools,
             documents=documents,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
         )
-
-    def _chat_ids(self, messages: Any, tools: Any, documents: Any, begin: bool, extra: Any) -> list[int]:
-        text = self.render_chat(
-            messages, tools=tools, documents=documents, add_generation_prompt=begin, template_kwargs=extra
-        )
-        return self.encode(text, bos=False)
 
     # ------------------------------------------------------------------------------------------------------
     # Looking inside

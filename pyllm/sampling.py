@@ -148,6 +148,8 @@ class Completion:
     stop           the stop token's id or the stop text; None with "length"
     prompt_tokens  the number of the prompt's tokens
     seed           what to pass as `seed` to get the same again
+
+    reasoning_content  what a chat's reply reasoned before its text; None: nothing, or not asked to be apart
     """
 
     text: str
@@ -157,17 +159,28 @@ class Completion:
     stop: int | str | None
     prompt_tokens: int
     seed: int
+    reasoning_content: str | None = None
 
     def __str__(self) -> str:
         return self.text
 
 
+def unfinished(text: str, words: Sequence[str]) -> int:
+    """Where an end of the text begins that may become one of words; len(text) if none does."""
+    first = max(0, len(text) - max(map(len, words), default=0) + 1)
+    starts = (i for i in range(first, len(text)) if any(word.startswith(text[i:]) for word in words))
+    return next(starts, len(text))
+
+
 class Continuation:
     """A prompt on its way to a Completion: give it logits until `finished`.
 
-    prompt  ids (n,), n >= 1
-    todo    ids that the engine has yet to see before the next logits
+    prompt   ids (n,), n >= 1
+    todo     ids that the engine has yet to see before the next logits
+    visible  control tokens that have a text nevertheless
     """
+
+    visible: frozenset[int] = frozenset()
 
     def __init__(self, model: Model, prompt: list[int], params: SamplingParams, context: int) -> None:
         room = context - len(prompt) + 1  # the last token made need not be run
@@ -205,7 +218,7 @@ class Continuation:
             self.logprobs.append(self._logprob(logits, token))
         self.tokens.append(token)
         self.todo = [token]
-        self._add(self.decoder.feed(self.todo))
+        self._add(self.decoder.feed(self.todo, special=token in self.visible))
         if self.stop is not None:
             self._finish("stop", self.stop)
         elif len(self.tokens) >= self.limit:
@@ -232,14 +245,8 @@ class Continuation:
         )
         if found:
             at, self.stop = found[0], stops[found[1]]
-        elif last or not stops:
-            at = len(self.held)
         else:
-            first = max(0, len(self.held) - max(map(len, stops)) + 1)
-            starts = (
-                i for i in range(first, len(self.held)) if any(s.startswith(self.held[i:]) for s in stops)
-            )
-            at = next(starts, len(self.held))
+            at = len(self.held) if last else unfinished(self.held, stops)
         self.parts.append(self.held[:at])
         self.held = "" if found else self.held[at:]
 

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("jinja2")
 
-from pyllm.tools.chat_parts import assemble, derive  # noqa: E402
+from pyllm.tools.chat_parts import LATER, assemble, derive  # noqa: E402
 
 from pyllm.chat_template import TemplateError, render  # noqa: E402
 
@@ -344,7 +344,7 @@ def test_render_reports_what_the_template_says():
                 f"{IM}user\n",
                 f"<|im_end|>\n{IM}assistant\n",
                 f"<|im_end|>\n{IM}user\n",
-                "",
+                "think lines",
             ],
         ),
         ("Mistral", ["", "", "<s>[INST] ", " [/INST]", "</s>[INST] ", ""]),
@@ -363,7 +363,7 @@ def test_render_reports_what_the_template_says():
             "Llama 2",
             ["<s>[INST] <<SYS>>\n", "\n<</SYS>>\n\n", "<s>[INST] ", " [/INST]", " </s><s>[INST] ", "trim"],
         ),
-        ("Mistral, system last", ["", "", "<s>[INST] ", "[/INST]", "</s>[INST] ", ""]),
+        ("Mistral, system last", ["", "\n\n", "<s>[INST] ", "[/INST]", "</s>[INST] ", "last"]),
     ],
 )
 def test_parts_of_known_templates(name, parts):
@@ -383,14 +383,16 @@ def test_parts_make_the_templates_own_text(name):
         lead = (
             " " if name in ("Llama 2", "Mistral, system last") else ""
         )  # the space that these models write themselves
-        assert assemble(parts, system, contents[::2], contents[1::2], lead) == render(
-            ALL[name], messages, **TOKENS
+        assert assemble(parts, system, contents[::2], contents[1::2], lead, LATER) == render(
+            ALL[name], messages, strftime_now=LATER.strftime, **TOKENS
         )
 
 
-def test_parts_are_refused_for_a_template_with_the_date():
+def test_parts_have_the_pattern_where_the_template_has_the_date():
     parts, why = derive(LLAMA32, TOKENS)
-    assert parts is None and "date" in why
+    assert parts[0] == parts[2].split("<|eot_id|>")[0] and not why
+    assert "\nToday Date: \1%d %b %Y\1\n" in parts[0]
+    assert "\nToday Date: 30 Nov 2022\n" in assemble(parts, None, ["Hi"], [], now=LATER)
 
 
 def test_parts_are_missing_without_jinja2(monkeypatch):
@@ -404,10 +406,51 @@ def test_parts_are_missing_without_jinja2(monkeypatch):
 def test_parts_without_a_system_message_where_the_template_has_none():
     parts, remark = derive(GEMMA, TOKENS)
     assert parts[:2] == ["", ""] and "no place for a system message" in remark
-    parts, remark = derive(MISTRAL_LAST, TOKENS)  # it has one, but before the last user message
-    assert parts[:2] == ["", ""] and "simply at the start" in remark
+    every = CHATML.replace(
+        "{% for", "{% for m in messages if m.role == 'system' %}!{{ m.content }}{% endfor %}{% for"
+    )
+    parts, remark = derive(every, TOKENS)  # it writes the system message twice
+    assert parts[:2] == ["", ""] and "simply at the start or before the last user message" in remark
 
 
+def test_parts_take_the_reasoning_out_of_earlier_replies_as_the_template_does():
+    users, reply = ["a", "b"], "<think>\nHm.\n</think>\n\nYes"
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": reply},
+        {"role": "user", "content": "b"},
+    ]
+    for change, words, kept in (
+        ("", "", reply),
+        (".split('</think>')[-1]", "think", "\n\nYes"),
+        (".split('</think>')[-1].lstrip('\n')", "trim think lines", "Yes"),
+        (".strip('\n').split('</think>')[0]", None, None),
+    ):
+        template = PLAIN.replace("{{ m.content }}\n", f"{{{{ m.content{change} }}}}\n")
+        parts, remark = derive(template, TOKENS)
+        if words is None:
+            assert (
+                parts[5] == "trim"
+                and "the chat template changes earlier replies that have reasoning" in remark
+            )
+            continue
+        assert parts[5] == words and "replies" not in remark
+        assert assemble(parts, None, users, [reply]) == f"[a]{kept}\n[b]" == render(template, talk)
+
+
+def test_parts_come_with_a_remark_on_words_that_change_the_template():
+    remark = derive(PLAIN + "{% if '/quiet' in messages[-1].content %}!{% endif %}", TOKENS)[1]
+    assert remark == "the chat template treats messages with /quiet in its own way"
+
+
+def test_parts_begin_a_reply_where_the_template_begins_its_reasoning():
+    parts, why = derive(THINKING, TOKENS)
+    assert (
+        parts[3:] == [f"<|im_end|>\n{IM}assistant\n", f"<|im_end|>\n{IM}user\n", "", "<think>\n"] and not why
+    )
+
+
+THINKING = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
 PLAIN = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
 
 
@@ -423,9 +466,11 @@ PLAIN = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% els
         (PLAIN.replace("m.content", "m.content | replace('  ', ' ')"), "changes messages"),
         (PLAIN.replace("]", "]{{ loop.index if loop.index > 3 }}"), "depends on more"),
         ("{{ messages | length }}" + PLAIN, "depends on more"),
-        (CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}"), "differently"),
+        (THINKING.replace("message['content']", "'*' + message['content']"), "differently"),
         (PLAIN.replace("]", "\0]"), "NUL"),
-        (PLAIN.replace("]", "{{ strftime_now('%d') }}]"), "date"),
+        (PLAIN.replace("]", "{{ strftime_now('%d') | int + 1 }}]"), "computes with the current date"),
+        (PLAIN.replace("]", "{{ strftime_now('%d') | upper }}]"), "computes with the current date"),
+        (PLAIN.replace("]", "{{ strftime_now('%c') }}]"), "asks for the date as '%c'"),
     ],
 )
 def test_parts_are_refused_with_a_reason(template, reason):

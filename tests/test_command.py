@@ -11,13 +11,27 @@ import stat
 import struct
 import subprocess
 import threading
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from common import BOS, COMMAND, IM_END, NONE, SPECIAL, byte_tokenizer
 from pyllm._llm import ffi, lib
-from reference import INT8, log_softmax, make_model
+from reference import (
+    FP16,
+    GELU,
+    INT8,
+    POST_NORM,
+    QK_NORM,
+    QKV_BIAS,
+    ROUTER_BIAS,
+    ROUTER_SIGMOID,
+    SHARED_GATE,
+    TIED,
+    log_softmax,
+    make_model,
+)
 
 # PYLLM_BINARY is a script that runs the build for another processor in an emulator: the program is not beside
 # itself then, and its float32 sums have another order than those of the bindings.
@@ -46,12 +60,14 @@ OPTIONS = {
     "--seed": "generate chat",
     "--stop": "generate chat",
     "--system": "chat",
+    "--hide-thinking": "chat",
     "--context": "generate chat next info perplexity",
     "--stride": "perplexity",
     "--no-special": "generate next tokenize perplexity",
     "--no-bos": "generate next tokenize perplexity",
     "--no-echo": "generate",
     "--ids": "tokenize",
+    "--speed": "info",
     "--prompt-tokens": "bench",
     "--repeat": "bench",
     "--threads": "generate chat next info perplexity bench",
@@ -671,7 +687,7 @@ def test_info_agrees_with_the_header(run, tiny):
         lines["about"] == "family: test\nlicence: \\x1b[31mnone"
     )  # nothing in a file reaches the terminal raw
     assert lines["file"].startswith(f"{os.path.getsize(tiny)} bytes (")
-    assert lines["weights"].startswith("int8")
+    assert lines["weights"].startswith("int8, with an fp16 scale for every 64; ")
     per_layer = 2 * h.dim + (4 + 2 * 2) * 16 * h.dim + h.dim * 64 + 3 * h.dim * h.ffn_dim
     assert lines["parameters"] == str(2 * h.vocab_size * h.dim + h.dim + h.n_layers * per_layer)
     assert lines["shape"] == "2 layers, width 64, feed-forward 128"
@@ -679,7 +695,8 @@ def test_info_agrees_with_the_header(run, tiny):
     assert lines["vocabulary"] == "259" and lines["context"] == "128"
     assert lines["BOS"] == '256 "<s>"' and lines["EOS"] == lines["ends a text"] == '258 "<|im_end|>"'
     assert lines["chat"] == "yes"
-    assert lines["keys and values"] == "256 bytes a position, 32.0 KiB at a context of 128"
+    assert lines["variant"] == "output of its own"
+    assert lines["keys and values"] == "256 bytes a token, 32.0 KiB at a context of 128"
     assert info(run, "-m", tiny, "--context", "4096")["keys and values"].endswith(
         "1.0 MiB at a context of 4096"
     )
@@ -694,6 +711,52 @@ def test_info_counts_experts(run, tmp_path):
     every = 2 * 96 * 64 + 64 + 3 * (2 * 64 + 8 * 16 * 64 + 64 * 64 + 8 * 64)
     assert lines["parameters"] == f"{every + 3 * 8 * expert}, {every + 3 * 2 * expert} of them for each token"
     assert lines["shape"] == "3 layers, width 64, feed-forward 128 in 8 experts, 2 for each token"
+
+
+def test_info_names_the_size_in_the_other_precision(run, tmp_path):
+    """Of the same model and texts, to the byte."""
+    files = {}
+    for name, dtype in (("fp16", FP16), ("int8", INT8)):
+        files[name] = tmp_path / name
+        files[name].write_bytes(make_model(dtype=dtype, dim=100, sections={lib.LLM_NAME: b"x"}))
+    for name, other in (("fp16", "int8"), ("int8", "fp16")):
+        weights = info(run, "-m", str(files[name]))["weights"]
+        assert weights.startswith(name) and weights.endswith(f" as {other}")
+        assert f"; {files[other].stat().st_size} bytes (" in weights
+
+
+def test_info_names_what_a_model_computes_otherwise(run, tmp_path):
+    path = tmp_path / "gemma.llm"
+    flags = TIED | QKV_BIAS | QK_NORM | POST_NORM | GELU
+    numbers = dict(attn_cap=50.0, logit_cap=30.0, embed_scale=8.0)
+    path.write_bytes(make_model(flags=flags, n_layers=4, windows=[0, 32], **numbers))
+    lines = info(run, "-m", str(path))
+    assert lines["variant"] == (
+        "output tied to the embedding, bias on q, k and v, norm on q and k, norm after a block, GELU, "
+        "scores up to 50, logits up to 30, embedding times 8"
+    )
+    assert lines["attention"] == "4 heads of 16, 2 for keys and values, in 2 layers over 32 positions at most"
+    flags = ROUTER_SIGMOID | ROUTER_BIAS | SHARED_GATE
+    path.write_bytes(make_model(flags=flags, n_experts=4, n_active=2, shared_dim=72, expert_scale=2.5))
+    lines = info(run, "-m", str(path))
+    assert lines["variant"] == (
+        "output of its own, experts by sigmoid, bias on their choice, gate on the shared expert, "
+        "experts times 2.5"
+    )
+    assert lines["shape"].endswith("feed-forward 128 in 4 experts, 2 for each token and a shared one of 72")
+
+
+def test_info_measures_speed_when_asked_to(run, tiny):
+    """Bandwidth / bytes for a token, rounded as they are printed."""
+    lines = info(run, "-m", tiny, "--speed", "--threads", "1")
+    assert "decode" not in info(run, "-m", tiny)
+    bandwidth = float(lines["read bandwidth"].removesuffix(" GB/s")) * 1e9
+    assert float(lines["memory"].split()[0]) == pytest.approx(os.path.getsize(tiny) / 1024 + 32, abs=0.1)
+    first, last = (float(x) * 1024 for x in re.findall(r"([\d.]+) KiB", lines["decode reads"]))
+    assert last - first == pytest.approx(32 << 10, abs=110)
+    rates = re.fullmatch(r"at most ([\d.]+) tokens/s, ([\d.]+) at the end of that context", lines["decode"])
+    assert float(rates[1]) == pytest.approx(bandwidth / first, rel=0.01)
+    assert float(rates[2]) == pytest.approx(bandwidth / last, rel=0.01)
 
 
 def test_info_says_why_a_model_cannot_chat(run, tmp_path):
@@ -911,6 +974,23 @@ def test_chat_trims_where_the_template_does(run, tmp_path):
     assert out == expected_chat(str(path), CHATML, None, ["Hello"])
 
 
+@pytest.mark.parametrize(
+    ("pattern", "date"),
+    [
+        ("|%d %b %Y| and |%-d/%m|", lambda now: f"{now:%d %b %Y} and {now.day}/{now:%m}"),
+        ("|no date||100 %%|||", lambda now: "no date100 %"),
+        ("|%Q||%||%-||%99d||" + "%d" * 40 + "|", lambda now: ""),  # such as no converter writes
+        ("a |%d", lambda now: "a \1%d"),
+    ],
+)
+def test_chat_writes_the_date_where_the_parts_have_its_pattern(run, tmp_path, pattern, date):
+    path, start = tmp_path / "dated.llm", pattern.replace("|", "\1") + CHATML[2]
+    path.write_bytes(tiny_model([*CHATML[:2], start, *CHATML[3:]], context=1024))
+    out, _ = run("chat", "-m", str(path), "-t", "0", "-n", "6", input=b"Hello\nAnd then?")
+    parts = [*CHATML[:2], date(datetime.now()) + CHATML[2], *CHATML[3:]]
+    assert out == expected_chat(str(path), parts, None, ["Hello", "And then?"])
+
+
 def test_chat_system_needs_a_template_with_one(run, tmp_path):
     path = tmp_path / "nosystem.llm"
     path.write_bytes(tiny_model(["", "", *CHATML[2:]]))
@@ -919,7 +999,7 @@ def test_chat_system_needs_a_template_with_one(run, tmp_path):
     assert run("chat", "-m", str(path), input=b"Hello\n", rc=0)[0]
 
 
-@pytest.mark.parametrize("broken", [b"", b"\0", b"a\0b\0c\0d\0e\0", b"no end"])
+@pytest.mark.parametrize("broken", [b"", b"\0", b"a\0b\0c\0d\0e\0", b"no end", b"a\0b\0c\0d\0e\0\0no end"])
 def test_chat_rejects_a_broken_template(run, tmp_path, broken):
     path = tmp_path / "broken.llm"
     path.write_bytes(tiny_model(None, {lib.LLM_CHAT_PARTS: broken}))

@@ -3,23 +3,32 @@ without Jinja.
 
 Some templates (Llama 2, Mistral) put a space before replies already given which is not in the text to be
 continued: the model writes that space itself. A reply between the pieces is therefore the text as the model
-wrote it.
+wrote it; templates of thinking models take the reasoning out of it, and so does the user of the pieces.
 
 The pieces are found by rendering conversations of marked messages, then checked: many conversations are
 rendered by the template and put together from the pieces, and every text must be the same. A template that
-fails is not guessed at: it has no pieces, and a reason."""
+fails is not guessed at: it has no pieces, and a reason. Only what a template does by itself is looked at: no
+tools, no documents, no variables of its own."""
 
 from __future__ import annotations
 
-import datetime
 import itertools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
 
 from pyllm import chat_template
+from pyllm.chat import MARKS
 from pyllm.chat_template import TemplateError
 
 # Words that no template's own text has, nor anything that a template would transform
 SYSTEM, USER, REPLY = "\u2983sys\u2984", "\u2983usr{}\u2984", "\u2983rep{}\u2984"
+
+# A pattern of strftime in a part stands between two of these. The patterns are such as every C library knows.
+DATE = "\1"
+PATTERN = re.compile(r"([ -$&-~]|%-?[aAbBdeHIjmMpSuyY%]){0,30}")
+NOW, LATER = datetime(2001, 2, 3, 4, 5, 6), datetime(2022, 11, 30, 19, 42, 59)  # all of it differs
 
 # Messages for the check: plain, with line breaks and markup inside, with characters that an escaping filter
 # would change
@@ -32,6 +41,17 @@ TEXTS = (
     "\tTabbed  ",
     "  spaces around \n\n",
     "1",
+    "\n\nAfter a gap",
+)
+
+# Replies with reasoning, which the prompt may have begun, and which may be cut
+BEGIN, END = MARKS[0]
+THOUGHTS = (
+    f"{BEGIN}\nHm.\n{END}\n\nYes.",
+    f"{BEGIN}{END}No",
+    f"Hm, {BEGIN}\n{END} \n Both",
+    f"{BEGIN}\nHm",
+    f"One{END}Two{END}\nThree\n",
 )
 
 
@@ -39,85 +59,159 @@ class Irreducible(Exception):
     """The template does not consist of such pieces; why."""
 
 
-def derive(template: str, special_tokens: Mapping[str, str]) -> tuple[list[str] | None, str]:
-    """The six strings of LLM_CHAT_PARTS (llm.h) and "" or a remark; or None and the reason.
+class Talk(NamedTuple):
+    """A conversation that waits for a reply: there is one more of users than of replies."""
 
-    A template without a system message, or with one that is not simply placed at the start, gets parts 0 and
-    1 empty: no system message is possible then. Part 5 is "trim" when conversations agree only if all
-    messages are stripped of white space at both ends first, which the user of the parts then must do."""
+    system: str | None
+    users: tuple[str, ...]
+    replies: tuple[str, ...]
+
+    def messages(self) -> list[dict]:
+        """As a template takes them."""
+        found = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for user, reply in itertools.zip_longest(self.users, self.replies):
+            found.append({"role": "user", "content": user})
+            if reply is not None:
+                found.append({"role": "assistant", "content": reply})
+        return found
+
+    def stripped(self) -> Talk:
+        """Without white space around the messages."""
+        system = None if self.system is None else self.system.strip()
+        return Talk(system, *(tuple(text.strip() for text in texts) for texts in self[1:]))
+
+
+def derive(template: str, special_tokens: Mapping[str, str]) -> tuple[list[str] | None, str]:
+    """The six or seven strings of LLM_CHAT_PARTS (llm.h) and "" or a remark; or None and the reason."""
     try:
-        return reduce(template, special_tokens)
+        return Reduction(template, special_tokens).parts()
     except (Irreducible, TemplateError, TypeError) as error:
         return None, " ".join(str(error).split())
     except ImportError:
         return None, "jinja2 was not installed when the model was converted"
 
 
-def reduce(template: str, special_tokens: Mapping[str, str]) -> tuple[list[str], str]:
-    """derive, with an exception for a template that cannot be reduced."""
+class Reduction:
+    """derive for one template, with exceptions when it cannot be reduced."""
 
-    def render(messages: list[dict], day: int = 1) -> str:
+    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
+        self.template, self.special_tokens = template, special_tokens
+        self.dated = False  # the template has asked for the date
+        self.lead = ""  # the white space that the model puts before a reply
+        self.texts: dict[tuple[Talk, datetime | None], str] = {}  # rendered already
+
+    def parts(self) -> tuple[list[str], str]:
+        """What derive returns."""
+        users, replies = (USER.format(0), USER.format(1)), (REPLY.format(0),)
+        talk = Talk(None, users, replies)
+        before, middle, between, end = split(self.render(talk), [users[0], replies[0], users[1]])
+        after = min(middle, end, key=len)
+        self.lead = middle[len(after) :]
+        if not middle.startswith(after) or not end.startswith(after) or self.lead.strip():
+            raise Irreducible(
+                "the chat template begins the reply to be generated differently from earlier replies"
+            )
+        parts = ["", "", before, after, between, "", end[len(after) :]]
+        for now in (NOW, LATER):
+            if self.dated and self.render(talk, now) != assemble(parts, *talk, self.lead, now):
+                raise Irreducible("the chat template computes with the current date")
+        choices, remark = self.choices(parts)
+        for words in choices:
+            if system := self.with_system(parts, words):
+                return check_text(system), "; ".join(filter(None, [remark, self.special_words(system)]))
+        parts[5] = choices[0]
+        remarks = [remark, "the chat template has no place for a system message", self.special_words(parts)]
+        if self.renders(Talk(SYSTEM, users, replies)):
+            remarks[1] += " that is simply at the start or before the last user message"
+        return check_text(parts), "; ".join(filter(None, remarks))
+
+    def choices(self, parts: list[str]) -> tuple[list[str], str]:
+        """What part 5 may be when there is no system message, the best first, and a remark."""
+        exact, near, why = [], [], ""
+        for trim in ("", "trim"):
+            if wrong := self.disagreement([*parts[:5], trim, parts[6]], conversations(TEXTS)):
+                why = why or wrong
+                continue
+            near.append(trim)
+            for words in (trim, f"{trim} think".strip(), f"{trim} think lines".strip()):
+                if not self.disagreement([*parts[:5], words, parts[6]], conversations(THOUGHTS)):
+                    exact.append(words)
+                    break
+        if not near:
+            raise Irreducible(why)
+        return exact or near, "" if exact else "the chat template changes earlier replies that have reasoning"
+
+    def with_system(self, parts: list[str], words: str) -> list[str] | None:
+        """The parts with those of the system message, at the start or before the last user message; None:
+        they do not make the template's text."""
+        user = USER.format(0)
+        try:
+            first, second, _ = split(self.render(Talk(SYSTEM, (user,), ())), [SYSTEM, user])
+            for place in ("", "last"):
+                lead = parts[2] if place else ""
+                found = [first.removeprefix(lead), second, *parts[2:5], f"{words} {place}".strip(), parts[6]]
+                if not any(found[:2]) or not first.startswith(lead):
+                    continue
+                if not self.disagreement(found, conversations(TEXTS, system=True)):
+                    return found
+        except (TemplateError, Irreducible):
+            pass
+        return None
+
+    def special_words(self, parts: list[str]) -> str:
+        """A remark if there are words which, in a message, change what the template does."""
+        found = []
+        for word in chat_template.constants(self.template):
+            system = f"Be {word} brief." if parts[0] or parts[1] else None
+            try:
+                wrong = self.disagreement(parts, [Talk(system, (f"Hi {word} there",), ())])
+            except TemplateError:
+                wrong = "refused"
+            if wrong:
+                found.append(word)
+        return f"the chat template treats messages with {' or '.join(found)} in its own way" if found else ""
+
+    def render(self, talk: Talk, now: datetime | None = None) -> str:
+        """The template's text at that time; None: with the patterns in place of the dates."""
+
         def strftime_now(pattern: str) -> str:
-            return datetime.datetime(2001, 2, day, 3, 4, 5).strftime(pattern)
+            self.dated = True
+            if not PATTERN.fullmatch(pattern):
+                raise Irreducible(f"the chat template asks for the date as {pattern!r}")
+            return now.strftime(pattern) if now else DATE + pattern + DATE
 
-        return chat_template.render(template, messages, strftime_now=strftime_now, **special_tokens)
+        if (talk, now) not in self.texts:
+            self.texts[talk, now] = chat_template.render(
+                self.template, talk.messages(), strftime_now=strftime_now, **self.special_tokens
+            )
+        return self.texts[talk, now]
 
-    users, replies = [USER.format(i) for i in range(3)], [REPLY.format(i) for i in range(2)]
-    talk = render(conversation(None, users[:2], replies[:1]))
-    if talk != render(conversation(None, users[:2], replies[:1]), day=28):
-        raise Irreducible("the chat template puts the current date into the text")
-    before, middle, between, end = split(talk, [users[0], replies[0], users[1]])
-    lead = middle.removeprefix(end)
-    if not middle.startswith(end) or lead.strip():
-        raise Irreducible(
-            "the chat template begins the reply to be generated differently from earlier replies"
-        )
-    parts = ["", "", before, end, between, ""]
-    plain = list(conversations(system=False))
-    why = disagreement(render, parts, plain, lead)
-    if why:
-        parts[5] = "trim"
-        why = disagreement(render, parts, plain, lead)
-    if why:
-        raise Irreducible(why)
+    def renders(self, talk: Talk) -> bool:
+        """Whether the template takes this conversation, and puts all of it into the text."""
+        try:
+            return all(text in self.render(talk, NOW) for text in (talk.system, *talk.users, *talk.replies))
+        except (TemplateError, Irreducible):
+            return False
 
-    remark = "the chat template has no place for a system message"
-    try:
-        text = render(conversation(SYSTEM, users[:1], []))
-        first, second, last = split(text, [SYSTEM, users[0]])
-        full = [first, second, *parts[2:]]
-        if text != render(conversation(SYSTEM, users[:1], []), day=28):
-            why = "it depends on the date"
-        elif not first and not second:
-            why = "nothing separates it from the user's message"
-        else:
-            why = disagreement(render, full, list(conversations(system=True)), lead)
-        if not why:
-            return check_text(full), ""
-        remark += f" that is simply at the start: {why}"
-    except (TemplateError, Irreducible):
-        pass
-    return check_text(parts), remark
+    def disagreement(self, parts: list[str], talks: Sequence[Talk]) -> str:
+        """Why the parts are not the template, "" if they are as far as the conversations show. With "trim"
+        the template is given stripped messages too: what it does with white space around a message is then
+        never seen."""
+        for talk in talks:
+            given = talk.stripped() if "trim" in parts[5].split() else talk
+            if self.render(given, NOW) != assemble(parts, *talk, self.lead, NOW):
+                turns = f"{len(talk.users)} turns" if talk.replies else "1 turn"
+                return f"the chat template changes messages, or depends on more than their order ({turns})"
+        return ""
 
 
-def conversation(system: str | None, users: list[str], replies: list[str]) -> list[dict]:
-    """Messages in order; the last is the user's."""
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    for user, reply in itertools.zip_longest(users, replies):
-        messages.append({"role": "user", "content": user})
-        if reply is not None:
-            messages.append({"role": "assistant", "content": reply})
-    return messages
-
-
-def conversations(system: bool) -> list[tuple[str | None, list[str], list[str]]]:
-    """Conversations of one to four turns, every text of TEXTS in every place."""
-    found = []
-    n = len(TEXTS)
-    for turns, shift in itertools.product((1, 2, 3, 4), range(n)):
-        users = [TEXTS[(shift + 3 * i) % n] for i in range(turns)]
-        replies = [TEXTS[(shift + 5 * i + 1) % n] for i in range(turns - 1)]
-        found.append((TEXTS[(shift + 2 * turns) % n] if system else None, users, replies))
+def conversations(replies: Sequence[str], system: bool = False) -> list[Talk]:
+    """Conversations of one to four turns, every text of TEXTS and of replies in every place."""
+    found, n, m = [], len(TEXTS), len(replies)
+    for turns, shift in itertools.product((1, 2, 3, 4), range(max(n, m))):
+        users = tuple(TEXTS[(shift + 3 * i) % n] for i in range(turns))
+        answers = tuple(replies[(shift + 5 * i + 1 + i // m) % m] for i in range(turns - 1))
+        found.append(Talk(TEXTS[(shift + 2 * turns) % n] if system else None, users, answers))
     return found
 
 
@@ -133,38 +227,39 @@ def split(text: str, marks: list[str]) -> list[str]:
 
 
 def assemble(
-    parts: list[str], system: str | None, users: list[str], replies: list[str], lead: str = ""
+    parts: Sequence[str],
+    system: str | None,
+    users: Sequence[str],
+    replies: Sequence[str],
+    lead: str = "",
+    now: datetime = NOW,
 ) -> str:
     """A conversation made from the parts; this is what llm.h describes. `lead` is the white space that the
     model puts before a reply."""
-    strip = str.strip if parts[5] == "trim" else str
-    text = parts[2] if system is None else parts[0] + strip(system) + parts[1]
-    for user, reply in itertools.zip_longest(users, replies):
-        text += strip(user) + parts[3] + ("" if reply is None else lead + strip(reply) + parts[4])
-    return text
-
-
-def disagreement(
-    render: Callable[[list[dict]], str],
-    parts: list[str],
-    talks: list[tuple[str | None, list[str], list[str]]],
-    lead: str,
-) -> str:
-    """Why the parts are not the template, "" if they are as far as the conversations show. With "trim" the
-    template is given stripped messages too: what it does with white space around a message is then never
-    seen."""
-    for system, users, replies in talks:
-        if parts[5] == "trim":
-            system = system.strip() if system is not None else None
-            users, replies = [u.strip() for u in users], [r.strip() for r in replies]
-        if render(conversation(system, users, replies)) != assemble(parts, system, users, replies, lead):
-            turns = f"{len(users)} turns" if len(users) > 1 else "1 turn"
-            return f"the chat template changes messages, or depends on more than their order ({turns})"
-    return ""
+    before_system, after_system, start, before, after, words, begin = (
+        re.sub(f"{DATE}([^{DATE}]*){DATE}", lambda match: now.strftime(match[1]), part)
+        for part in (*parts, *[""] * (7 - len(parts)))
+    )
+    strip = str.strip if "trim" in words.split() else str
+    place = len(users) - 1 if "last" in words.split() else 0
+    text = ""
+    for i, user in enumerate(users):
+        if i > 0:
+            reply = strip(replies[i - 1])
+            if "think" in words.split() and END in reply:
+                reply = reply.split(END)[-1].lstrip("\n" if "lines" in words.split() else "")
+            text += lead + reply + after
+        elif system is None or "last" in words.split():
+            text += start
+        if system is not None and i == place:
+            text += before_system + strip(system) + after_system
+        text += strip(user) + before
+    return text + begin
 
 
 def check_text(parts: list[str]) -> list[str]:
-    """NUL ends a part in the file, so no part can have one."""
+    """The parts as they are stored: NUL ends a part in the file, so none can have one; an empty seventh is
+    left out."""
     if any("\0" in part for part in parts):
         raise Irreducible("the chat template has a NUL character")
-    return parts
+    return parts if parts[6] else parts[:6]

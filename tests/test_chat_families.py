@@ -1,0 +1,634 @@
+"""The chat template of each family, in tests/data/templates: rendered and encoded as transformers does it,
+and the form that the command `pyllm chat` uses. What comes of the reasoning of thinking models.
+
+The templates are those of the models, but for some long texts of system messages, which are cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dates
+import enum
+import json
+import os
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from common import COMMAND
+
+pytest.importorskip("jinja2")
+tokenizers = pytest.importorskip("tokenizers")
+
+from pyllm.tools import convert, vocabulary  # noqa: E402
+from pyllm.tools.chat_parts import assemble, derive  # noqa: E402
+from reference import make_model  # noqa: E402
+
+import pyllm.chat_template  # noqa: E402
+from pyllm import LLM, Reasoning, TemplateError  # noqa: E402
+
+TEMPLATES = Path(__file__).parent / "data" / "templates"
+EMULATED = bool(os.environ.get("PYLLM_EMULATED"))  # its float32 sums have another order than the bindings'
+needs_command = pytest.mark.skipif(not COMMAND or EMULATED, reason="the command pyllm is not installed")
+
+CHATML = ["<|im_start|>", "<|im_end|>"]
+LLAMA3 = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>"]
+PHI = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+MISTRAL = [f"[{end}{name}]" for name in ("INST", "AVAILABLE_TOOLS", "TOOL_RESULTS") for end in ("", "/")]
+GEMMA = ["<start_of_turn>", "<end_of_turn>"]
+GRANITE = ["<|start_of_role|>", "<|end_of_role|>"]
+
+# Template: kind of tokenizer, BOS or None, EOS, special tokens, whether the tokenizer adds BOS
+FAMILIES = {
+    "llama2": ("spm", "<s>", "</s>", [], True),
+    "llama3": ("bytes", "<|begin_of_text|>", "<|eot_id|>", LLAMA3, True),
+    "llama31": ("bytes", "<|begin_of_text|>", "<|eot_id|>", LLAMA3, True),
+    "llama32": ("bytes", "<|begin_of_text|>", "<|eot_id|>", LLAMA3, True),
+    "mistral_v1": ("spm", "<s>", "</s>", [], True),
+    "mistral_v3": ("spm", "<s>", "</s>", [*MISTRAL, "[TOOL_CALLS]"], True),
+    "mistral_nemo": ("bytes", "<s>", "</s>", [*MISTRAL, "[TOOL_CALLS]"], True),
+    "magistral": ("bytes", "<s>", "</s>", [*MISTRAL, "[THINK]", "[/THINK]", "[SYSTEM_PROMPT]"], True),
+    "qwen2": ("bytes", None, "<|im_end|>", CHATML, False),
+    "qwen25": ("bytes", None, "<|im_end|>", CHATML, False),
+    "qwen3": ("bytes", None, "<|im_end|>", CHATML, False),
+    "qwq": ("bytes", None, "<|im_end|>", CHATML, False),
+    "smollm2": ("bytes", "<|im_start|>", "<|im_end|>", CHATML, False),
+    "smollm3": ("bytes", "<|im_start|>", "<|im_end|>", CHATML, False),
+    "zephyr": ("spm", "<s>", "</s>", [], True),
+    "yi": ("spm", "<|startoftext|>", "<|im_end|>", CHATML, False),
+    "deepseek_r1": (
+        "bytes",
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        ["<｜User｜>", "<｜Assistant｜>"],
+        True,
+    ),
+    "phi3": ("spm", "<s>", "<|endoftext|>", PHI, True),
+    "phi35": ("spm", "<s>", "<|endoftext|>", PHI, False),
+    "phi4_mini": ("bytes", "<|endoftext|>", "<|endoftext|>", PHI, False),
+    "gemma2": ("spm", "<bos>", "<eos>", GEMMA, True),
+    "gemma3": ("spm", "<bos>", "<eos>", GEMMA, True),
+    "olmo2": ("bytes", "<|endoftext|>", "<|endoftext|>", [], False),
+    "granite3": ("bytes", "<|end_of_text|>", "<|end_of_text|>", GRANITE, False),
+    "internlm2": ("spm", "<s>", "</s>", CHATML, True),
+    "minicpm": ("spm", "<s>", "</s>", ["<用户>", "<AI>"], True),
+}
+WRITE_BOS = [name for name in FAMILIES if "bos_token" in (TEMPLATES / f"{name}.jinja").read_text()]
+NOW = dates.datetime(2025, 3, 9, 21, 5, 7)
+
+
+def template_of(name: str) -> str:
+    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def tokenizer(
+    kind: str, bos: str | None, eos: str, specials: list[str], adds_bos: bool, plain: tuple[str, ...] = ()
+):
+    """A tokenizers.Tokenizer with few merges, over bytes as GPT-2 has them or, "spm", as sentencepiece."""
+    models, pre, processors = tokenizers.models, tokenizers.pre_tokenizers, tokenizers.processors
+    merges = [("t", "h"), ("th", "e"), ("e", "r"), ("i", "n"), ("o", "u")]
+    names = list(dict.fromkeys([bos or eos, eos, *specials]))
+    if kind == "bytes":
+        pieces, space = sorted(pre.ByteLevel.alphabet()), "Ġ"
+        core = tokenizers.Tokenizer(models.BPE({}, []))
+    else:
+        pieces, space = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127))], "▁"
+    merges += [(space, "t"), (space, "a"), (space, space)]
+    vocab = {piece: i for i, piece in enumerate([*names, *pieces, *("".join(pair) for pair in merges)])}
+    if kind == "bytes":
+        core = tokenizers.Tokenizer(models.BPE(vocab, merges))
+        core.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
+        core.decoder = tokenizers.decoders.ByteLevel()
+    else:
+        core = tokenizers.Tokenizer(
+            models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        )
+        steps = [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+        core.normalizer = tokenizers.normalizers.Sequence(steps[bos == "<bos>" :])  # Gemma prepends nothing
+        decode = tokenizers.decoders
+        core.decoder = decode.Sequence(
+            [decode.Replace("▁", " "), decode.ByteFallback(), decode.Fuse()]
+            + ([] if bos == "<bos>" else [decode.Strip(" ", 1, 0)])
+        )
+    core.add_special_tokens([tokenizers.AddedToken(name, normalized=False, special=True) for name in names])
+    core.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in plain])
+    if adds_bos:
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, vocab[bos])]
+        )
+    return core
+
+
+def save(folder: Path, core, template: str, bos: str | None, eos: str, **arguments) -> Path:
+    """A model of random weights with this tokenizer and template, as the converter writes them."""
+    folder.mkdir(exist_ok=True)
+    special = {"eos_token": eos} | ({"bos_token": bos} if bos else {})
+    core.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**special, "chat_template": template}))
+    sections = vocabulary.from_directory(folder)
+    sections |= convert.make_chat(SimpleNamespace(template=template, special_tokens=special), None, [])
+    path = folder / "model.llm"
+    path.write_bytes(make_model(7, vocab_size=core.get_vocab_size(), sections=sections, **arguments))
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """model(family) -> (an LLM, its tokenizers.Tokenizer)."""
+    folder = tmp_path_factory.mktemp("families")
+
+    @cache
+    def made(name: str) -> tuple[LLM, object]:
+        kind, bos, eos, specials, adds_bos = FAMILIES[name]
+        core = tokenizer(kind, bos, eos, specials, adds_bos)
+        path = save(folder / name, core, template_of(name), bos, eos, context=4096)
+        return LLM(path, threads=1), core
+
+    return made
+
+
+# ----------------------------------------------------------------------------------------------------------
+# As transformers
+
+
+def user(text: object) -> dict:
+    return {"role": "user", "content": text}
+
+
+def reply(text: object, **more: object) -> dict:
+    return {"role": "assistant", "content": text, **more}
+
+
+def system(text: str) -> dict:
+    return {"role": "system", "content": text}
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"città": {"type": "string", "enum": ["<Roma>", "São Paulo"]}, "n": {"type": "integer"}},
+    "required": ["città"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": 'Says "é" & more', "parameters": SCHEMA}}
+    for name in ("weather", "time")
+]
+ARGUMENTS = {"città": "<Roma>", "n": 1}
+CALL = {"type": "function", "id": "abcdefgh1", "function": {"name": "weather", "arguments": ARGUMENTS}}
+TEXT_CALL = {**CALL, "function": {"name": "weather", "arguments": json.dumps(ARGUMENTS)}}
+RESULT = {"role": "tool", "name": "weather", "tool_call_id": "abcdefgh1", "content": '{"sun": "<yes> é"}'}
+DOCUMENTS = [{"doc_id": i, "title": f"T{i}", "text": f"Text <{i}>\n é"} for i in range(2)]
+THOUGHT = "<think>\nHm, \n\n</think>\n\n\nYes"
+TALK = [user(" Hi <b>there</b> "), reply("Hello & welcome\n"), user("Bye é中😀")]
+
+CASES = {
+    "one turn": ([user("Hi")], {}),
+    "three turns": ([*TALK, reply("Yes"), user("No")], {}),
+    "without the beginning of a reply": (TALK, {"add_generation_prompt": False}),
+    "a reply is last": ([*TALK, reply("  Done ")], {"add_generation_prompt": False}),
+    "a system message": ([system("Be brief."), *TALK], {}),
+    "a system message with white space": ([system("\n Be\tbrief. \n"), *TALK], {}),
+    "an empty system message": ([system(""), *TALK], {}),
+    "only a system message": ([system("Be brief.")], {}),
+    "two system messages": ([system("One"), *TALK, system("Two"), user("Hm")], {}),
+    "empty messages": ([user(""), reply(""), user("")], {}),
+    "only white space": ([user(" \n\t "), reply("\n"), user("\u00a0 ")], {}),
+    "markup": (
+        [user("{{ 7 * 7 }} {% raw %} <|im_end|> [INST] </s>"), reply("```\n<x>\n```"), user("a\r\nb")],
+        {},
+    ),
+    "two users in turn": ([user("a"), user("b")], {}),
+    "a reply is first": ([reply("a"), user("b")], {}),
+    "an unknown role": ([{"role": "critic", "content": "Hm"}, user("b")], {}),
+    "no content": ([{"role": "user"}], {}),
+    "content None": ([user(None)], {}),
+    "content in blocks": ([user([{"type": "text", "text": " one "}, {"type": "text", "text": "two"}])], {}),
+    "tools": (TALK, {"tools": TOOLS}),
+    "tools after a system message": ([system("Be brief."), *TALK], {"tools": TOOLS}),
+    "tools in the system message": (
+        [system("Be brief."), *TALK],
+        {"tools": TOOLS, "tools_in_user_message": False},
+    ),
+    "no tools": (TALK, {"tools": []}),
+    "built-in tools": (TALK, {"builtin_tools": ["code_interpreter", "search"]}),
+    "a call": ([user("Sun?"), reply("", tool_calls=[CALL]), RESULT], {"tools": TOOLS}),
+    "a call without content": ([user("Sun?"), reply(None, tool_calls=[CALL]), RESULT, reply("It is.")], {}),
+    "a call with a text": (
+        [user("Sun?"), reply("Let me see", tool_calls=[TEXT_CALL]), RESULT],
+        {"tools": TOOLS},
+    ),
+    "two calls": ([user("Sun?"), reply("", tool_calls=[CALL, CALL]), RESULT, RESULT], {"tools": TOOLS}),
+    "a call with a bad id": ([user("Sun?"), reply("", tool_calls=[{**CALL, "id": "x"}]), RESULT], {}),
+    "tool_calls None": ([user("Hi"), reply("Ho", tool_calls=None), user("Hm")], {}),
+    "documents": (TALK, {"documents": DOCUMENTS}),
+    "tools and documents": (TALK, {"documents": DOCUMENTS, "tools": TOOLS, "controls": {"citations": True}}),
+    "reasoning apart": ([user("a"), reply("Yes", reasoning_content="Hm"), user("b")], {}),
+    "reasoning under another name": (
+        [user("a"), reply("Yes", reasoning="Hm")],
+        {"add_generation_prompt": False},
+    ),
+    "reasoning in the text": (
+        [user("a"), reply(THOUGHT), user("b"), reply(THOUGHT)],
+        {"add_generation_prompt": False},
+    ),
+    "reasoning before a call": (
+        [user("a"), reply("", reasoning_content="Hm", tool_calls=[CALL]), RESULT],
+        {},
+    ),
+    "thinking blocks": (
+        [
+            user("a"),
+            reply([{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "Yes"}]),
+            user("b"),
+        ],
+        {},
+    ),
+    "enable_thinking": (TALK, {"enable_thinking": True}),
+    "enable_thinking off": (TALK, {"enable_thinking": False}),
+    "/no_think": ([system("Be brief. /no_think"), *TALK], {}),
+    "/system_override": ([system("/system_override Be brief."), *TALK], {}),
+    "thinking": (TALK, {"thinking": True}),
+    "a given date": (TALK, {"date_string": "1 Jan 2000"}),
+    "another BOS": (TALK, {"bos_token": "!"}),
+    "a reply to continue": ([*TALK, reply("The answer ")], {"continue_final_message": True}),
+    "reasoning to continue": (
+        [*TALK, reply("", reasoning_content="I see, ")],
+        {"continue_final_message": "reasoning_content"},
+    ),
+    "nothing to continue": ([*TALK, {"role": "assistant"}], {"continue_final_message": True}),
+}
+
+
+@pytest.fixture(scope="session")
+def references(model):
+    """references(family) -> transformers' tokenizer, which has the same template."""
+    transformers = pytest.importorskip("transformers")
+
+    @cache
+    def made(name: str):
+        _, bos, eos, _, _ = FAMILIES[name]
+        special = {"eos_token": eos} | ({"bos_token": bos} if bos else {})
+        core = tokenizers.Tokenizer.from_str(model(name)[1].to_str())
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=core, chat_template=template_of(name), **special
+        )
+
+    return made
+
+
+@pytest.fixture
+def fixed_date(monkeypatch):
+    """The clock of both libraries stands still."""
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+
+    class Fixed(dates.datetime):
+        @classmethod
+        def now(cls, *_):
+            return NOW
+
+    monkeypatch.setattr(utils, "datetime", Fixed)
+    monkeypatch.setattr(pyllm.chat_template, "datetime", Fixed)
+
+
+def split_options(options: dict) -> dict:
+    """apply_chat_template's arguments as pyllm's."""
+    options = {"add_generation_prompt": "continue_final_message" not in options, **options}
+    named = {key: options.pop(key) for key in list(options) if key in NAMED}
+    return {**named, "template_kwargs": options}
+
+
+NAMED = ("tools", "documents", "add_generation_prompt", "continue_final_message")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_chats_are_those_of_transformers(name, model, references, fixed_date):
+    llm, reference, refused = model(name)[0], references(name), []
+    for case, (messages, options) in CASES.items():
+        theirs = {"add_generation_prompt": "continue_final_message" not in options, **options}
+        try:
+            text = reference.apply_chat_template(messages, tokenize=False, **theirs)
+        except Exception as error:
+            with pytest.raises((ValueError, TypeError)) as ours:
+                print(case, llm.render_chat(messages, **split_options(options)))
+            if type(error).__name__ == "TemplateError":  # from raise_exception
+                assert str(error) in str(ours.value)
+            refused.append(case)
+            continue
+        ours = llm.render_chat(messages, **split_options(options))
+        assert ours == text, case
+        ids = llm.encode(ours, bos=False)
+        expected = reference.apply_chat_template(messages, tokenize=True, return_dict=False, **theirs)
+        assert ids == expected, case
+        if case in ("one turn", "three turns", "tools", "documents"):
+            assert llm.chat(messages, max_tokens=1, **split_options(options)).prompt_tokens == len(ids)
+    assert len(CASES) - len(refused) >= 20, refused
+
+
+def test_bos_is_in_a_prompt_once_where_the_template_writes_it_and_never_added(model):
+    for name in FAMILIES:
+        llm, core = model(name)
+        ids = llm.encode(llm.render_chat([user("Hi")]), bos=False)
+        bos = FAMILIES[name][1]
+        if bos and bos not in (*CHATML, FAMILIES[name][2]):
+            assert ids.count(core.token_to_id(bos)) == (name in WRITE_BOS), name
+            assert (llm.encode("Hi")[0] == core.token_to_id(bos)) == FAMILIES[name][4], name
+
+
+SNIPPETS = (
+    "{{ x | tojson }}{{ x | tojson(indent=2) }}{{ x | tojson(ensure_ascii=True, sort_keys=True) }}",
+    "{{ x | tojson(separators=(',', ':')) }}{{ x | tojson(indent='--') }}{{ nothing | tojson }}",
+    "{{ strftime_now('%d %b %Y, %H:%M:%S') }}{{ strftime_now(5) }}",
+    "{{ strftime_now('%A %B %j %U') }}",
+    "{{ raise_exception('No ' + messages[0].role) }}",
+    "{{ raise_exception() }}",
+    "{% generation %}{% set a = 1 %}{{ messages[0].content }}{% endgeneration %}{{ a is defined }}",
+    "{% for m in x.list %}{% if m == 2 %}{% continue %}{% endif %}{{ m }}{% break %}{% endfor %}",
+    "{% set n = namespace(a=1, self=2) %}{% set n.a = n.a + n.self %}{{ n.a }}{{ n.b }}",
+    "{% set n = namespace({'a': 1}) %}{{ n.a }}{% set n._a = 1 %}",
+    "{{ namespace(__class__=1) }}",
+    "{{ dict(a=1) }}{{ dict([('b', 2)], c=3).c }}{{ dict.fromkeys('ab', 0) }}",
+    "{{ dict.__class__ }}{{ dict.mro }}",
+    "{{ ''.__class__ }}{{ messages.__init__ }}",
+    "{{ messages.append(1) }}",
+    "  {% if true %}\n  kept\n  {% endif %}\n{# gone #}\n  {{- ' cut ' -}}  \nend\n",
+    "{{ '<b>' }}{{ '<b>' | e }}{{ x.text | upper | trim('É!') }}{{ x | items | list }}",
+    "{{ x.list[5] }}{{ x.nothing.deeper }}",
+    "{{ x.nothing }}{{ x.nothing + 'a' }}",
+    "{{ 1 / 0 }}",
+    "{{ '%s %s' | format(1) }}",
+    "{{ '{0}{9}'.format(1) }}",
+    "{{ x | dictsort }}{{ x.list | dictsort }}",
+    "{% macro m(a, b=2) %}{{ a }}-{{ b }}{% endmacro %}{{ m(1) }}{{ m(a=x.int, b=x.float) }}",
+    "{{ x.rich }}{{ x.enum }}{{ x.number }}{{ x.flag }}{{ x.model }}{{ x.object }}{{ x.tuple }}",
+    "{% include 'x' %}",
+    "{{ range(10**9) | list }}",
+)
+
+
+@dataclasses.dataclass
+class Rich:
+    name: str
+    inner: object
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Modelled:
+    def model_dump(self) -> dict:
+        return {"dumped": (1, Level.HIGH)}
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_what_templates_are_given_is_that_of_transformers(snippet, references, fixed_date):
+    reference = references("qwen2")
+    x = {"text": " é! ", "list": [1, 2, 3], "int": 1, "float": 0.1, "none": None, "<é>": "\u2028</b>"}
+    rich = {"rich": Rich("r", [np.float32(0.5), {1: b"x"}]), "enum": Level.HIGH, "number": np.int64(4)}
+    rich |= {"flag": np.bool_(False), "model": Modelled(), "object": object(), "tuple": (1, None)}
+    x |= rich if "x.rich" in snippet else {}
+    try:
+        text = reference.apply_chat_template([user("Hi")], chat_template=snippet, tokenize=False, x=x)
+    except Exception as error:
+        with pytest.raises(TemplateError) as ours:
+            pyllm.chat_template.render(snippet, [user("Hi")], add_generation_prompt=False, x=x)
+        assert type(error).__name__ != "TemplateError" or str(error) in str(ours.value)
+    else:
+        assert text == pyllm.chat_template.render(snippet, [user("Hi")], add_generation_prompt=False, x=x)
+
+
+def test_what_is_no_dict_is_refused(model):
+    llm = model("qwen25")[0]
+
+    def weather(city: str) -> str:
+        """The weather."""
+
+    for options, words in (
+        ({"tools": [weather]}, "a tool is a dict with a JSON schema .*get_json_schema"),
+        ({"documents": ["text"]}, "a document is a dict with title and text"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            llm.render_chat([user("Hi")], **options)
+    with pytest.raises(ValueError, match="add_generation_prompt=False"):
+        llm.render_chat([user("Hi")], continue_final_message=True)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The form for the command
+
+# The white space before earlier replies that the model writes itself; what the converter remarks
+LEAD = {"llama2": " ", "mistral_v3": " "}
+REMARKS = dict.fromkeys(("mistral_v1", "gemma2"), "the chat template has no place for a system message") | {
+    "smollm3": "the chat template treats messages with /no_think or /system_override or /think in its own way"
+}
+NO_SYSTEM = ("mistral_v1", "gemma2")
+TALKS = [
+    (None, ["Hi"], []),
+    (None, ["  Hi", "And\n\nthen? ", "é中😀"], ["Ho\n", " <b>x</b> "]),
+    ("Be brief.", ["Hi"], []),
+    (" Be\nbrief.\n", ["a", "b ", "\tc"], ["d", "e"]),
+    ("Be brief.", ["a", "b"], ["<think>\nHm\n</think>\n\nYes"]),
+    (None, ["a", "b", "c"], ["Hm\n</think>\n\nYes", "<think>\nHm, c"]),
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parts_of_a_family_make_the_templates_own_text(name):
+    _, bos, eos, _, _ = FAMILIES[name]
+    special = {"eos_token": eos} | ({"bos_token": bos} if bos else {})
+    parts, remark = derive(template_of(name), special)
+    assert parts and remark == REMARKS.get(name, "")
+    for told, users, replies in TALKS:
+        if told is not None and name in NO_SYSTEM:
+            continue
+        if "trim" in parts[5]:
+            told = told and told.strip()
+            users, replies = [text.strip() for text in users], [text.strip() for text in replies]
+        messages = [system(told)] if told is not None else []
+        for i, text in enumerate(users):
+            messages += [user(text), *(reply(text) for text in replies[i : i + 1])]
+        text = pyllm.chat_template.render(template_of(name), messages, strftime_now=NOW.strftime, **special)
+        assert assemble(parts, told, users, replies, LEAD.get(name, ""), NOW) == text
+
+
+def run_chat(path: str, *arguments: str, input: str, rc: int = 0) -> tuple[str, str]:
+    done = subprocess.run(
+        [os.path.abspath(COMMAND), "chat", "-m", path, *arguments],
+        input=input.encode(),
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+    )
+    assert done.returncode == rc, done
+    return done.stdout.decode(), done.stderr.decode()
+
+
+@needs_command
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_command_replies_to_the_prompt_that_the_parts_make(name, model):
+    llm, path = model(name)[0], model(name)[0].path
+    parts, _ = derive(
+        template_of(name), {"eos_token": FAMILIES[name][2], "bos_token": FAMILIES[name][1] or ""}
+    )
+    for told in (None,) if name in NO_SYSTEM else (None, "Be brief."):
+        users, replies, out = ["Hi <b>there</b>", "And then?", "é中"], [], ""
+        flags = [] if told is None else ["--system", told]
+        for i in range(len(users)):
+            prompt = assemble(parts, told, users[: i + 1], replies, now=dates.datetime.now())
+            replies.append(llm.generate(llm.encode(prompt, bos=False), temperature=0, max_tokens=6).text)
+            out += replies[-1] + "\n"
+        given = "\n".join(users)
+        assert run_chat(path, "-t", "0", "-n", "6", "--threads", "1", *flags, input=given)[0] == out
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Reasoning
+
+# Tokens of a model that writes marks at random: whole, in pieces, with something beside them
+PIECES = (
+    *("<think>", "</think>", "<thi", "nk>", "</th", "ink>", "</", "\n\n", "   "),
+    *(f"<think>{i}" for i in range(30)),
+    *(f"\n<think> {i}" for i in range(30)),
+    *(f"{i}</think>" for i in range(40)),
+    *(f" </think>\n{i}" for i in range(30)),
+)
+
+
+def random_thinker(folder: Path, begun: bool, marks: tuple[str, ...] = (), **arguments) -> Path:
+    """A model over bytes and PIECES, or with these marks as control tokens."""
+    begin = marks[0] if marks else "<think>"
+    template = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}<|assistant|>"
+    template += f"{begin}\n" if begun else f"{{# {begin} #}}"
+    core = tokenizer("bytes", None, "<|end|>", [*PHI, *marks], False, () if marks else PIECES)
+    return save(folder, core, template, None, "<|end|>", context=512, **arguments)
+
+
+def parted(text: str, begun: bool, begin: str = "<think>", end: str = "</think>") -> tuple[str | None, str]:
+    """The reasoning and the reply, by a regular expression."""
+    begin, end = re.escape(begin), re.escape(end)
+    found = re.fullmatch(("" if begun else rf"\s*{begin}") + rf"(.*?)(?:{end}\s*(.*)|\Z)", text, re.DOTALL)
+    return (found[1].strip() or None, found[2] or "") if found else (None, text)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_reasoning_is_shown_hidden_or_apart(tmp_path, begun):
+    llm, thoughts = LLM(random_thinker(tmp_path, begun), threads=1), 0
+    params = dict(max_tokens=25, temperature=1000, top_p=1)
+    for seed in range(60):
+        shown = llm.chat([user("a")], seed=seed, **params)
+        assert shown == llm.generate(llm.render_chat([user("a")]), seed=seed, **params)
+        thought, text = parted(shown.text, begun)
+        hidden = llm.chat([user("a")], seed=seed, reasoning="hide", **params)
+        apart = llm.chat([user("a")], seed=seed, reasoning="apart", **params)
+        assert (hidden.text, hidden.reasoning_content) == (text, None)
+        assert (apart.text, apart.reasoning_content) == (text, thought)
+        assert apart.tokens == hidden.tokens == shown.tokens
+        stream = llm.stream_chat([user("a")], seed=seed, reasoning="apart", **params)
+        pieces = list(stream)
+        assert "".join(p for p in pieces if not isinstance(p, Reasoning)) == text
+        assert "".join(p for p in pieces if isinstance(p, Reasoning)) == (thought or "")
+        assert "".join(llm.stream_chat([user("a")], seed=seed, reasoning="hide", **params)) == text
+        thoughts += thought is not None and text != ""
+    assert thoughts >= 10
+    batch = llm.chat([[user("a")], [user("b")]], seed=3, reasoning="apart", **params)
+    assert batch[0] == llm.chat([user("a")], seed=3, reasoning="apart", **params)
+    assert batch[1] == llm.chat([user("b")], seed=4, reasoning="apart", **params)
+    with pytest.raises(ValueError, match="show, hide, apart"):
+        llm.chat([user("a")], reasoning="no")
+
+
+def test_the_end_of_a_stream_is_its_completion_apart(tmp_path):
+    llm = LLM(random_thinker(tmp_path, True), threads=1)
+
+    def run():
+        return (yield from llm.stream_chat([user("a")], seed=1, max_tokens=9, reasoning="apart"))
+
+    stream = run()
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(stream)
+    assert end.value.value == llm.chat([user("a")], seed=1, max_tokens=9, reasoning="apart")
+
+
+def test_marks_can_be_control_tokens(tmp_path):
+    marks = ("[THINK]", "[/THINK]")
+    llm = LLM(random_thinker(tmp_path, False, marks), threads=1)
+    begin, end = (llm.encode(mark)[0] for mark in marks)
+    params = dict(seed=1, max_tokens=9, temperature=0)
+    assert llm.generate([1, 2, 3], logit_bias={begin: 1e9}, **params).text == ""
+    apart = llm.chat([user("a")], logit_bias={begin: 1e9}, reasoning="apart", **params)
+    assert (apart.text, apart.reasoning_content) == ("", "[THINK]" * 8)
+    shown = llm.chat([user("a")], logit_bias={begin: 1e9}, **params)
+    assert shown.text == "[THINK]" * 9 and shown.tokens == [begin] * 9
+    reasoned = [user("a"), reply("[THINK]I see")]
+    options = dict(add_generation_prompt=False, continue_final_message=True, reasoning="apart")
+    done = llm.chat(reasoned, logit_bias={end: 1e9}, **options, **params)
+    assert (done.text, done.reasoning_content) == ("[/THINK]" * 8, None)
+
+
+def test_a_continued_message_says_whether_its_reasoning_goes_on(model):
+    options = dict(add_generation_prompt=False, seed=1, max_tokens=5, temperature=0, reasoning="apart")
+
+    def chat(name, message, field=True):
+        done = model(name)[0].chat([user("<think>"), message], continue_final_message=field, **options)
+        return done.text != "", done.reasoning_content is not None
+
+    assert chat("qwen3", reply("", reasoning_content="I see"), "reasoning_content") == (False, True)
+    assert chat("qwen3", reply("I see")) == (True, False)
+    assert chat("qwen2", reply("<think>I see")) == (False, True)
+    assert chat("qwen2", reply("<think>Hm</think>I see")) == (True, False)
+
+
+@needs_command
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_command_hides_reasoning(tmp_path, begun):
+    path, hidden = str(random_thinker(tmp_path, begun)), 0
+    for seed in range(40):
+        flags = ("-t", "1000", "--top-p", "1", "-n", "25", "--threads", "1", "--seed", str(seed))
+        shown, err = run_chat(path, *flags, input="a")
+        assert err == "" and shown.endswith("\n")
+        thought, text = parted(shown[:-1], begun)
+        out, err = run_chat(path, *flags, "--hide-thinking", input="a")
+        assert out == text + "\n"
+        if err:
+            assert text == "" and err == "pyllm: the reply ended inside its reasoning, which is hidden\n"
+        hidden += thought is not None and text != ""
+        if seed < 5:  # a second turn does not depend on what was shown
+            both = [run_chat(path, *flags, *more, input="a\nb")[0] for more in ((), ("--hide-thinking",))]
+            first = shown, text + "\n"
+            second = [whole.removeprefix(start) for whole, start in zip(both, first, strict=True)]
+            assert second[1] == parted(second[0][:-1], begun)[1] + "\n"
+    assert hidden >= 5
+
+
+@needs_command
+def test_the_command_knows_marks_that_are_control_tokens(tmp_path):
+    path, hidden = str(random_thinker(tmp_path, True, ("[THINK]", "[/THINK]"))), 0
+    for seed in range(6):
+        flags = ("-t", "1000", "--top-p", "1", "-n", "400", "--threads", "1", "--seed", str(seed))
+        shown, _ = run_chat(path, *flags, input="a")
+        thought, text = parted(shown[:-1], True, "[THINK]", "[/THINK]")
+        assert run_chat(path, *flags, "--hide-thinking", input="a")[0] == text + "\n"
+        hidden += text != ""
+    assert hidden >= 2
+
+
+@needs_command
+def test_the_command_dims_reasoning_on_a_terminal_only(tmp_path):
+    path = str(random_thinker(tmp_path, True))
+    main, terminal = os.openpty()
+    flags = ("-t", "1000", "--top-p", "1", "-n", "25", "--threads", "1", "--seed", "1")
+    subprocess.run(
+        [os.path.abspath(COMMAND), "chat", "-m", path, *flags],
+        input=b"a",
+        stdout=terminal,
+        check=True,
+        timeout=60,
+    )
+    out = os.read(main, 65536).decode().replace("\r\n", "\n")
+    os.close(main)
+    os.close(terminal)
+    assert out.startswith("\x1b[2m")
+    assert re.sub("\x1b\\[2?2m", "", out) == run_chat(path, *flags, input="a")[0]
