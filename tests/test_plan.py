@@ -1,0 +1,269 @@
+"""pyllm-convert --plan: the published numbers of published models from their configurations, and those of a
+converted file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from common import COMMAND
+from pyllm._llm import ffi, lib
+from pyllm.tools import convert as command
+from pyllm.tools import plan
+from pyllm.tools.sources import ConvertError
+from safetensors.numpy import save_file
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+    "vocab_size": 32000,
+}
+CONFIGS = {  # what of config.json on the hub says how large the model is
+    "Llama-2-7b": LLAMA,
+    "Llama-2-70b": LLAMA
+    | {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 80,
+        "num_key_value_heads": 8,
+    },
+    "Llama-3.1-8B": LLAMA
+    | {
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "rope_scaling": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "vocab_size": 128256,
+    },
+    "Mixtral-8x7B": LLAMA
+    | {
+        "architectures": ["MixtralForCausalLM"],
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+    },
+    "Qwen3-30B-A3B": LLAMA
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "attention_bias": False,
+        "decoder_sparse_step": 1,
+        "head_dim": 128,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 48,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "SmolLM2-135M": LLAMA
+    | {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 9,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 3,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "vocab_size": 49152,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "name, parameters, active, kv",
+    [
+        ("Llama-2-7b", 6_738_415_616, 6_738_415_616, 32 * 2 * 32 * 128 * 2),
+        ("Llama-2-70b", 68_976_648_192, 68_976_648_192, 80 * 2 * 8 * 128 * 2),
+        ("Llama-3.1-8B", 8_030_261_248, 8_030_261_248, 32 * 2 * 8 * 128 * 2),
+        ("Mixtral-8x7B", 46_702_792_704, 12_879_925_248, 32 * 2 * 8 * 128 * 2),
+        ("Qwen3-30B-A3B", 30_532_122_624, 3_353_032_704, 48 * 2 * 4 * 128 * 2),
+        ("SmolLM2-135M", 134_515_008, 134_515_008, 30 * 2 * 3 * 64 * 2),
+    ],
+)
+def test_parameters_are_those_that_were_published(name, parameters, active, kv):
+    """The hub counts them; of a token Mixtral's paper says "13B" and Qwen3's "3.3B". Keys and values: layers,
+    two, heads, their width, two bytes."""
+    found = plan.make(CONFIGS[name])
+    assert (found.parameters, found.active, found.kv) == (parameters, active, kv)
+    assert found.context == CONFIGS[name]["max_position_embeddings"]
+    assert found.needs["fp16"].file == pytest.approx(2 * parameters, rel=1e-3)
+    assert found.needs["int8"].file == pytest.approx(parameters * 66 / 64, rel=1e-3)
+
+
+def test_a_token_reads_all_but_the_other_rows_of_the_embedding_and_the_other_experts():
+    dim, norms = 4096, 65 * 4096  # of 32 layers and the output, in fp32
+    llama = plan.make(CONFIGS["Llama-3.1-8B"])
+    matrices = llama.parameters - norms - 128256 * dim
+    assert llama.needs["fp16"].read == 2 * (matrices + dim) + 4 * norms
+    assert llama.needs["int8"].read == (matrices + dim) * 66 // 64 + 4 * norms
+
+    mixtral = plan.make(CONFIGS["Mixtral-8x7B"])
+    routers = 32 * dim  # a row of each; there are 8, and 16 are stored
+    matrices = mixtral.active - norms - 32000 * dim + 8 * routers
+    assert mixtral.needs["fp16"].read == 2 * (matrices + dim) + 4 * norms
+    assert mixtral.needs["int8"].read == (matrices - 16 * routers + dim) * 66 // 64 + 4 * norms + 32 * routers
+
+    tied = plan.make(CONFIGS["SmolLM2-135M"])
+    assert tied.needs["fp16"].read == 2 * tied.parameters + 2 * 61 * 576
+
+
+def tiny(folder: Path, **change: object) -> Path:
+    """A directory with a Llama model of zeros."""
+    config = LLAMA | {
+        "hidden_size": 72,
+        "intermediate_size": 40,
+        "num_attention_heads": 6,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+    }
+    shapes = {"model.embed_tokens": (50, 72), "model.norm": (72,), "lm_head": (50, 72)}
+    for layer in ("model.layers.0.", "model.layers.1."):
+        for part in ("q", "k", "v", "o"):
+            shapes[f"{layer}self_attn.{part}_proj"] = (72 if part in "qo" else 24, 72)
+        for part in ("gate", "up", "down"):
+            shapes[f"{layer}mlp.{part}_proj"] = (72, 40) if part == "down" else (40, 72)
+        for part in ("input", "post_attention"):
+            shapes[f"{layer}{part}_layernorm"] = (72,)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config | change))
+    tensors = {f"{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_a_converted_file_has_what_was_planned(tmp_path):
+    """The file, but for its texts, and what `pyllm info` says of it, in both precisions."""
+    source, path = tiny(tmp_path / "tiny"), tmp_path / "tiny.llm"
+    planned = plan.make(json.loads((source / "config.json").read_text()))
+    for dtype, need in planned.needs.items():
+        report = command.convert(source, path, dtype=dtype, tokenizer=False)
+        assert report.parameters == planned.parameters == planned.active
+        header = ffi.new("llm_header *")
+        ffi.memmove(header, path.read_bytes()[: lib.LLM_HEADER_SIZE], lib.LLM_HEADER_SIZE)
+        assert path.stat().st_size - header.text_size == need.file
+        if COMMAND:
+            done = subprocess.run([COMMAND, "info", "-m", str(path)], capture_output=True, text=True)
+            assert f"parameters        {planned.parameters}\n" in done.stdout
+            assert f"keys and values   {planned.kv} bytes a token, " in done.stdout
+            assert f"decode reads      {plan.size_text(need.read)} of weights a token" in done.stdout
+
+
+def test_the_table_names_sizes_and_speed():
+    """Sums by hand, for a machine that reads 100 GB/s."""
+    lines = plan.report(plan.make(CONFIGS["Mixtral-8x7B"]), 1e11, 4).splitlines()
+    rows = {line[:18].strip(): line[18:].split("  ") for line in lines if line[:18].strip()}
+    rows = {label: [cell.strip() for cell in cells if cell.strip()] for label, cells in rows.items()}
+    assert rows["family"] == ["Mixtral (MixtralForCausalLM)"]
+    assert rows["parameters"] == ["46,702,792,704, 12,879,925,248 of them for each token"]
+    assert rows["keys and values"] == ["131,072 bytes a token, 4.0 GiB at a context of 32768"]
+    assert rows["file"][:2] == ["87.0 GiB", "44.9 GiB"] and rows["memory"][:2] == ["91.0 GiB", "48.9 GiB"]
+    assert rows["decode reads"][:2] == ["23.7 GiB", "12.2 GiB"]
+    assert rows["tokens/s"] == ["3.9", "7.6", "at most, with 100.00 GB/s on 4 threads"]
+    after = next(line for line in lines if line.endswith("at the end of that context"))
+    assert after.split()[:2] == ["3.4", "5.7"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_speed_is_that_of_reading_every_word_once(threads):
+    words = np.random.default_rng(threads).integers(0, 1 << 63, 100_003, np.uint64)
+    total = lib.llm_read_memory(ffi.from_buffer("uint64_t[]", words), len(words), threads)
+    assert total == sum(words.tolist()) % (1 << 64) and plan.read_speed(threads) > 0
+
+
+def test_a_shorter_context_needs_less_memory():
+    config = CONFIGS["Llama-2-7b"]
+    assert "512.0 MiB at a context of 1024" in plan.tell(config, 1024)
+    with pytest.raises(ConvertError, match="context 4097 is not between 1 and the model's 4096"):
+        plan.make(config, 4097)
+
+
+def test_an_architecture_that_is_not_known_is_refused_as_in_converting():
+    with pytest.raises(ConvertError, match="MambaForCausalLM cannot be converted"):
+        plan.make(LLAMA | {"architectures": ["MambaForCausalLM"]})
+
+
+def run(*arguments: object) -> int:
+    return command.main(["--plan", *map(str, arguments)])
+
+
+def test_the_command_reads_a_configuration_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    source = tiny(tmp_path / "tiny")
+    (source / "model.safetensors").unlink()
+    monkeypatch.chdir(tmp_path)
+    for path in (source, source / "config.json"):
+        assert run(path, "--context", 100) == 0
+        out, err = capsys.readouterr()
+        assert "Llama (LlamaForCausalLM)" in out and "at a context of 100\n" in out and err == ""
+    assert list(tmp_path.iterdir()) == [source]
+    assert run(tmp_path) == 1 and "there is no config.json in it" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        run(source, "out.llm")
+    assert caught.value.code == 2 and "--plan writes no file" in capsys.readouterr().err
+
+
+def test_of_a_model_on_the_hub_only_the_configuration_is_downloaded(tmp_path, capsys, monkeypatch):
+    source, asked = tiny(tmp_path / "tiny"), []
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(source)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert run("someone/tiny") == 0 and "Llama" in capsys.readouterr().out
+    assert asked == [("someone/tiny", ["config.json"])]
+
+
+def test_the_configuration_of_a_gguf_file_is_in_it(tmp_path, capsys):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(72)
+    writer.add_feed_forward_length(40)
+    writer.add_head_count(6)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tensor("token_embd.weight", np.zeros((50, 72), np.float32))
+    writer.add_tensor("output.weight", np.zeros((50, 72), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert run(tmp_path / "tiny.gguf") == 0
+    planned = plan.make(json.loads((tiny(tmp_path / "tiny") / "config.json").read_text()))
+    assert f"{planned.parameters:,}\n" in capsys.readouterr().out

@@ -1,0 +1,135 @@
+"""pyllm-convert --plan: what a model will need, before anybody downloads or converts it.
+
+All of it follows from the configuration; the numbers are the C library's (llm_count, llm_file_size), as
+`pyllm info` prints them of a finished file. No weight is looked at: tensors that do not fit the configuration
+are found out by converting them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pyllm._llm import ffi, lib
+
+from . import families, flatfile, huggingface
+from .sources import ConvertError, Source
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model needs with matrices of one dtype, in bytes."""
+
+    file: int  # without tokenizer and chat template
+    read: int  # of weights, for a token
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration says."""
+
+    family: str
+    architecture: str
+    context: int
+    parameters: int  # numbers in the model, tied embeddings once
+    active: int  # those of them that a token goes through
+    kv: int  # bytes of keys and values of a token
+    needs: dict[str, Need]  # by dtype
+    notes: list[str]  # what a user should know
+
+
+def make(config: dict, context: int | None = None) -> Plan:
+    """The plan for a configuration; ConvertError when it is not supported. `context` shortens the model's."""
+    model = families.describe(config, context)
+    counts, err, needs = ffi.new("llm_counts *"), ffi.new("char[256]"), {}
+    for dtype in flatfile.DTYPES:
+        header = flatfile.make_header(dtype, model.fields)
+        if lib.llm_count(header, counts, err, len(err)):
+            raise ConvertError(f"the model does not fit the format: {ffi.string(err).decode()}")
+        needs[dtype] = Need(header.file_size, counts.read)
+    return Plan(
+        model.family.name,
+        model.architecture,
+        int(model.fields["context"]),
+        counts.parameters,
+        counts.active,
+        counts.kv,
+        needs,
+        model.notes,
+    )
+
+
+def configuration(source: str | os.PathLike, open_source: Callable[[str | os.PathLike], Source]) -> dict:
+    """The configuration of a model: a config.json or the directory that has one; the name of a model on the
+    hub, of which only that file is downloaded; or anything else that open_source opens."""
+    path = Path(source)
+    if not path.exists() and huggingface.is_name(str(source)):
+        path = huggingface.download(str(source), ["config.json"])
+    if path.is_dir():
+        path = path / "config.json"
+    if path.suffix == ".json":
+        return huggingface.read_json(path)
+    opened = open_source(source)
+    opened.close()
+    return opened.config
+
+
+def read_speed(threads: int) -> float:
+    """Bytes a second that these threads read from memory, the best of three times."""
+    words = np.ones(1 << 25, np.uint64)  # more than caches hold
+    data, best = ffi.from_buffer("uint64_t[]", words), 0.0
+    for _ in range(3):
+        start = time.perf_counter()
+        lib.llm_read_memory(data, len(words), threads)
+        best = max(best, words.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def size_text(size: float) -> str:
+    """A number of bytes for people, as `pyllm info` prints it."""
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    unit = 0
+    while size >= 1024 and unit < 4:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.1f} {units[unit]}" if unit else f"{size:.0f} bytes"
+
+
+def report(plan: Plan, speed: float, threads: int) -> str:
+    """The plan for people, with what to expect of a machine whose memory is read at `speed` bytes/s."""
+    held = plan.kv * plan.context
+    active = "" if plan.active == plan.parameters else f", {plan.active:,} of them for each token"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = [
+        *plan.notes,
+        f"{'family':<18}{plan.family} ({plan.architecture})",
+        f"{'parameters':<18}{plan.parameters:,}{active}",
+        f"{'keys and values':<18}{plan.kv:,} bytes a token, {size_text(held)} at a context of {plan.context}",
+        "",
+        " " * 18 + "".join(f"{dtype:>12}" for dtype in plan.needs),
+    ]
+
+    def row(label: str, value: Callable[[Need], str], remark: str) -> None:
+        cells = "".join(f"{value(need):>12}" for need in plan.needs.values())
+        lines.append(f"{label:<18}{cells}  {remark}".rstrip())
+
+    row("file", lambda need: size_text(need.file), "and a few MiB of tokenizer")
+    row("memory", lambda need: size_text(need.file + held), f"at that context; here are {size_text(memory)}")
+    row("decode reads", lambda need: size_text(need.read), "of weights a token")
+    remark = f"at most, with {speed / 1e9:.2f} GB/s on {threads} threads"
+    row("tokens/s", lambda need: f"{speed / need.read:.1f}", remark)
+    row("", lambda need: f"{speed / (need.read + held):.1f}", "at the end of that context")
+    large = [dtype for dtype, need in plan.needs.items() if need.file > memory]
+    if large:
+        lines.append(
+            f"The memory here does not hold {' or '.join(large)}: reading it from the disk is far slower."
+        )
+    return "\n".join(lines)
+
+
+def tell(config: dict, context: int | None = None) -> str:
+    """The plan for a configuration on this machine, for people."""
+    threads = max(1, lib.llm_default_threads())
+    return report(make(config, context), read_speed(threads), threads)
