@@ -499,10 +499,9 @@ INLINE void FN(block)(const product *p, size_t r, size_t t, size_t n, const size
             }
         }
         for (size_t i = 0; i < T * V; i++) {
-            const VEC by = int8 ? (VEC)(FN(HALF)(scale[i % V] + g * LLM_TILE)) : (VEC){0};
-            sum[i] += int8 ? (VEC)(__builtin_convertvector((FN(ints))dot[i], VEC) *
-                                   (by * p->by[at[i / V] * groups + g]))
-                           : dot[i];
+            const VEC by = int8 ? (VEC)(FN(HALF)(scale[i % V] + g * LLM_TILE) * p->by[at[i / V] * groups + g])
+                                : (VEC){0};
+            sum[i] += int8 ? (VEC)(__builtin_convertvector((FN(ints))dot[i], VEC) * by) : dot[i];
         }
     }
     for (size_t i = 0; i < T && i < n; i++)

@@ -186,7 +186,9 @@ enum llm_section_tag {
     LLM_NAME = 1,  /* UTF-8, the model's name */
     LLM_ABOUT = 2, /* UTF-8, what it is: family, source, licence, description; lines of "key: value" */
     LLM_STOP = 3,  /* uint32[]: tokens that end a generation; absent or empty: EOS alone does */
-    LLM_CHAT_TEMPLATE = 4, /* UTF-8: the model's own Jinja template */
+    /* UTF-8: the model's own Jinja template; its first lines set the special tokens that it names, but for BOS
+     * and EOS */
+    LLM_CHAT_TEMPLATE = 4,
     /* Six or seven UTF-8 strings, each ended by NUL, that make a conversation without Jinja:
      *   0 before the system message, 1 between it and the first user message (both empty: the template
      *     knows no system message),
@@ -201,8 +203,11 @@ enum llm_section_tag {
      * between 3 and 4 as the model wrote it: some templates put a space before earlier replies, which the
      * model writes itself. Absent when the template cannot be reduced to this; LLM_CHAT_WHY then says why. */
     LLM_CHAT_PARTS = 5,
-    LLM_CHAT_WHY = 6,   /* UTF-8: why there are no LLM_CHAT_PARTS */
-    LLM_TOKENIZER = 16, /* llm_vocabulary; this and up to 31 are the tokenizer's, see below */
+    LLM_CHAT_WHY = 6,            /* UTF-8: why there are no LLM_CHAT_PARTS */
+    LLM_CHAT_TEMPLATE_TOOLS = 7, /* UTF-8: the template for conversations with tools; absent: the same */
+    LLM_CHAT_NO_THINKING = 8,    /* as LLM_CHAT_PARTS, with enable_thinking = false; absent when the template
+                                   has no such switch */
+    LLM_TOKENIZER = 16,          /* llm_vocabulary; this and up to 31 are the tokenizer's, see below */
     LLM_TOKEN_STARTS = 17,
     LLM_TOKEN_BYTES = 18,
     LLM_TOKEN_TYPES = 19,

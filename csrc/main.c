@@ -64,7 +64,7 @@ typedef struct settings {
     size_t n_stops;
     llm_sampling sampling;
     uint32_t max_tokens, threads, context, stride, prompt_tokens, repeat; /* 0: not given */
-    int has_seed, no_echo, no_special, no_bos, hide_thinking, ids, speed, verbose, help;
+    int has_seed, no_echo, no_special, no_bos, hide_thinking, no_thinking, ids, speed, verbose, help;
 } settings;
 
 enum kind { FLAG, TEXT, LIST, COUNT, SEED, REAL };
@@ -119,6 +119,8 @@ static const option OPTIONS[] = {
     {"system", 0, TEXT, CHAT, AT(system), 0, 0, "TEXT", "the system message"},
     {"hide-thinking", 0, FLAG, CHAT, AT(hide_thinking), 0, 0, NULL,
      "print replies without the reasoning before </think>"},
+    {"no-thinking", 0, FLAG, CHAT, AT(no_thinking), 0, 0, NULL,
+     "have the model reply without reasoning, if its chat template can say so"},
     {"context", 0, COUNT, ALL & ~(TOKENIZE | BENCH), AT(context), 1, UINT32_MAX, "N",
      "positions to hold at most (default: the model's)"},
     {"stride", 0, COUNT, PERPLEXITY, AT(stride), 1, UINT32_MAX, "N",
@@ -804,7 +806,8 @@ static void find_marks(chat *c) {
 /* Finds the six or seven strings of the chat template. */
 static int open_chat(chat *c) {
     size_t size;
-    const char *at = llm_section(c->r->model, LLM_CHAT_PARTS, &size), *end = at + size;
+    uint32_t tag = c->r->o->no_thinking ? LLM_CHAT_NO_THINKING : LLM_CHAT_PARTS;
+    const char *at = llm_section(c->r->model, tag, &size), *end = at + size;
     if (!at && llm_section(c->r->model, LLM_CHAT_WHY, &size)) {
         const char *why = llm_section(c->r->model, LLM_CHAT_WHY, &size);
         char *line = take(c->r, size, 4);
@@ -813,6 +816,8 @@ static int open_chat(chat *c) {
         *escape(line, why, size, 0) = 0;
         return report(FAILED, "this model cannot chat here: %s", line);
     }
+    if (!at && llm_section(c->r->model, LLM_CHAT_PARTS, &size))
+        return report(FAILED, "--no-thinking: this model's chat template cannot switch thinking off");
     if (!at)
         return report(FAILED, "this model has no chat template; `pyllm generate` continues texts");
     for (int i = 0; i < N_PARTS; i++) {

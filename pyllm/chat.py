@@ -40,7 +40,7 @@ def render_conversation(
     """The prompt's text. variables: what the template may refer to beside render()'s own arguments."""
     if is_batch(messages):
         raise TypeError(f"a message is a dict with role and content, not {messages[0]!r:.60}")
-    if twice := sorted(variables.keys() & {"messages", "template", *arguments}):
+    if twice := sorted(variables.keys() & {"messages", "template", "chat_template", *arguments}):
         raise TypeError(f"template_kwargs must not hold {', '.join(twice)}")
     return render(template, list(messages), **arguments, **variables)
 

@@ -138,7 +138,7 @@ class LLM:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template, or None."""
+        """The Jinja template for conversations without tools, or None."""
         return self._open().text(lib.LLM_CHAT_TEMPLATE)
 
     @property
@@ -313,6 +313,7 @@ class LLM:
         messages: Any,
         params: Any = None,
         *,
+        chat_template: str | None = None,
         tools: list[dict] | None = None,
         documents: list[dict] | None = None,
         add_generation_prompt: bool = True,
@@ -325,6 +326,8 @@ class LLM:
         list of conversations, as one batch.
 
         params, overrides       as for generate()
+        chat_template           a Jinja template, or the name of one of the model's: "default" or "tool_use",
+                                for most models the same; None: "tool_use" with tools, else "default"
         tools, documents        passed to the template: JSON schemas, {"title": ..., "text": ...}
         add_generation_prompt   whether the prompt ends with the beginning of the assistant's reply
         continue_final_message  whether the last message is to be continued, with add_generation_prompt=False
@@ -342,6 +345,7 @@ class LLM:
         the messages, TypeError for tools that are no schemas, ImportError without jinja2."""
         batch = is_batch(messages)
         options = dict(
+            chat_template=chat_template,
             tools=tools,
             documents=documents,
             add_generation_prompt=add_generation_prompt,
@@ -363,6 +367,7 @@ class LLM:
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        chat_template: str | None = None,
         tools: list[dict] | None = None,
         documents: list[dict] | None = None,
         add_generation_prompt: bool = True,
@@ -374,6 +379,7 @@ class LLM:
         """The reply of chat() to one conversation, piece by piece as stream() gives it. With "apart" the
         pieces of the reasoning are of the class Reasoning, a str."""
         options = dict(
+            chat_template=chat_template,
             tools=tools,
             documents=documents,
             add_generation_prompt=add_generation_prompt,
@@ -391,7 +397,8 @@ class LLM:
         if reasoning not in get_args(Show):
             raise ValueError(f"reasoning must be one of {', '.join(get_args(Show))}, not {reasoning!r}")
         texts = [self.render_chat(messages, **options) for messages in chats]
-        marks = marks_of(self.chat_template or "", partial(self.encode, bos=False))
+        template = self._template(options["chat_template"], options["tools"])
+        marks = marks_of(template, partial(self.encode, bos=False))
         tokens = [self.encode(mark, bos=False) for mark in marks]
         jobs = self._prepare([self.encode(text, bos=False) for text in texts], params, overrides)
         for job in jobs:  # a mark can be a control token
@@ -406,6 +413,7 @@ class LLM:
         self,
         messages: Sequence[Message],
         *,
+        chat_template: str | None = None,
         tools: list[dict] | None = None,
         documents: list[dict] | None = None,
         add_generation_prompt: bool = True,
@@ -413,8 +421,7 @@ class LLM:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The text that the model's template makes of a conversation. Arguments and errors as for chat()."""
-        if (template := self.chat_template) is None:
-            raise LLMError(f"{self.path}: the model has no chat template; generate() continues texts")
+        template = self._template(chat_template, tools)
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token}
         return render_conversation(
             template,
@@ -426,6 +433,18 @@ class LLM:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
+
+    def _template(self, chosen: str | None, tools: list[dict] | None) -> str:
+        """The template to render, as transformers' get_chat_template chooses it."""
+        own = self.chat_template
+        named = {"default": own, "tool_use": self._open().text(lib.LLM_CHAT_TEMPLATE_TOOLS) or own}
+        if chosen is None:
+            chosen = "default" if tools is None else "tool_use"
+        if not isinstance(chosen, str):
+            raise TypeError(f"chat_template must be str, not {type(chosen).__name__}")
+        if (template := named.get(chosen, chosen)) is None:
+            raise LLMError(f"{self.path}: the model has no chat template; generate() continues texts")
+        return template
 
     # ------------------------------------------------------------------------------------------------------
     # Looking inside

@@ -8,17 +8,18 @@ from __future__ import annotations
 import dataclasses
 import datetime as dates
 import enum
+import itertools
 import json
 import os
 import re
 import subprocess
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from common import COMMAND
+from pyllm._llm import lib
 
 pytest.importorskip("jinja2")
 tokenizers = pytest.importorskip("tokenizers")
@@ -28,7 +29,7 @@ from pyllm.tools.chat_parts import assemble, derive  # noqa: E402
 from reference import make_model  # noqa: E402
 
 import pyllm.chat_template  # noqa: E402
-from pyllm import LLM, Reasoning, TemplateError  # noqa: E402
+from pyllm import LLM, LLMError, Reasoning, TemplateError  # noqa: E402
 
 TEMPLATES = Path(__file__).parent / "data" / "templates"
 EMULATED = bool(os.environ.get("PYLLM_EMULATED"))  # its float32 sums have another order than the bindings'
@@ -84,6 +85,12 @@ def template_of(name: str) -> str:
     return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
 
 
+def special_of(name: str) -> dict[str, str]:
+    """The special tokens that a family's template is given."""
+    _, bos, eos, _, _ = FAMILIES[name]
+    return {"eos_token": eos} | ({"bos_token": bos} if bos else {})
+
+
 def tokenizer(
     kind: str, bos: str | None, eos: str, specials: list[str], adds_bos: bool, plain: tuple[str, ...] = ()
 ):
@@ -122,14 +129,13 @@ def tokenizer(
     return core
 
 
-def save(folder: Path, core, template: str, bos: str | None, eos: str, **arguments) -> Path:
+def save(folder: Path, core, template: str, special: dict[str, str], **arguments) -> Path:
     """A model of random weights with this tokenizer and template, as the converter writes them."""
     folder.mkdir(exist_ok=True)
-    special = {"eos_token": eos} | ({"bos_token": bos} if bos else {})
     core.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({**special, "chat_template": template}))
     sections = vocabulary.from_directory(folder)
-    sections |= convert.make_chat(SimpleNamespace(template=template, special_tokens=special), None, [])
+    sections |= convert.make_chat({"default": template}, special, [])
     path = folder / "model.llm"
     path.write_bytes(make_model(7, vocab_size=core.get_vocab_size(), sections=sections, **arguments))
     return path
@@ -142,9 +148,8 @@ def model(tmp_path_factory):
 
     @cache
     def made(name: str) -> tuple[LLM, object]:
-        kind, bos, eos, specials, adds_bos = FAMILIES[name]
-        core = tokenizer(kind, bos, eos, specials, adds_bos)
-        path = save(folder / name, core, template_of(name), bos, eos, context=4096)
+        core = tokenizer(*FAMILIES[name])
+        path = save(folder / name, core, template_of(name), special_of(name), context=4096)
         return LLM(path, threads=1), core
 
     return made
@@ -268,11 +273,9 @@ def references(model):
 
     @cache
     def made(name: str):
-        _, bos, eos, _, _ = FAMILIES[name]
-        special = {"eos_token": eos} | ({"bos_token": bos} if bos else {})
         core = tokenizers.Tokenizer.from_str(model(name)[1].to_str())
         return transformers.PreTrainedTokenizerFast(
-            tokenizer_object=core, chat_template=template_of(name), **special
+            tokenizer_object=core, chat_template=template_of(name), **special_of(name)
         )
 
     return made
@@ -334,6 +337,94 @@ def test_bos_is_in_a_prompt_once_where_the_template_writes_it_and_never_added(mo
         if bos and bos not in (*CHATML, FAMILIES[name][2]):
             assert ids.count(core.token_to_id(bos)) == (name in WRITE_BOS), name
             assert (llm.encode("Hi")[0] == core.token_to_id(bos)) == FAMILIES[name][4], name
+
+
+NAMED_TEMPLATES = {
+    "default": "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}",
+    "tool_use": "{{ tools | tojson }}{% for m in messages %}{{ m.content }}<|eom_id|>{% endfor %}",
+    "rag": "{{ documents | tojson }}",
+}
+
+
+def write_templates(folder: Path, place: str, templates: dict[str, str]) -> None:
+    """A tokenizer's directory with these chat templates, in tokenizer_config.json or in files."""
+    special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+    tokenizer("bytes", *special.values(), LLAMA3, True).save(str(folder / "tokenizer.json"))
+    if place == "configuration":
+        special["chat_template"] = [{"name": n, "template": t} for n, t in templates.items()]
+    else:
+        special["chat_template"] = "superseded"
+        (folder / "additional_chat_templates").mkdir()
+        for name, text in templates.items():
+            own = "chat_template" if name == "default" else f"additional_chat_templates/{name}"
+            (folder / f"{own}.jinja").write_text(text)
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+
+
+@pytest.mark.parametrize("place", ["configuration", "files"])
+@pytest.mark.parametrize("names", [("default", "tool_use", "rag"), ("default", "rag"), ("tool_use",)])
+def test_named_templates_are_chosen_as_transformers_chooses_them(tmp_path, place, names):
+    transformers = pytest.importorskip("transformers")
+    templates = {name: NAMED_TEMPLATES[name] for name in names}
+    write_templates(tmp_path, place, templates)
+    reference = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    sections, notes = vocabulary.from_directory(tmp_path), []
+    eom = reference.convert_tokens_to_ids("<|eom_id|>").to_bytes(4, "little")
+    assert (eom in sections[lib.LLM_STOP]) == ("tool_use" in names)
+    assert vocabulary.chat_templates(tmp_path) == reference.chat_template == templates
+    sections |= convert.make_chat(templates, {}, notes)
+    assert ("chat templates that are left out: rag" in notes) == ("rag" in names)
+    path = tmp_path / "model.llm"
+    path.write_bytes(make_model(7, vocab_size=len(reference), sections=sections, context=4096))
+    llm, rendered = LLM(path, threads=1), 0
+    cases = itertools.product((None, [], TOOLS), (None, "default", "tool_use", "!{{ messages[0].content }}"))
+    for tools, chosen in cases:
+        if chosen in NAMED_TEMPLATES and chosen not in names:  # transformers renders the name
+            continue
+        options = {"tools": tools, "chat_template": chosen}
+        try:
+            text = reference.apply_chat_template(TALK, tokenize=False, **options)
+        except ValueError as error:
+            assert "no default" in str(error)
+            with pytest.raises(LLMError, match="no chat template"):
+                llm.render_chat(TALK, **options)
+            continue
+        assert llm.render_chat(TALK, add_generation_prompt=False, **options) == text
+        done = llm.chat(TALK, max_tokens=1, add_generation_prompt=False, **options)
+        assert done.prompt_tokens == len(llm.encode(text, bos=False))
+        rendered += 1
+    assert rendered >= 8
+    with pytest.raises(TypeError, match="chat_template must be str, not dict"):
+        llm.render_chat(TALK, chat_template=templates)
+
+
+def test_a_models_one_template_has_both_names(model):
+    llm = model("qwen25")[0]
+    for name in ("default", "tool_use", template_of("qwen25")):
+        assert llm.render_chat(TALK, tools=TOOLS, chat_template=name) == llm.render_chat(TALK, tools=TOOLS)
+    for stream in (llm.chat, llm.stream_chat):
+        with pytest.raises(TypeError, match="chat_template"):
+            stream(TALK, template_kwargs={"chat_template": "default"})
+
+
+SPECIAL_SNIPPETS = (
+    "{{ pad_token }}{{ messages[0].content }}{{ unk_token }}{{ mask_token }}",
+    "\n {% macro m(x) %}{{ x }}{{ pad_token }}{% endmacro %}{{ m(1) }}{{ pad_token is defined }}",
+    "{{ sep_token is defined }}{% set pad_token = 'x' %}{% for m in messages %}{{ pad_token }}{% endfor %}",
+    "{% if unk_token %}{{ unk_token }}{{ bos_token }}{% endif %}{{ cls_token }}",
+)
+
+
+@pytest.mark.parametrize("template", SPECIAL_SNIPPETS)
+def test_templates_have_all_special_tokens_as_in_transformers(tmp_path, template):
+    transformers = pytest.importorskip("transformers")
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": '<"\\p{{ad %}>', "unk_token": "<unké>"}
+    core = tokenizer("bytes", "<s>", "</s>", list(special.values()), True)
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    llm = LLM(save(tmp_path, core, template, special=special), threads=1)
+    for more in ({}, {"pad_token": "mine", "unk_token": ""}):
+        text = reference.apply_chat_template([user("Hi")], chat_template=template, tokenize=False, **more)
+        assert llm.render_chat([user("Hi")], add_generation_prompt=False, template_kwargs=more) == text
 
 
 SNIPPETS = (
@@ -436,8 +527,7 @@ TALKS = [
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parts_of_a_family_make_the_templates_own_text(name):
-    _, bos, eos, _, _ = FAMILIES[name]
-    special = {"eos_token": eos} | ({"bos_token": bos} if bos else {})
+    special = special_of(name)
     parts, remark = derive(template_of(name), special)
     assert parts and remark == REMARKS.get(name, "")
     for told, users, replies in TALKS:
@@ -469,9 +559,7 @@ def run_chat(path: str, *arguments: str, input: str, rc: int = 0) -> tuple[str, 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_command_replies_to_the_prompt_that_the_parts_make(name, model):
     llm, path = model(name)[0], model(name)[0].path
-    parts, _ = derive(
-        template_of(name), {"eos_token": FAMILIES[name][2], "bos_token": FAMILIES[name][1] or ""}
-    )
+    parts, _ = derive(template_of(name), special_of(name))
     for told in (None,) if name in NO_SYSTEM else (None, "Be brief."):
         users, replies, out = ["Hi <b>there</b>", "And then?", "é中"], [], ""
         flags = [] if told is None else ["--system", told]
@@ -481,6 +569,42 @@ def test_the_command_replies_to_the_prompt_that_the_parts_make(name, model):
             out += replies[-1] + "\n"
         given = "\n".join(users)
         assert run_chat(path, "-t", "0", "-n", "6", "--threads", "1", *flags, input=given)[0] == out
+
+
+@needs_command
+@pytest.mark.parametrize("name", ["qwen3", "smollm3"])
+def test_the_command_switches_thinking_off_as_the_template_does(name, model):
+    llm, options = model(name)[0], {"template_kwargs": {"enable_thinking": False}}
+    assert llm.render_chat([user("Hi")]) != llm.render_chat([user("Hi")], **options)
+    for told in (None, "Be brief."):
+        messages, out = [] if told is None else [system(told)], ""
+        flags = [] if told is None else ["--system", told]
+        for text in ("Hi <b>there</b>", "And then?", "é中"):
+            messages.append(user(text))
+            done = llm.chat(messages, temperature=0, max_tokens=6, **options)
+            messages.append(reply(done.text))
+            out += done.text + "\n"
+        given = "\n".join(m["content"] for m in messages if m["role"] == "user")
+        flags += ["-t", "0", "-n", "6", "--threads", "1"]
+        assert run_chat(llm.path, *flags, "--no-thinking", input=given)[0] == out
+        assert run_chat(llm.path, *flags, input=given)[0] != out
+
+
+def test_a_switch_that_has_no_parts_is_noted():
+    said = "{{ m.content if enable_thinking is not false }}"
+    turn = "{% if m.role == 'user' %}[" + said + "]{% else %}" + said + "!{% endif %}"
+    template = "{% for m in messages %}" + turn + "{% endfor %}"
+    notes = []
+    sections = convert.make_chat({"default": template}, {}, notes)
+    assert lib.LLM_CHAT_PARTS in sections and lib.LLM_CHAT_NO_THINKING not in sections
+    assert "cannot switch off this model's thinking: the chat template leaves out" in notes[-1]
+
+
+@needs_command
+@pytest.mark.parametrize("name", ["qwen25", "deepseek_r1"])
+def test_the_command_says_when_thinking_cannot_be_switched_off(name, model):
+    out, err = run_chat(model(name)[0].path, "--no-thinking", input="Hi", rc=1)
+    assert (out, err) == ("", "pyllm: --no-thinking: this model's chat template cannot switch thinking off\n")
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -502,7 +626,7 @@ def random_thinker(folder: Path, begun: bool, marks: tuple[str, ...] = (), **arg
     template = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}<|assistant|>"
     template += f"{begin}\n" if begun else f"{{# {begin} #}}"
     core = tokenizer("bytes", None, "<|end|>", [*PHI, *marks], False, () if marks else PIECES)
-    return save(folder, core, template, None, "<|end|>", context=512, **arguments)
+    return save(folder, core, template, {"eos_token": "<|end|>"}, context=512, **arguments)
 
 
 def parted(text: str, begun: bool, begin: str = "<think>", end: str = "</think>") -> tuple[str | None, str]:

@@ -61,6 +61,7 @@ OPTIONS = {
     "--stop": "generate chat",
     "--system": "chat",
     "--hide-thinking": "chat",
+    "--no-thinking": "chat",
     "--context": "generate chat next info perplexity",
     "--stride": "perplexity",
     "--no-special": "generate next tokenize perplexity",

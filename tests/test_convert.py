@@ -1284,6 +1284,75 @@ def test_template_sources_are_taken_in_transformers_order(tmp_path):
     assert sections[lib.LLM_CHAT_WHY]
 
 
+def test_named_templates_of_all_sources_are_carried(tmp_path):
+    named = {"default": TEMPLATE, "tool_use": "T", "rag": "R"}
+    items = [{"name": name, "template": text} for name, text in named.items()]
+    source, _, _ = make(tmp_path)
+    (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": items}))
+    gguf = save_gguf(
+        tmp_path / "file.gguf",
+        "llama",
+        LLAMA,
+        make_tensors("llama", LLAMA),
+        metadata=[lambda w: w.add_chat_template(items)],
+    )
+    (tmp_path / "mine.jinja").write_text("M")
+    for each in (source, gguf):
+        flat, report = run(each, tmp_path)
+        assert flat.sections()[lib.LLM_CHAT_TEMPLATE].decode() == TEMPLATE
+        assert flat.sections()[lib.LLM_CHAT_TEMPLATE_TOOLS] == b"T"
+        assert "chat templates that are left out: rag" in report.notes
+        sections = run(each, tmp_path, chat_template=tmp_path / "mine.jinja")[0].sections()
+        assert sections[lib.LLM_CHAT_TEMPLATE] == b"M" and lib.LLM_CHAT_TEMPLATE_TOOLS not in sections
+    folder = source / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("A")
+    sections = run(source, tmp_path)[0].sections()
+    assert lib.LLM_CHAT_TEMPLATE not in sections and sections[lib.LLM_CHAT_TEMPLATE_TOOLS] == b"A"
+    assert sections[lib.LLM_CHAT_WHY] == b"the model has no chat template"
+    (source / "chat_template.jinja").write_text("A")
+    sections = run(source, tmp_path)[0].sections()
+    assert sections[lib.LLM_CHAT_TEMPLATE] == b"A" and lib.LLM_CHAT_TEMPLATE_TOOLS not in sections
+
+
+def test_a_given_template_says_what_ends_a_generation(tmp_path, monkeypatch):
+    """As if the source had it."""
+    monkeypatch.setattr(vocabulary, "verify", lambda file, folder: "")
+    texts = ["<unk>", "<s>", "</s>", "<|im_end|>", "<|eot_id|>", *map(chr, range(97, 123))]
+    tokens = {"model": {"type": "BPE", "vocab": {text: i for i, text in enumerate(texts)}, "merges": []}}
+    tokens["added_tokens"] = [{"id": i, "content": texts[i], "special": True} for i in range(5)]
+    level = {"type": "ByteLevel", "add_prefix_space": False}
+    tokens |= {"pre_tokenizer": level, "decoder": level}
+    source, _, _ = make(tmp_path)
+    for folder, template in ((source, "{{ x }}<|eot_id|>"), (tmp_path, "{{ y }}<|im_end|>")):
+        (folder / "tokenizer.json").write_text(json.dumps(tokens))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+        (folder / "chat_template.jinja").write_text(template)
+    mine = {"chat_template": tmp_path / "chat_template.jinja"}
+    gguf = [  # without an EOS: that of Llama is 2
+        lambda w: w.add_tokenizer_model("llama"),
+        lambda w: w.add_token_list(texts),
+        lambda w: w.add_token_scores([0.0] * len(texts)),
+        lambda w: w.add_token_types([3] * 5 + [1] * (len(texts) - 5)),
+        lambda w: w.add_chat_template("{{ x }}<|eot_id|>"),
+    ]
+    file = save_gguf(tmp_path / "file.gguf", "llama", LLAMA, make_tensors("llama", LLAMA), metadata=gguf)
+    for given, options, stops in (
+        (source, {}, {2, 4}),
+        (source, mine, {2, 3}),
+        (source, {"tokenizer": tmp_path}, {2, 4}),  # the template in the file counts
+        (source, mine | {"tokenizer": source}, {2, 3}),
+        (file, {}, {2, 4}),
+        (file, mine, {2, 3}),
+        (file, mine | {"tokenizer": source}, {2, 3}),
+    ):
+        sections = run(given, tmp_path, **{"tokenizer": None, **options})[0].sections()
+        assert set(np.frombuffer(sections[lib.LLM_STOP], "<u4").tolist()) == stops
+    (source / "chat_template.jinja").unlink()  # no template at all: that of --tokenizer's directory
+    sections = run(source, tmp_path, tokenizer=tmp_path)[0].sections()
+    assert set(np.frombuffer(sections[lib.LLM_STOP], "<u4").tolist()) == {2, 3}
+
+
 def test_gguf_texts_are_carried(tmp_path):
     tokens = [
         lambda w: w.add_tokenizer_model("llama"),
@@ -1304,7 +1373,7 @@ def test_tokenizer_sections_are_written_and_verified(tmp_path, monkeypatch):
         run(source, tmp_path, tokenizer=None)
     (source / "tokenizer.json").write_text("{}")
     seen = []
-    monkeypatch.setattr(vocabulary, "from_directory", lambda path: {16: b"tokens"})
+    monkeypatch.setattr(vocabulary, "from_directory", lambda path, template: {16: b"tokens"})
     monkeypatch.setattr(
         vocabulary, "verify", lambda file, folder: seen.append((file.exists(), folder)) or "all the same"
     )
@@ -1327,7 +1396,7 @@ def test_llama2c_tokenizer_lies_beside_or_is_given(tmp_path, monkeypatch):
         convert(tmp_path / "tiny.bin", tmp_path / "out.llm")
     asked = []
     monkeypatch.setattr(
-        vocabulary, "from_llama2c", lambda path, size: asked.append((path.name, size)) or {16: b"t"}
+        vocabulary, "from_llama2c", lambda path, size, template: asked.append((path.name, size)) or {16: b"t"}
     )
     (tmp_path / "tokenizer.bin").write_bytes(b"")
     convert(tmp_path / "tiny.bin", tmp_path / "out.llm")
@@ -1341,9 +1410,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, monkey
     (source / "tokenizer.json").write_text("{}")
     monkeypatch.setattr(vocabulary, "verify", lambda file, folder: "")
     control = {lib.LLM_TOKEN_TYPES: bytes(70) + bytes([lib.LLM_TOKEN_SPECIAL, lib.LLM_TOKEN_ABSENT])}
-    monkeypatch.setattr(vocabulary, "from_directory", lambda path: control)
+    monkeypatch.setattr(vocabulary, "from_directory", lambda path, template: control)
     convert(source, tmp_path / "out.llm")
-    monkeypatch.setattr(vocabulary, "from_directory", lambda path: {lib.LLM_TOKEN_TYPES: bytes(71)})
+    monkeypatch.setattr(vocabulary, "from_directory", lambda path, template: {lib.LLM_TOKEN_TYPES: bytes(71)})
     with pytest.raises(ConvertError, match="has a token 70, and the model's vocabulary ends at 69"):
         convert(source, tmp_path / "out.llm")
 

@@ -498,3 +498,15 @@ def test_a_missing_tensor_is_named_as_in_the_checkpoint(made, tmp_path):
         prove.store(folder, config, tensors)
         with pytest.raises(ConvertError, match=gone.replace(".", r"\.")):
             convert(folder, tmp_path / "out.llm", tokenizer=False)
+
+
+def test_the_command_prints_the_table_that_the_readme_has(monkeypatch, capsys):
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    assert [name for name, case in prove.CASES.items() if f"| {name} | {case.models} | " not in readme] == []
+    monkeypatch.setattr(prove, "CASES", {name: prove.CASES[name] for name in ("Llama", "Ministral")})
+    assert prove.main() == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head in readme and len(rows) == 2
+    for row in rows:
+        figures = [cell for cell in row.split("|")[3:5] if cell.strip()]
+        assert figures and all(0 < float(figure) <= CLOSE for figure in figures)

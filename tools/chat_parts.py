@@ -81,10 +81,11 @@ class Talk(NamedTuple):
         return Talk(system, *(tuple(text.strip() for text in texts) for texts in self[1:]))
 
 
-def derive(template: str, special_tokens: Mapping[str, str]) -> tuple[list[str] | None, str]:
-    """The six or seven strings of LLM_CHAT_PARTS (llm.h) and "" or a remark; or None and the reason."""
+def derive(template: str, variables: Mapping[str, str | bool]) -> tuple[list[str] | None, str]:
+    """The six or seven strings of LLM_CHAT_PARTS (llm.h) and "" or a remark; or None and the reason.
+    variables: the special tokens, and what else the template is given."""
     try:
-        return Reduction(template, special_tokens).parts()
+        return Reduction(template, variables).parts()
     except (Irreducible, TemplateError, TypeError) as error:
         return None, " ".join(str(error).split())
     except ImportError:
@@ -94,8 +95,8 @@ def derive(template: str, special_tokens: Mapping[str, str]) -> tuple[list[str] 
 class Reduction:
     """derive for one template, with exceptions when it cannot be reduced."""
 
-    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
-        self.template, self.special_tokens = template, special_tokens
+    def __init__(self, template: str, variables: Mapping[str, str | bool]) -> None:
+        self.template, self.variables = template, variables
         self.dated = False  # the template has asked for the date
         self.lead = ""  # the white space that the model puts before a reply
         self.texts: dict[tuple[Talk, datetime | None], str] = {}  # rendered already
@@ -182,7 +183,7 @@ class Reduction:
 
         if (talk, now) not in self.texts:
             self.texts[talk, now] = chat_template.render(
-                self.template, talk.messages(), strftime_now=strftime_now, **self.special_tokens
+                self.template, talk.messages(), strftime_now=strftime_now, **self.variables
             )
         return self.texts[talk, now]
 

@@ -7,11 +7,13 @@ is refused before the first byte is written, and a conversion that fails leaves 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,12 +91,12 @@ def open_source(source: str | os.PathLike) -> Source:
     raise ConvertError(f"{name}: no such file or directory")
 
 
-def tokenizer_sections(path: Path, vocab_size: int) -> dict[int, bytes]:
+def tokenizer_sections(path: Path, vocab_size: int, template: str | None) -> dict[int, bytes]:
     """The tokenizer from --tokenizer: a directory, or a llama2.c tokenizer.bin."""
     if path.is_dir():
-        return vocabulary.from_directory(path)
+        return vocabulary.from_directory(path, template)
     if path.is_file():
-        return vocabulary.from_llama2c(path, vocab_size)
+        return vocabulary.from_llama2c(path, vocab_size, template)
     raise ConvertError(f"{path}: no such tokenizer")
 
 
@@ -224,7 +226,7 @@ def convert(
     tokenizer      None: the source's own, which must exist; False: none; a path: a tokenizer directory, or
                    llama2.c's tokenizer.bin
     lora           PEFT adapter directories, merged in this order
-    chat_template  a file with a Jinja template that replaces the source's
+    chat_template  a file with a Jinja template that replaces the source's, also in what ends a generation
     name           the model's name; None: as the source says
     context        positions, at most the model's own; None: as many, but for models with rotary factors for
                    short and for long texts (Phi-3.5) as many as the short ones are for
@@ -283,9 +285,13 @@ def convert_source(
         lib.LLM_NAME: (name or source.name).encode(),
         lib.LLM_ABOUT: about(source, model, dtype, adapters).encode(),
     }
+    templates = source.templates
+    if chat_template:
+        templates = {"default": chat_template.read_text(encoding="utf-8")}
     check: Callable[[Path], None] = lambda path: None  # noqa: E731
     if tokenizer is not False:
-        sections |= make_tokenizer(source, tokenizer, int(model.fields["vocab_size"]))
+        ends = "\n".join(templates.values()) or None
+        sections |= make_tokenizer(source, tokenizer, int(model.fields["vocab_size"]), ends)
         folder = tokenizer or source.path
         if folder.is_dir():
 
@@ -297,7 +303,7 @@ def convert_source(
                         f"the tokenizer of {folder} cannot be converted exactly: {error}"
                     ) from None
 
-    sections |= make_chat(source, chat_template, model.notes)
+    sections |= make_chat(templates, source.special_tokens, model.notes)
 
     area = flatfile.pack_sections(sections)
     header = flatfile.make_header(dtype, model.fields, len(area))
@@ -308,14 +314,19 @@ def convert_source(
     return report(out, header, plan, errors, model.notes)
 
 
-def make_tokenizer(source: Source, tokenizer: Path | None, vocab_size: int) -> dict[int, bytes]:
+def make_tokenizer(
+    source: Source, tokenizer: Path | None, vocab_size: int, template: str | None
+) -> dict[int, bytes]:
     """The tokenizer's sections; ConvertError when there is none or it does not fit."""
     if tokenizer is None and source.tokenizer is None:
         raise ConvertError(
             f"{source.path}: no tokenizer found; give one with --tokenizer, or --no-tokenizer to go without"
         )
     try:
-        found = tokenizer_sections(tokenizer, vocab_size) if tokenizer else source.tokenizer()
+        if tokenizer:
+            found = tokenizer_sections(tokenizer, vocab_size, template)
+        else:
+            found = source.tokenizer(template)
         check_vocabulary(found.get(lib.LLM_TOKEN_TYPES, b""), vocab_size)
         return found
     except ConvertError:
@@ -338,19 +349,49 @@ def check_vocabulary(types: bytes, vocab_size: int) -> None:
         )
 
 
-def make_chat(source: Source, chat_template: Path | None, notes: list[str]) -> dict[int, bytes]:
-    """The sections of the chat template."""
-    template = chat_template.read_text(encoding="utf-8") if chat_template else source.template
+def make_chat(
+    templates: Mapping[str, str], special_tokens: Mapping[str, str], notes: list[str]
+) -> dict[int, bytes]:
+    """The sections of the chat templates, of which "default" and "tool_use" are kept."""
+    if others := sorted(templates.keys() - {"default", "tool_use"}):
+        notes.append(f"chat templates that are left out: {', '.join(others)}")
+    template, tools = (
+        with_tokens(templates.get(name, ""), special_tokens) for name in ("default", "tool_use")
+    )
+    sections = {lib.LLM_CHAT_TEMPLATE_TOOLS: tools.encode()} if tools not in ("", template) else {}
     if not template:
-        return {lib.LLM_CHAT_WHY: b"the model has no chat template"}
-    sections = {lib.LLM_CHAT_TEMPLATE: template.encode()}
-    parts, why = chat_parts.derive(template, source.special_tokens)
+        return sections | {lib.LLM_CHAT_WHY: b"the model has no chat template"}
+    sections[lib.LLM_CHAT_TEMPLATE] = template.encode()
+    parts, why = chat_parts.derive(template, special_tokens)
     if parts is None:
         notes.append(f"the command's chat will refuse this model: {why}")
         return sections | {lib.LLM_CHAT_WHY: why.encode()}
     if why:
         notes.append(why)
-    return sections | {lib.LLM_CHAT_PARTS: b"".join(part.encode() + b"\0" for part in parts)}
+    sections[lib.LLM_CHAT_PARTS] = packed(parts)
+    if "enable_thinking" in template:
+        parts, why = chat_parts.derive(template, {**special_tokens, "enable_thinking": False})
+        if parts is None:
+            notes.append(f"the command's chat cannot switch off this model's thinking: {why}")
+        else:
+            sections[lib.LLM_CHAT_NO_THINKING] = packed(parts)
+    return sections
+
+
+def packed(parts: Sequence[str]) -> bytes:
+    """The parts of a chat template as a section has them."""
+    return b"".join(part.encode() + b"\0" for part in parts)
+
+
+def with_tokens(template: str, special_tokens: Mapping[str, str]) -> str:
+    """The template, with lines before it that set the special tokens which it names and the file does not
+    have: all but BOS and EOS."""
+    lines = [
+        f"{{% set {name} = {name} | default({json.dumps(text, ensure_ascii=False)}) %}}\n"
+        for name, text in special_tokens.items()
+        if name not in ("bos_token", "eos_token") and re.search(rf"\b{name}\b", template)
+    ]
+    return "".join(lines) + template
 
 
 def check_destination(out: Path, source: Source) -> None:

@@ -461,11 +461,11 @@ def parse(reader: Any, path: Path, file: File) -> Source:
         index = value(f"tokenizer.ggml.{key}_token_id")
         if isinstance(index, int) and 0 <= index < len(tokens):
             source.special_tokens[ours] = tokens[index]
-    source.template = value("tokenizer.chat_template") or None
     for key in ("license", "description"):
         if value(f"general.{key}"):
             source.about[key] = str(value(f"general.{key}"))
+    metadata = {key: value(key) for key in reader.fields if key.startswith("tokenizer.")}
+    source.templates = vocabulary.gguf_templates(metadata)
     if tokens:
-        metadata = {key: value(key) for key in reader.fields if key.startswith("tokenizer.")}
-        source.tokenizer = lambda: vocabulary.from_gguf(metadata)
+        source.tokenizer = lambda template: vocabulary.from_gguf(metadata, template)
     return source

@@ -131,21 +131,6 @@ def text_of(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def chat_template(folder: Path, tokenizer_config: dict) -> str | None:
-    """The chat template: chat_template.jinja, else tokenizer_config.json's (of several named ones the one
-    called "default"), else chat_template.json's, in the order in which transformers looks."""
-    plain = folder / "chat_template.jinja"
-    if plain.exists():
-        return plain.read_text(encoding="utf-8")
-    template = tokenizer_config.get("chat_template")
-    if template is None:
-        template = read_json(folder / "chat_template.json", required=False).get("chat_template")
-    if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) and template else None
-
-
 def license_of(folder: Path, config: dict) -> str | None:
     """The licence that the model card's front matter (README.md) or config.json states."""
     card = folder / "README.md"
@@ -169,7 +154,10 @@ def open_directory(folder: Path, name: str | None = None) -> Source:
         source.close()
         raise
     tokenizer_config = read_json(folder / "tokenizer_config.json", required=False)
-    source.template = chat_template(folder, tokenizer_config)
+    try:
+        source.templates = vocabulary.chat_templates(folder)
+    except ValueError as error:
+        raise ConvertError(f"{folder}: the chat template cannot be read ({error})") from None
     tokens = read_json(folder / "special_tokens_map.json", required=False) | tokenizer_config
     source.special_tokens = {
         key: text for key in SPECIAL_TOKENS if (text := text_of(tokens.get(key))) is not None
@@ -178,7 +166,7 @@ def open_directory(folder: Path, name: str | None = None) -> Source:
         if isinstance(value, str) and value.strip():
             source.about[key] = value
     if any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "tekken.json")):
-        source.tokenizer = lambda: vocabulary.from_directory(folder)
+        source.tokenizer = lambda template: vocabulary.from_directory(folder, template)
     return source
 
 

@@ -167,5 +167,5 @@ def parse(file: File, path: Path) -> Source:
     source = Source(path=path, name=path.stem, config=config, tensors=tensors, files=[file])
     vocabulary_file = path.parent / "tokenizer.bin"
     if vocabulary_file.exists():
-        source.tokenizer = lambda: vocabulary.from_llama2c(vocabulary_file, vocab)
+        source.tokenizer = lambda template: vocabulary.from_llama2c(vocabulary_file, vocab, template)
     return source

@@ -185,11 +185,12 @@ class Source:
     tensors: dict[str, Tensor]  # by Hugging Face's names
     canonical: bool = False  # or by those of families.TENSORS and FUSED
     about: dict[str, str] = field(default_factory=dict)  # license, description
-    template: str | None = None  # the Jinja chat template
+    templates: dict[str, str] = field(default_factory=dict)  # Jinja chat templates: "default", "tool_use"
     special_tokens: dict[str, str] = field(
         default_factory=dict
     )  # bos_token, eos_token, ...: the template may use them
-    tokenizer: Callable[[], dict[int, bytes]] | None = None  # makes the tokenizer's sections
+    # makes the tokenizer's sections; takes the chat template that says what ends a turn, or None: its own
+    tokenizer: Callable[[str | None], dict[int, bytes]] | None = None
     native: Callable[[str], str] = str  # how this source spells a Hugging Face name
     files: list[File] = field(default_factory=list)
 

@@ -828,8 +828,26 @@ def config_added(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def from_directory(path: Path) -> dict[int, bytes]:
-    """The tokenizer sections from a model's directory: its tokenizer.json, tokenizer.model or tekken.json."""
+def chat_templates(path: Path) -> dict[str, str]:
+    """The chat templates of a model's directory by name, in the order in which transformers looks:
+    chat_template.jinja and additional_chat_templates, else those of tokenizer_config.json, else that of
+    chat_template.json."""
+    files = {"default": path / "chat_template.jinja"} if (path / "chat_template.jinja").is_file() else {}
+    files |= {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
+    if files:
+        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    for file in ("tokenizer_config.json", "chat_template.json"):
+        found = read_json(path / file).get("chat_template")
+        items = found if isinstance(found, list) else [{"name": "default", "template": found}]
+        named = {item.get("name"): item.get("template") for item in items if isinstance(item, dict)}
+        if templates := {str(name): text for name, text in named.items() if text and isinstance(text, str)}:
+            return templates
+    return {}
+
+
+def from_directory(path: Path, template: str | None = None) -> dict[int, bytes]:
+    """The tokenizer sections from a model's directory: its tokenizer.json, tokenizer.model or tekken.json.
+    template: the one whose ends of turns are stop tokens; None: the directory's own."""
     path = Path(path)
     config = read_json(path / "tokenizer_config.json")
     names = read_json(path / "special_tokens_map.json") | config
@@ -872,15 +890,12 @@ def from_directory(path: Path) -> dict[int, bytes]:
         out.flags &= ~(ADD_BOS | ADD_EOS)
         out.flags |= ADD_BOS * bool(bos and out.bos is not None)
         out.flags |= ADD_EOS * bool(config.get("add_eos_token") and out.eos is not None)
-    templates = [config.get("chat_template"), read_json(path / "chat_template.json").get("chat_template")]
-    if (path / "chat_template.jinja").is_file():
-        templates.append((path / "chat_template.jinja").read_text(encoding="utf-8", errors="replace"))
     stops = [i for i in (out.eos, out.find(content(names.get("eos_token")))) if i is not None]
     main = read_json(path / "config.json")
     inner = main.get("text_config")  # of models that also see
     for source in (read_json(path / "generation_config.json"), main, inner):
         stops += as_ids(source.get("eos_token_id")) if isinstance(source, dict) else []
-    add_stops(out, stops, json.dumps(templates, ensure_ascii=False))
+    add_stops(out, stops, "\n".join(chat_templates(path).values()) if template is None else template)
     return out.sections()
 
 
@@ -989,8 +1004,17 @@ def gguf_byte_level(fields: Mapping[str, Any], texts: list[str], kinds: list[int
     return out, whole_words
 
 
-def from_gguf(fields: Mapping[str, Any]) -> dict[int, bytes]:
-    """The tokenizer sections from the metadata of a GGUF file: its fields' names and plain values."""
+def gguf_templates(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates in the metadata of a GGUF file by name."""
+    key = "tokenizer.chat_template"
+    named = {"default": fields.get(key)}
+    named |= {name[len(key) + 1 :]: text for name, text in fields.items() if name.startswith(f"{key}.")}
+    return {name: text for name, text in named.items() if text and isinstance(text, str)}
+
+
+def from_gguf(fields: Mapping[str, Any], template: str | None = None) -> dict[int, bytes]:
+    """The tokenizer sections from the metadata of a GGUF file: its fields' names and plain values. template:
+    as for from_directory."""
     model = fields.get("tokenizer.ggml.model")
     texts = [
         text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in gguf_list(fields, "tokens")
@@ -1031,15 +1055,16 @@ def from_gguf(fields: Mapping[str, Any]) -> dict[int, bytes]:
     out.flags &= ~(ADD_BOS | ADD_EOS)
     out.flags |= ADD_BOS * bool(fields.get("tokenizer.ggml.add_bos_token", adds_bos) and out.bos is not None)
     out.flags |= ADD_EOS * bool(fields.get("tokenizer.ggml.add_eos_token", False) and out.eos is not None)
-    stops = [
-        i for name in ("eos", "eot", "eom") for i in as_ids(fields.get(f"tokenizer.ggml.{name}_token_id"))
-    ]
-    add_stops(out, stops, str(fields.get("tokenizer.chat_template", "")))
+    stops = [] if out.eos is None else [out.eos]
+    for name in ("eos", "eot", "eom"):
+        stops += as_ids(fields.get(f"tokenizer.ggml.{name}_token_id"))
+    add_stops(out, stops, "\n".join(gguf_templates(fields).values()) if template is None else template)
     return out.sections()
 
 
-def from_llama2c(path: Path, vocab_size: int) -> dict[int, bytes]:
-    """The tokenizer sections from llama2.c's tokenizer.bin with vocab_size tokens."""
+def from_llama2c(path: Path, vocab_size: int, template: str | None = None) -> dict[int, bytes]:
+    """The tokenizer sections from llama2.c's tokenizer.bin with vocab_size tokens. template: one whose ends
+    of turns are stop tokens too."""
     path = Path(path)
     data = path.read_bytes()
     pieces: list[tuple[str, float, int]] = []
@@ -1067,7 +1092,7 @@ def from_llama2c(path: Path, vocab_size: int) -> dict[int, bytes]:
     out = from_pieces(pieces, prefix=True)
     out.bos, out.eos = 1, 2
     out.flags |= ADD_BOS
-    out.stops = [1, 2]  # llama2.c ends a story at BOS
+    add_stops(out, [1, 2], template or "")  # llama2.c ends a story at BOS
     return out.sections()
 
 
