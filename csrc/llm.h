@@ -186,8 +186,8 @@ enum llm_section_tag {
     LLM_NAME = 1,  /* UTF-8, the model's name */
     LLM_ABOUT = 2, /* UTF-8, what it is: family, source, licence, description; lines of "key: value" */
     LLM_STOP = 3,  /* uint32[]: tokens that end a generation; absent or empty: EOS alone does */
-    /* UTF-8: the model's own Jinja template; its first lines set the special tokens that it names, but for BOS
-     * and EOS */
+    /* UTF-8: the model's own Jinja template; its first lines set the special tokens that it names, but for
+     * BOS and EOS */
     LLM_CHAT_TEMPLATE = 4,
     /* Six or seven UTF-8 strings, each ended by NUL, that make a conversation without Jinja:
      *   0 before the system message, 1 between it and the first user message (both empty: the template
