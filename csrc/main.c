@@ -1173,15 +1173,19 @@ static int run_info(run *r) {
     int template = llm_section(r->model, LLM_CHAT_TEMPLATE, &size) != NULL;
     printf("%-18s%s\n", "chat", chats ? "yes" : template ? "only from Python" : "no");
     print_section(r, LLM_CHAT_WHY, "");
-    double weights = (double)n.read, kv = (double)n.kv * context;
+    double weights = (double)n.read, kv = (double)n.kv * context, seen = 0; /* by the last token of it */
+    for (uint32_t i = 0; i < h->n_layers; i++) {
+        uint32_t window = llm_model_layers(r->model)[i].window;
+        seen += (double)n.kv / h->n_layers * (window ? fmin(window, context) : context);
+    }
     printf("%-18s%u\n", "context", h->context);
     printf("%-18s%" PRIu64 " bytes a token, %s at a context of %.0f\n", "keys and values", n.kv,
         size_text(kv), context);
     printf("%-18s%s with those\n", "memory", size_text((double)h->file_size + kv));
     printf("%-18s%s of weights a token, %s with those\n", "decode reads", size_text(weights),
-        size_text(weights + kv));
+        size_text(weights + seen));
     printf("%-18s%s, %u threads\n", "runs with", llm_session_isa(r->session), r->threads);
-    return r->o->speed ? print_speed(r, weights, kv) : OK;
+    return r->o->speed ? print_speed(r, weights, seen) : OK;
 }
 
 /* ---------------------------------------------------------------------------------------------------------

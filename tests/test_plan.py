@@ -126,6 +126,23 @@ def test_parameters_are_those_that_were_published(name, parameters, active, kv):
     assert found.needs["int8"].file == pytest.approx(parameters * 66 / 64, rel=1e-3)
 
 
+PUBLISHED = json.loads((Path(__file__).parent / "data" / "configs.json").read_text())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_family_has_the_parameters_that_were_published(name):
+    """Configurations of published models, without what is not about mathematics, and the counts of the hub."""
+    assert plan.make(PUBLISHED[name]["config"]).parameters == PUBLISHED[name]["parameters"]
+
+
+def test_layers_with_a_window_read_no_more_than_that():
+    """gemma-3-1b: of 26 layers every sixth sees all of the context, the others 512 positions; one head of 256
+    for keys and one for values, two bytes a number."""
+    found = plan.make(PUBLISHED["gemma-3-1b"]["config"], context=4096)
+    assert found.kv == 26 * 2 * 256 * 2
+    assert found.seen == (4 * 4096 + 22 * 512) * 2 * 256 * 2
+
+
 def test_a_token_reads_all_but_the_other_rows_of_the_embedding_and_the_other_experts():
     dim, norms = 4096, 65 * 4096  # of 32 layers and the output, in fp32
     llama = plan.make(CONFIGS["Llama-3.1-8B"])

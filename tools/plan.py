@@ -37,6 +37,7 @@ class Plan:
     parameters: int  # numbers in the model, tied embeddings once
     active: int  # those of them that a token goes through
     kv: int  # bytes of keys and values of a token
+    seen: int  # bytes of them that are read for the last token of the context; of layers with a window, its
     needs: dict[str, Need]  # by dtype
     notes: list[str]  # what a user should know
 
@@ -50,13 +51,16 @@ def make(config: dict, context: int | None = None) -> Plan:
         if lib.llm_count(header, counts, err, len(err)):
             raise ConvertError(f"the model does not fit the format: {ffi.string(err).decode()}")
         needs[dtype] = Need(header.file_size, counts.read)
+    context = int(model.fields["context"])
+    positions = sum(min(window or context, context) for _, window in model.layers)
     return Plan(
         model.family.name,
         model.architecture,
-        int(model.fields["context"]),
+        context,
         counts.parameters,
         counts.active,
         counts.kv,
+        counts.kv // len(model.layers) * positions,
         needs,
         model.notes,
     )
@@ -120,7 +124,7 @@ def report(plan: Plan, speed: float, threads: int) -> str:
     row("decode reads", lambda need: size_text(need.read), "of weights a token")
     remark = f"at most, with {speed / 1e9:.2f} GB/s on {threads} threads"
     row("tokens/s", lambda need: f"{speed / need.read:.1f}", remark)
-    row("", lambda need: f"{speed / (need.read + held):.1f}", "at the end of that context")
+    row("", lambda need: f"{speed / (need.read + plan.seen):.1f}", "at the end of that context")
     large = [dtype for dtype, need in plan.needs.items() if need.file > memory]
     if large:
         lines.append(
