@@ -738,7 +738,7 @@ def test_info_names_what_a_model_computes_otherwise(run, tmp_path):
     )
     assert lines["attention"] == "4 heads of 16, 2 for keys and values, in 2 layers over 32 positions at most"
     weights, all_read = (float(x) for x in re.findall(r"([\d.]+) KiB", lines["decode reads"]))
-    assert all_read - weights == pytest.approx((2 * 128 + 2 * 32) * 128 / 1024, abs=0.2)  # at a context of 128
+    assert all_read - weights == pytest.approx((2 * 128 + 2 * 32) * 128 / 1024, abs=0.2)
     flags = ROUTER_SIGMOID | ROUTER_BIAS | SHARED_GATE
     path.write_bytes(make_model(flags=flags, n_experts=4, n_active=2, shared_dim=72, expert_scale=2.5))
     lines = info(run, "-m", str(path))

@@ -131,7 +131,7 @@ PUBLISHED = json.loads((Path(__file__).parent / "data" / "configs.json").read_te
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_family_has_the_parameters_that_were_published(name):
-    """Configurations of published models, without what is not about mathematics, and the counts of the hub."""
+    """Configurations of published models, without what is not about mathematics; the counts are the hub's."""
     assert plan.make(PUBLISHED[name]["config"]).parameters == PUBLISHED[name]["parameters"]
 
 
