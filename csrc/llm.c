@@ -455,6 +455,7 @@ int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t
 #else
 typedef float VEC __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 typedef int32_t FN(ints) __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+typedef uint32_t FN(words) __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 typedef int16_t FN(shorts) __attribute__((vector_size(4 * VL), aligned(2), may_alias));
 #define V (VL == 16 ? 2 : 16 / VL) /* vectors of rows, */
 #define PASS (V * VL)              /* rows and */
@@ -631,12 +632,12 @@ INLINE VEC FN(exp)(VEC x) {
     const FN(ints) some = x > -87;
     x = FN(least)(x, (VEC){0} + 88);
     VEC n = x * 1.44269504f + 12582912.0f; /* rounds: the low bits are now the integer */
-    const FN(ints) exponent = (FN(ints))n << 23;
+    const FN(words) exponent = (FN(words))n << 23;
     n -= 12582912.0f;
     x = x - n * 0.693359375f + n * 2.12194440e-4f;
     VEC p = ((x * 1.9875691500e-4f + 1.3981999507e-3f) * x + 8.3334519073e-3f) * x + 4.1665795894e-2f;
     p = ((p * x + 1.6666665459e-1f) * x + 5.0000001201e-1f) * x * x + x + 1;
-    return (VEC)(((FN(ints))p + exponent) & some);
+    return (VEC)(((FN(words))p + exponent) & (FN(words))some);
 }
 
 /* A row of scores (SPAN) to exp(score - the largest so far), whose sum is added to that of `out`, after what

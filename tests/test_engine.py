@@ -342,6 +342,17 @@ def test_numbers_that_are_not_finite_do_not_crash():
         assert Model(bytes(data)).run(some_ids(20, 96)).shape == (20, 96)
 
 
+@pytest.mark.parametrize("isa", isas())
+def test_scores_hundreds_apart_leave_the_largest(isa):
+    """exp() of what lies that far below 0 is 0, not what its bits wrap around to: an attention so sharp reads
+    one position, and stays within the range of the values."""
+    sharp, mild = (
+        Model(make_model(n_layers=1, attn_scale=scale)).run(some_ids(70, 96), isa) for scale in (300.0, 0.25)
+    )
+    assert np.isfinite(sharp).all() and abs(sharp - mild).max() > 0.1
+    assert sharp.std() < 2 * mild.std()
+
+
 def test_layout_covers_the_file_without_overlap():
     for dtype, kind in itertools.product([FP16, INT8], MODELS.values()):
         data = make_model(dtype=dtype, **kind)
