@@ -129,13 +129,20 @@ int llm_count(const llm_header *h, llm_counts *counts, char *err, size_t errlen)
     *counts = (llm_counts){.kv = kv_bytes(h)};
     for (uint32_t id = 0; id < LLM_N_TENSORS; id++) {
         llm_tensor t;
-        const uint64_t all = shape(h, id, &t) * (id < LLM_ATTN_NORM ? 1 : h->n_layers);
-        const uint64_t active = shape(h, id, &t) > 1 ? all / h->n_experts * h->n_active : all;
+        const uint64_t experts = shape(h, id, &t), all = experts * (id < LLM_ATTN_NORM ? 1 : h->n_layers);
+        const uint64_t active = experts > 1 ? all / experts * h->n_active : all;
         counts->parameters += all * t.rows * t.cols;
         counts->active += active * t.rows * t.cols;
         counts->read += active * t.size / (id == LLM_EMBED && !(h->flags & LLM_TIED) ? t.rows : 1);
     }
     return 0;
+}
+
+uint64_t llm_kv_read(const llm_header *h, const llm_layer *layers, uint64_t context) {
+    uint64_t positions = 0;
+    for (uint32_t i = 0; i < h->n_layers; i++)
+        positions += layers[i].window && layers[i].window < context ? layers[i].window : context;
+    return kv_bytes(h) / h->n_layers * positions;
 }
 
 /* FNV-1a over the header's bytes before this field. */

@@ -76,8 +76,8 @@ struct llm_session {
     const isa *isa;
     llm_options o;
     meeting meeting;
-    size_t dim, ffn, q_dim, qkv_dim, width, picks; /* padded */
-    size_t group, run, span, part, n_parts, n_runs, seq_size, part_size, arena_size;
+    size_t dim, ffn, q_dim, qkv_dim, width; /* padded */
+    size_t picks, group, run, span, part, n_parts, n_runs, seq_size, part_size, arena_size;
     uint8_t *arena; /* one mapping that holds all of these: */
     uint16_t *kv;
     size_t *length;
@@ -316,7 +316,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->run = align((48 + s->group - 1) / s->group, 8);
     s->part = s->span > 8 * 512 ? align(s->span / 8, SPAN) : 512;
     s->part_size = b * h->n_heads * (s->width + 2);
-    s->n_parts = s->span / s->part + 1;
+    s->n_parts = (s->span + s->part - 1) / s->part;
     const size_t columns = align(b, 32) * (s->dim + s->q_dim + s->ffn + 32), f = sizeof(float);
     const struct {
         void *slot;

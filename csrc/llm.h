@@ -167,6 +167,10 @@ typedef struct llm_counts {
 /* What a model is and needs, from the header alone. Returns 0; or -1 with a reason in err as llm_layout. */
 int llm_count(const llm_header *header, llm_counts *counts, char *err, size_t errlen);
 
+/* The bytes of keys and values that are read for the last token of a context: in each of the `layers`
+ * (n_layers,) all of them, or those in its window. The header is one that llm_layout takes. */
+uint64_t llm_kv_read(const llm_header *header, const llm_layer *layers, uint64_t context);
+
 /* The checksum that belongs into this header once all its other fields are set: FNV-1a, 64 bits, over the
  * bytes before it. */
 uint64_t llm_checksum(const llm_header *header);

@@ -1173,11 +1173,8 @@ static int run_info(run *r) {
     int template = llm_section(r->model, LLM_CHAT_TEMPLATE, &size) != NULL;
     printf("%-18s%s\n", "chat", chats ? "yes" : template ? "only from Python" : "no");
     print_section(r, LLM_CHAT_WHY, "");
-    double weights = (double)n.read, kv = (double)n.kv * context, seen = 0; /* by the last token of it */
-    for (uint32_t i = 0; i < h->n_layers; i++) {
-        uint32_t window = llm_model_layers(r->model)[i].window;
-        seen += (double)n.kv / h->n_layers * (window ? fmin(window, context) : context);
-    }
+    double weights = (double)n.read, kv = (double)n.kv * context;
+    double seen = (double)llm_kv_read(h, llm_model_layers(r->model), (uint64_t)context);
     printf("%-18s%u\n", "context", h->context);
     printf("%-18s%" PRIu64 " bytes a token, %s at a context of %.0f\n", "keys and values", n.kv,
         size_text(kv), context);

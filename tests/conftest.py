@@ -31,15 +31,9 @@ if importlib.util.find_spec("pyllm.tools") is None:
 def pytest_configure() -> None:
     """Off AMX, unless told otherwise: what the tests compare bit for bit holds without it only (csrc/llm.h).
     Tests of AMX itself ask for it by name."""
-    if "PYLLM_ISA" not in os.environ and " amx_bf16" in _cpu_flags():
-        os.environ["PYLLM_ISA"] = "avx512"
+    from pyllm.tools.prove import avoid_amx
 
-
-def _cpu_flags() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
+    avoid_amx()
 
 
 @pytest.fixture(scope="session")

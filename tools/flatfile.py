@@ -73,6 +73,11 @@ def make_header(dtype: str, fields: dict[str, int | float], text_size: int = 0) 
     return header
 
 
+def make_layers(layers: list[tuple[int, int]]) -> ffi.CData:
+    """An llm_layer[] of the rotary table and the window of each layer."""
+    return ffi.new("llm_layer[]", [{"rope": rope, "window": window} for rope, window in layers])
+
+
 def places(header: ffi.CData) -> Iterator[Place]:
     """The tensors that the model has, those that occur once, then layer by layer."""
     once = [(number, name) for number, name in TENSOR_IDS if number < lib.LLM_ATTN_NORM]
@@ -340,8 +345,8 @@ def write(
 ) -> dict[str, Error]:
     """Writes a flat file under a temporary name, lets `check` look at it, and renames it to `path`. `layers`
     are the rotary table and the window of each layer, `angles` (n_rope, head_dim / 2, 2) the tables."""
-    table = ffi.new("llm_layer[]", [{"rope": rope, "window": window} for rope, window in layers])
-    head = bytes(ffi.buffer(header)).ljust(lib.LLM_HEADER_SIZE, b"\0") + sections + bytes(ffi.buffer(table))
+    head = bytes(ffi.buffer(header)).ljust(lib.LLM_HEADER_SIZE, b"\0") + sections
+    head += bytes(ffi.buffer(make_layers(layers)))
     head += np.ascontiguousarray(angles, "<f4").tobytes()
     if len(head) > min((place.offset for place, _ in tensors), default=header.file_size):
         raise ConvertError("llm.c's layout has less room before the tensors than the header describes")

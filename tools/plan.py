@@ -52,7 +52,6 @@ def make(config: dict, context: int | None = None) -> Plan:
             raise ConvertError(f"the model does not fit the format: {ffi.string(err).decode()}")
         needs[dtype] = Need(header.file_size, counts.read)
     context = int(model.fields["context"])
-    positions = sum(min(window or context, context) for _, window in model.layers)
     return Plan(
         model.family.name,
         model.architecture,
@@ -60,7 +59,7 @@ def make(config: dict, context: int | None = None) -> Plan:
         counts.parameters,
         counts.active,
         counts.kv,
-        counts.kv // len(model.layers) * positions,
+        lib.llm_kv_read(header, flatfile.make_layers(model.layers), context),
         needs,
         model.notes,
     )

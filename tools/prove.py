@@ -684,14 +684,21 @@ def differences(file: Path, ids: np.ndarray, want: np.ndarray) -> list[float]:
     return found
 
 
-def main() -> int:
-    """Prints the table. Without AMX, unless told otherwise: it multiplies in bf16."""
-    from pyllm.tools.convert import convert
-
-    cpu = Path("/proc/cpuinfo")
-    if " amx_bf16" in (cpu.read_text() if cpu.exists() else ""):
+def avoid_amx() -> None:
+    """Runs sessions without AMX, which multiplies in bf16, unless PYLLM_ISA says otherwise."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return
+    if " amx_bf16" in flags:
         os.environ.setdefault("PYLLM_ISA", "avx512")
 
+
+def main() -> int:
+    """Prints the table."""
+    from pyllm.tools.convert import convert
+
+    avoid_amx()
     print("| family | models | largest difference | from GGUF |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
