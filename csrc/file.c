@@ -23,8 +23,8 @@ static const struct {
     uint32_t min, max;
 } fields[] = {{"flags", 0, 2 * LLM_SHARED_GATE - 1}, {"dim", 1, 1 << 20}, {"ffn_dim", 1, 1 << 20},
     {"n_layers", 1, 1 << 10}, {"n_heads", 1, 1 << 12}, {"n_kv_heads", 1, 1 << 12}, {"head_dim", 2, MAX_HEAD},
-    {"vocab_size", 1, 1 << 24}, {"context", 1, 1 << 28}, {"n_rope", 1, 1 << 10}, {"n_experts", 0, 1 << 10},
-    {"n_active", 0, 1 << 10}, {"shared_dim", 0, 1 << 20}};
+    {"vocab_size", 1, 1 << 24}, {"context", 1, 1 << 28}, {"n_rope", 1, 1 << 10},
+    {"n_experts", 0, MAX_EXPERTS}, {"n_active", 0, MAX_EXPERTS}, {"shared_dim", 0, 1 << 20}};
 
 static int check_header(const llm_header *h, char *err, size_t errlen) {
     uint32_t values[sizeof fields / sizeof *fields];
@@ -156,11 +156,33 @@ uint64_t llm_checksum(const llm_header *h) {
 /* ------------------------------------------------------------------------------------------------------
  * Models */
 
+/* Reads the head of the section that begins at *at or at the next multiple of 16, and moves *at behind it; 0
+ * at the end of the sections. */
+static int next_section(const llm_model *m, uint64_t *at, llm_section_head *head) {
+    *at = align(*at, 16);
+    if (*at >= LLM_HEADER_SIZE + m->h.text_size)
+        return 0;
+    memcpy(head, m->data + *at, sizeof *head); /* always whole: where the sections end is a multiple of 16 */
+    *at += sizeof *head;
+    return head->tag != 0;
+}
+
+/* What a file that does not begin as a model does is, for those who took one for the other. */
+static const char *other_kind(const uint8_t *data, size_t size) {
+    static const char lfs[] = "version https://git-lfs";
+    if (size >= 4 && !memcmp(data, "GGUF", 4))
+        return "a GGUF file, of which pyllm-convert makes a pyllm model file";
+    if (size >= sizeof lfs - 1 && !memcmp(data, lfs, sizeof lfs - 1))
+        return "a git-lfs pointer, not the file itself: git lfs pull fetches it";
+    return "not a pyllm model file";
+}
+
 /* Everything in the file that the engine relies on. Whatever passes may hold wrong numbers, never a wrong
  * size or offset. */
 static int check(llm_model *m, char *err, size_t errlen) {
-    REQUIRE(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "model files need a little-endian machine");
-    REQUIRE(m->size >= sizeof m->h && !memcmp(m->data, "PYLLM\r\n\032", 8), "not a pyllm model file");
+    const int ours = m->size >= 8 && !memcmp(m->data, "PYLLM\r\n\032", 8);
+    REQUIRE(ours, "%s", other_kind(m->data, m->size));
+    REQUIRE(m->size >= sizeof m->h, "the file is cut short: it has %zu bytes", m->size);
     memcpy(&m->h, m->data, sizeof m->h);
     REQUIRE(m->h.version == LLM_VERSION, "format version %u, not %d", m->h.version, LLM_VERSION);
     REQUIRE(m->h.checksum == llm_checksum(&m->h), "header: the checksum is wrong: the file is damaged");
@@ -172,10 +194,17 @@ static int check(llm_model *m, char *err, size_t errlen) {
     m->layer_size = span(&m->h, LLM_ATTN_NORM, LLM_N_TENSORS);
     m->layers = (const llm_layer *)(m->data + end);
     m->rope = (const llm_angle *)(m->layers + m->h.n_layers);
-    for (uint32_t i = 0; i < m->h.n_layers; i++)
-        REQUIRE(m->layers[i].rope < m->h.n_rope, "layer %u: no rotary table %u", i, m->layers[i].rope);
-    size_t bad = 0;
-    REQUIRE(llm_section(m, 0, &bad) || !bad, "the section at byte %zu does not fit into the file", bad);
+    for (uint32_t i = 0; i < m->h.n_layers; i++) {
+        const llm_layer *l = &m->layers[i];
+        REQUIRE(l->rope < m->h.n_rope, "layer %u: no rotary table %u", i, l->rope);
+        REQUIRE(!l->reserved[0] && !l->reserved[1],
+            "layer %u: a reserved field is set, as a newer version may do", i);
+    }
+    llm_section_head head;
+    for (uint64_t at = LLM_HEADER_SIZE; next_section(m, &at, &head); at += head.size) {
+        REQUIRE(head.size <= end - at, "section %u does not fit into the file", head.tag);
+        REQUIRE(!head.reserved, "section %u: a reserved field is set, as a newer version may do", head.tag);
+    }
     return 0;
 }
 
@@ -191,16 +220,28 @@ llm_model *llm_open_memory(const void *data, size_t size, char *err, size_t errl
     return NULL;
 }
 
+/* Maps a regular file; NULL: err says why not. */
+static void *map_file(int fd, size_t *size, char *err, size_t errlen) {
+    struct stat st;
+    REQUIRE_OR_NULL(fd >= 0 && !fstat(fd, &st), "%s", strerror(errno));
+    REQUIRE_OR_NULL(!S_ISDIR(st.st_mode), "it is a directory, not a model file");
+    REQUIRE_OR_NULL(S_ISREG(st.st_mode), "it is not a regular file, and cannot be mapped");
+    REQUIRE_OR_NULL(st.st_size > 0, "the file is empty");
+    *size = (size_t)st.st_size;
+    void *data = mmap(NULL, *size, PROT_READ, MAP_SHARED, fd, 0);
+    REQUIRE_OR_NULL(data != MAP_FAILED, "its %zu bytes cannot be mapped: %s", *size, strerror(errno));
+    return data;
+}
+
 llm_model *llm_open(const char *path, char *err, size_t errlen) {
     char why[256];
-    struct stat st = {0};
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    snprintf(why, sizeof why, "%s", fd < 0 ? strerror(errno) : "not a pyllm model file");
-    const size_t size = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? (size_t)st.st_size : 0;
-    void *data = size ? mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
-    close(fd);
-    llm_model *m = data == MAP_FAILED ? NULL : llm_open_memory(data, size, why, sizeof why);
-    if (!m && data != MAP_FAILED)
+    size_t size;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO without a writer: do not wait */
+    void *data = map_file(fd, &size, why, sizeof why);
+    if (fd >= 0)
+        close(fd);
+    llm_model *m = data ? llm_open_memory(data, size, why, sizeof why) : NULL;
+    if (!m && data)
         munmap(data, size);
     REQUIRE_OR_NULL(m, "%s: %s", path, why);
     m->mapped = 1;
@@ -217,18 +258,13 @@ const llm_header *llm_model_header(const llm_model *m) { return &m->h; }
 
 const llm_layer *llm_model_layers(const llm_model *m) { return m->layers; }
 
-/* Tag 0, which no section has, finds nothing; *size is then where a section does not fit, or 0. check() asks
- * so. */
 const void *llm_section(const llm_model *m, uint32_t tag, size_t *size) {
-    llm_section_head head = {.tag = 1}; /* always whole, because `at` and `end` are multiples of 16 */
-    const uint64_t end = LLM_HEADER_SIZE + m->h.text_size;
-    for (uint64_t at = LLM_HEADER_SIZE; at < end && head.tag; at += align(sizeof head + head.size, 16)) {
-        memcpy(&head, m->data + at, sizeof head);
-        const int fits = head.size <= end - at - sizeof head;
-        *size = (size_t)(fits ? head.size : at);
-        if (!fits || (tag && head.tag == tag))
-            return fits ? m->data + at + sizeof head : NULL;
-    }
+    llm_section_head head;
+    for (uint64_t at = LLM_HEADER_SIZE; next_section(m, &at, &head); at += head.size)
+        if (head.tag == tag) {
+            *size = (size_t)head.size;
+            return m->data + at;
+        }
     *size = 0;
     return NULL;
 }

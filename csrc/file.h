@@ -6,7 +6,13 @@
 #endif
 #include "llm.h"
 
-#define MAX_HEAD 1024 /* head_dim at most */
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "pyllm needs a little-endian machine: model files are mapped as they are"
+#endif
+_Static_assert(sizeof(size_t) == 8, "pyllm needs 64-bit sizes: model files are mapped whole");
+
+#define MAX_HEAD 1024    /* head_dim at most */
+#define MAX_EXPERTS 1024 /* n_experts at most */
 
 struct llm_model {
     const uint8_t *data;             /* the whole file, size bytes; if mapped, it is ours to unmap */

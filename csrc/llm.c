@@ -20,6 +20,16 @@
 #define SPAN LLM_PAGE  /* positions that attend() takes at a time */
 #define MAX_BATCH 1024 /* tokens that go through the layers together */
 
+/* The bytes that a buffer takes of the arena. With LLM_GUARD, which tests define, each ends where pages begin
+ * that nothing may touch: a number written behind it ends the process at once. */
+#ifdef LLM_GUARD
+#define GUARD ((size_t)1 << 16) /* a multiple of every page size */
+#define ROOM(size) (align(size, GUARD) + GUARD)
+#else
+#define GUARD ((size_t)0)
+#define ROOM(size) align(size, 64)
+#endif
+
 /* ------------------------------------------------------------------------------------------------------
  * Sessions: their memory */
 
@@ -130,33 +140,48 @@ static void embed(llm_session *s, size_t i, uint32_t id) {
 
 static float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
-/* The experts of token i and their weights: the n_active most likely (the lower number among equals), and the
- * shared one */
+/* x (n,) to exp(x) / the sum of all of them */
+static void softmax(float *x, size_t n) {
+    float max = -INFINITY, sum = 0;
+    for (size_t i = 0; i < n; i++)
+        max = fmaxf(max, x[i]);
+    for (size_t i = 0; i < n; i++)
+        sum += x[i] = expf(x[i] - max);
+    for (size_t i = 0; i < n; i++)
+        x[i] /= sum;
+}
+
+/* The experts of token i and their weights: the n_active whose weight + bias is largest (the lower number
+ * among equals), and the shared one. No expert is chosen twice, whatever the numbers are: NaN is larger than
+ * nothing, and the buffers of a product have room for each token once. */
 static void choose_experts(llm_session *s, size_t layer, size_t i) {
     const llm_header *h = &s->m->h;
-    const float *add = h->flags & LLM_ROUTER_BIAS ? weights(s->m, LLM_ROUTER_ADD, layer, 0) : NULL;
-    const size_t n = h->n_experts, independent = h->flags & LLM_ROUTER_SIGMOID;
-    float *p = s->router + i * (n + 1), *gains = s->gains + i * s->picks, all = 0, picked = 0;
-    for (size_t e = 0; independent && e < n; e++)
-        p[e] = sigmoid(p[e]);
+    const float *bias = h->flags & LLM_ROUTER_BIAS ? weights(s->m, LLM_ROUTER_ADD, layer, 0) : NULL;
+    const size_t n = h->n_experts;
+    float *p = s->router + i * (n + 1), *gains = s->gains + i * s->picks;
+    uint32_t *chosen = s->chosen + i * s->picks;
+    uint8_t taken[MAX_EXPERTS] = {0};
+    if (h->flags & LLM_ROUTER_SIGMOID)
+        for (size_t e = 0; e < n; e++)
+            p[e] = sigmoid(p[e]);
+    else
+        softmax(p, n);
+    float sum = 0;
     for (size_t k = 0; k < h->n_active; k++) {
-        size_t best = 0;
-        for (size_t e = 1; e < n; e++)
-            best = p[e] + (add ? add[e] : 0) > p[best] + (add ? add[best] : 0) ? e : best;
-        s->chosen[i * s->picks + k] = (uint32_t)best;
+        size_t best = n;
+        for (size_t e = 0; e < n; e++)
+            if (!taken[e] && (best == n || p[e] + (bias ? bias[e] : 0) > p[best] + (bias ? bias[best] : 0)))
+                best = e;
+        taken[best] = 1;
+        chosen[k] = (uint32_t)best;
         gains[k] = p[best];
-        p[best] = -INFINITY; /* taken */
+        sum += p[best];
     }
-    const float max = gains[0]; /* softmax: of all, then of the chosen */
-    for (size_t e = 0; e < n; e++)
-        all += expf(p[e] - max);
+    const float scale = h->flags & LLM_ROUTER_NORMALIZE ? h->expert_scale / sum : h->expert_scale;
     for (size_t k = 0; k < h->n_active; k++)
-        picked += gains[k] = independent ? gains[k] : expf(gains[k] - max);
-    const float sum = h->flags & LLM_ROUTER_NORMALIZE ? picked : independent ? 1 : all + picked;
-    for (size_t k = 0; k < h->n_active; k++)
-        gains[k] *= h->expert_scale / sum;
+        gains[k] *= scale;
     if (h->shared_dim) {
-        s->chosen[i * s->picks + h->n_active] = (uint32_t)n;
+        chosen[h->n_active] = (uint32_t)n;
         gains[h->n_active] = h->flags & LLM_SHARED_GATE ? sigmoid(p[n]) : 1;
     }
 }
@@ -332,14 +357,19 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->starts, (h->n_experts + 2) * f}, {&s->pos, b * f}, {&s->seqs, b * f}, {&s->rows, b * f},
         {&s->runs, (b + 1) * f}};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
-        s->arena_size += align(buffers[i].size, 64);
+        s->arena_size += ROOM(buffers[i].size);
     const int map = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     if ((double)s->seq_size * (double)n_seqs < 0x1p60)
         s->arena = mmap(NULL, s->arena_size, PROT_READ | PROT_WRITE, map, -1, 0);
     REQUIRE(s->arena && s->arena != MAP_FAILED, "no memory for %zu sequences of %zu", n_seqs, context);
     uint8_t *at = s->arena;
-    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; at += align(buffers[i++].size, 64))
-        memcpy(buffers[i].slot, &at, sizeof at);
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
+        at += ROOM(buffers[i].size) - GUARD;
+        const uint8_t *start = at - align(buffers[i].size, 64);
+        memcpy(buffers[i].slot, &start, sizeof start);
+        REQUIRE(!GUARD || !mprotect(at, GUARD, PROT_NONE), "no memory for guard pages");
+        at += GUARD;
+    }
     return 0;
 }
 
@@ -419,8 +449,9 @@ int llm_state(llm_session *s, uint32_t seq, size_t length, void *state, int set,
  * computed: so results depend neither on the number of threads nor on the batch; but for AMX, which MANY
  * tokens or more go through, and which rounds differently. */
 
-int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs, const uint8_t *want,
-    float *logits, char *err, size_t errlen) {
+/* What llm_forward was called with is sound, and fits. */
+static int check_tokens(
+    llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs, char *err, size_t errlen) {
     size_t *length = s->length + s->o.n_seqs;
     memcpy(length, s->length, s->o.n_seqs * sizeof *length);
     for (size_t i = 0; i < n; i++) {
@@ -431,6 +462,33 @@ int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t
         REQUIRE(
             length[seq] <= s->o.context, "%zu positions, and the context has %u", length[seq], s->o.context);
     }
+    return 0;
+}
+
+/* One batch on its way through the layers */
+typedef struct batch {
+    llm_session *s;
+    size_t n, n_rows;
+    const uint32_t *tokens; /* (n,) */
+    float *logits;          /* (n_rows, vocab_size) */
+} batch;
+
+static void run_batch(void *context) {
+    const batch *b = context;
+    b->s->isa->forward(b->s, b->n, b->tokens, b->n_rows, b->logits);
+}
+
+static int all_finite(const float *x, size_t n) {
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++)
+        bad |= (bits_of(x[i]) & 0x7f800000) == 0x7f800000;
+    return !bad;
+}
+
+int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs, const uint8_t *want,
+    float *logits, char *err, size_t errlen) {
+    const size_t vocab = s->m->h.vocab_size;
+    TRY(check_tokens(s, n, tokens, seqs, err, errlen));
     for (size_t at = 0; at < n; at += s->o.batch) {
         const size_t count = n - at < s->o.batch ? n - at : s->o.batch;
         size_t n_rows = 0, run = 0;
@@ -443,9 +501,16 @@ int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t
                 s->rows[n_rows++] = (uint32_t)i;
         }
         s->runs[s->n_runs = run] = (uint32_t)count;
-#pragma omp parallel num_threads(s->o.threads)
-        s->isa->forward(s, count, tokens + at, n_rows, logits);
-        logits += logits ? n_rows * s->m->h.vocab_size : 0;
+        team(s->o.threads, run_batch, &(batch){s, count, n_rows, tokens + at, logits});
+        for (size_t r = 0; r < n_rows; r++, logits += vocab) {
+            if (all_finite(logits, vocab))
+                continue;
+            for (size_t i = 0; i < at + count; i++)
+                s->length[seqs ? seqs[i] : 0]--;
+            return FAIL("the logits after token %zu are not finite: a number in the model or in what its "
+                        "sequence keeps is not, or grew too large",
+                at + s->rows[r]);
+        }
     }
     return 0;
 }
@@ -533,6 +598,7 @@ static TARGET void FN(quantize)(int16_t *q, float *scale, const float *x) {
 static TARGET void FN(matmul)(llm_session *s, uint32_t id, size_t layer, size_t expert, size_t n,
     const uint32_t *index, const float *x, float *y, size_t ldy) {
     const llm_tensor *t = &s->m->tensor[id];
+    n = n < s->o.batch ? n : s->o.batch; /* what the buffers have rows for, whoever calls */
     const size_t groups = t->stride / LLM_GROUP, int8 = t->dtype == LLM_INT8,
                  bf16 = s->isa->tiles && n >= MANY && id != LLM_ROUTER;
     const uint16_t *w = weights(s->m, id, layer, expert),
@@ -618,8 +684,10 @@ static TARGET void FN(place_qkv)(llm_session *s, size_t layer, size_t i) {
             *kv = cache(s, s->seqs[i], layer, a >= n_qk, (a - h->n_heads) % h->n_kv_heads);
         for (size_t c = 0; a >= h->n_heads && c < s->width; c += VL)
             FN(TO_HALF)(halves + c, LOAD(vec, head + c));
-        for (size_t c = 0; a >= h->n_heads && c < s->width; c++)
-            kv[place(s, a >= n_qk, s->pos[i], c)] = halves[c];
+        for (size_t c = 0; a >= h->n_heads && c < s->width; c++) {
+            const int infinite = (halves[c] & 0x7fff) == 0x7c00; /* beyond fp16: its largest number */
+            kv[place(s, a >= n_qk, s->pos[i], c)] = (uint16_t)(halves[c] - infinite);
+        }
     }
 }
 

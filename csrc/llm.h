@@ -1,11 +1,12 @@
 /* llm.h - run a Llama-style language model from one flat file.
  *
  *     char err[256];
- *     llm_model *m = llm_open("model.llm", err, sizeof err);                 // NULL: err says why
+ *     llm_model *m = llm_open("model.llm", err, sizeof err);             // NULL: err says why
  *     llm_session *s = llm_session_open(m, NULL, err, sizeof err);
  *     float *logits = malloc(llm_model_header(m)->vocab_size * sizeof *logits);
- *     llm_forward(s, n, tokens, NULL, NULL, logits, err, sizeof err);        // the logits after the last
- *     token llm_session_close(s), llm_close(m);
+ *     llm_forward(s, n, tokens, NULL, NULL, logits, err, sizeof err);    // the logits after the last token
+ *     llm_session_close(s);
+ *     llm_close(m);
  *
  * A model is immutable: any number of threads and sessions may use it. A session, a tokenizer's decoder and a
  * sampler each belong to one thread at a time. Nothing here prints, exits or aborts. A function that can fail
@@ -19,6 +20,10 @@
 #define LLM_H
 #include <stddef.h>
 #include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* ---------------------------------------------------------------------------------------------------------
  * The flat file. Little-endian; every part begins where the one before it ends:
@@ -36,8 +41,8 @@
  * by side in a tile, so that one load brings the same column of all of them, whatever multiplies them:
  *
  *     fp16   [rows / 16][stride][16 rows]
- *     int8   [rows / 16][stride / 2][16 rows][2 columns], then the scales, fp16 [rows / 16][stride / 64][16
- *            rows]: one for each 64 columns of a row, w = q * scale
+ *     int8   [rows / 16][stride / 2][16 rows][2 columns], then
+ *            the scales, fp16 [rows / 16][stride / 64][16 rows]: one for each 64 columns of a row, w = q * scale
  *
  * fp32 tensors are vectors, (1, cols). */
 
@@ -181,15 +186,15 @@ uint64_t llm_checksum(const llm_header *header);
  * tags that they do not know. */
 
 typedef struct llm_section_head {
-    uint32_t tag; /* enum llm_section_tag */
-    uint32_t reserved;
+    uint32_t tag;      /* enum llm_section_tag */
+    uint32_t reserved; /* zero */
     uint64_t size;
 } llm_section_head;
 
 enum llm_section_tag {
     LLM_NAME = 1,  /* UTF-8, the model's name */
     LLM_ABOUT = 2, /* UTF-8, what it is: family, source, licence, description; lines of "key: value" */
-    LLM_STOP = 3,  /* uint32[]: tokens that end a generation; absent or empty: EOS alone does */
+    LLM_STOP = 3,  /* uint32[], ascending: tokens that end a generation; absent or empty: EOS alone does */
     /* UTF-8: the model's own Jinja template; its first lines set the special tokens that it names, but for
      * BOS and EOS */
     LLM_CHAT_TEMPLATE = 4,
@@ -260,7 +265,8 @@ typedef struct llm_session llm_session;
 typedef struct llm_options {
     uint32_t context; /* positions a sequence may have; 0: the model's. More than the model's is allowed. */
     uint32_t n_seqs;  /* sequences, numbered from 0; 0: 1 */
-    uint32_t threads; /* 0: llm_default_threads(). Results do not depend on it. */
+    uint32_t threads; /* at most, where the system refuses some; 0: llm_default_threads(). Results do not
+                         depend on it. */
     uint32_t batch;   /* tokens that go through the layers together, at most 1024, more are split; 0: 256 */
 } llm_options;
 
@@ -283,8 +289,9 @@ const char *llm_session_isa(const llm_session *session);
  *   seqs    (n,), each < n_seqs; NULL: all are of sequence 0
  *   want    (n,), whether the logits after token i are wanted; NULL: only those after the last token
  *   logits  (number wanted, vocab_size) float32, rows in the order of the tokens; NULL: none are computed
- * Returns 0; or -1 and changes nothing when an argument is out of range or a sequence would grow past the
- * session's context. */
+ * Returns 0; or -1 and changes nothing when an argument is out of range, a sequence would grow past the
+ * session's context, or logits that are wanted are not finite (a model with NaN, or numbers too large for it);
+ * `logits` then holds anything. A key or value beyond fp16's range is kept as the largest number of fp16. */
 int llm_forward(llm_session *session, size_t n, const uint32_t *tokens, const uint32_t *seqs,
     const uint8_t *want, float *logits, char *err, size_t errlen);
 
@@ -327,14 +334,12 @@ uint64_t llm_read_memory(const uint64_t *words, size_t n, uint32_t threads);
  *
  * Its sections hold a program, not a family's name: the converter turns every tokenizer into these steps.
  *
- *   1. Added tokens are cut out of the text (LLM_ADDED: leftmost first, the longest of those that begin
- *   there). 2. What is between them is normalised (LLM_NORMALIZER, LLM_NFC), and cut again at the added
- *   tokens that are looked for in
- *      normalised text.
+ *   1. Added tokens are cut out of the text (LLM_ADDED: leftmost first, the longest of those that begin there).
+ *   2. What is between them is normalised (LLM_NORMALIZER, LLM_NFC), and cut again at the added tokens that are
+ *      looked for in normalised text.
  *   3. What is left is split by each stage of LLM_PATTERN in turn, a regular expression over LLM_CLASSES.
- *   4. Each piece begins as one symbol a byte (LLM_BYTE_LEVEL) or a character. Of the neighbours that
- *   LLM_MERGES knows, the pair of the
- *      lowest rank, the leftmost among equals, is replaced by its result, again and again.
+ *   4. Each piece begins as one symbol a byte (LLM_BYTE_LEVEL) or a character. Of the neighbours that LLM_MERGES
+ *      knows, the pair of the lowest rank, the leftmost among equals, is replaced by its result, again and again.
  *
  * Token texts are what the tokens decode to: bytes, with plain spaces where vocabularies write U+2581 or
  * U+0120. A tokenizer that writes spaces as U+2581 therefore gets its text with U+2581 replaced by a space,
@@ -500,7 +505,8 @@ enum llm_encode_flag {
 
 /* Writes the ids of text (len bytes) to tokens, at most capacity of them, and returns how many there are
  * (which may be more: call again with more room; capacity 0 with tokens NULL only counts). Returns -1 when
- * memory runs out, or when the file's pattern is so bad that it would take forever. */
+ * memory runs out, and when the file's tokenizer is so bad that it would take forever over this text, or make
+ * 64 times as much of it before it is split. */
 int64_t llm_encode(const llm_tokenizer *tokenizer, const char *text, size_t len, uint32_t flags,
     uint32_t *tokens, size_t capacity, char *err, size_t errlen);
 
@@ -582,5 +588,9 @@ uint32_t llm_sample(llm_sampler *sampler, const float *logits);
  * may be NULL when n is 0; n is cut to vocab_size), and returns that of `token`. */
 float llm_logprobs(const float *logits, size_t vocab_size, uint32_t token, size_t n, uint32_t *top_tokens,
     float *top_logprobs);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

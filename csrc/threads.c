@@ -9,6 +9,7 @@
 #include <cpuid.h>
 #endif
 #include <limits.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,6 +18,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+
+/* ------------------------------------------------------------------------------------------------------
+ * How many processors this process may use */
 
 /* The first number in the file root + group + name, and the second to *other if there is one; -1 without
  * ("max"). */
@@ -92,14 +96,118 @@ uint32_t llm_default_threads(void) {
     return n < 1 ? 1 : n > 1024 ? 1024 : (uint32_t)n;
 }
 
-uint64_t llm_read_memory(const uint64_t *words, size_t n, uint32_t threads) {
-    uint64_t sum = 0;
-#pragma omp parallel for reduction(+ : sum) num_threads(threads) schedule(static)
-    for (size_t i = 0; i < n; i++)
-        sum += words[i];
-    (void)threads; /* in a build without OpenMP */
-    return sum;
+/* ------------------------------------------------------------------------------------------------------
+ * Teams */
+
+/* Threads that wait until they are let go, then work, each with the next number */
+typedef struct crowd {
+    pthread_mutex_t hold;
+    pthread_t threads[MAX_THREADS];
+    size_t n, next; /* threads that wait; the number of the next one to go */
+    void (*work)(void *context);
+    void *context;
+} crowd;
+
+static void work_in_crowd(crowd *c);
+
+static void *wait_and_work(void *waited) {
+    work_in_crowd(waited);
+    return NULL;
 }
+
+/* Starts up to `wanted` threads, which wait. */
+static void start(crowd *c, size_t wanted) {
+    pthread_mutex_init(&c->hold, NULL);
+    pthread_mutex_lock(&c->hold);
+    for (c->n = 0; c->n < wanted && c->n < MAX_THREADS; c->n++)
+        if (pthread_create(&c->threads[c->n], NULL, wait_and_work, c))
+            break;
+}
+
+static void let_go(crowd *c) { pthread_mutex_unlock(&c->hold); }
+
+static void join(crowd *c) {
+    for (size_t i = 0; i < c->n; i++)
+        pthread_join(c->threads[i], NULL);
+    pthread_mutex_destroy(&c->hold);
+}
+
+#ifdef _OPENMP
+static void work_in_crowd(crowd *c) {
+    pthread_mutex_lock(&c->hold);
+    pthread_mutex_unlock(&c->hold);
+}
+
+/* OpenMP ends the process when it cannot create a thread, so it is only asked for those that could be created
+ * a moment before, and one more; where they fall short, for half of these, to leave room. It keeps the threads
+ * of the last team that this thread has led. */
+static size_t startable(size_t wanted) {
+    static _Thread_local size_t have = 1, most = MAX_THREADS;
+    wanted = wanted < most ? wanted : most;
+    if (wanted > have) {
+        crowd c;
+        start(&c, wanted - have + 1);
+        let_go(&c);
+        join(&c);
+        if (c.n <= wanted - have)
+            wanted = most = have + c.n / 2;
+    }
+    return have = wanted;
+}
+
+void team(size_t threads, void (*work)(void *context), void *context) {
+    const int n = (int)startable(threads);
+#pragma omp parallel num_threads(n)
+    work(context);
+}
+#else
+_Thread_local size_t thread_number = 0, team_size = 1;
+
+static void work_in_crowd(crowd *c) {
+    pthread_mutex_lock(&c->hold);
+    thread_number = ++c->next;
+    team_size = c->n + 1;
+    pthread_mutex_unlock(&c->hold);
+    c->work(c->context);
+}
+
+void team(size_t threads, void (*work)(void *context), void *context) {
+    if (threads <= 1) {
+        work(context);
+        return;
+    }
+    crowd c = {.work = work, .context = context};
+    start(&c, threads - 1);
+    team_size = c.n + 1;
+    let_go(&c);
+    work(context);
+    join(&c);
+    team_size = 1;
+}
+#endif
+
+typedef struct reading {
+    const uint64_t *words; /* (n,) */
+    size_t n;
+    _Atomic uint64_t sum;
+} reading;
+
+static void read_part(void *context) {
+    reading *r = context;
+    uint64_t sum = 0;
+    EACH(i, r->n)
+        sum += r->words[i];
+    r->sum += sum;
+}
+
+uint64_t llm_read_memory(const uint64_t *words, size_t n, uint32_t threads) {
+    reading r = {.words = words, .n = n};
+    team(threads, read_part, &r);
+    return r.sum;
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * What the processors can do */
 
 #if defined(SOFT_TILES) /* tests/tiles.h */
 static int have_amx(void) { return __builtin_cpu_supports("avx512bf16"); }
@@ -128,6 +236,9 @@ int processor_has(const char *isa) {
     return isa != NULL;
 #endif
 }
+
+/* ------------------------------------------------------------------------------------------------------
+ * Waiting for each other */
 
 /* Looks before sleeping: some 0.2 ms, since sleeping and waking costs 0.05 ms on a virtual machine. Fewer for
  * a while after looking was in vain, because then the others are likely to wait for this very processor. */

@@ -1,6 +1,6 @@
-/* threads.h - the processors: what they can do, and how the threads of one parallel region share work and
- * wait for each other. Not part of the interface. Without OpenMP there is one thread, and all of this costs
- * nothing. */
+/* threads.h - the processors: what they can do, and how the threads of a team share work and wait for each
+ * other. Not part of the interface. Teams are OpenMP's; without it (Apple's clang, ThreadSanitizer) they are
+ * made of POSIX threads for each piece of work, and one thread is the default. */
 #ifndef THREADS_H
 #define THREADS_H
 #include <stdatomic.h>
@@ -10,9 +10,15 @@
 #define THREAD ((size_t)omp_get_thread_num())
 #define THREADS ((size_t)omp_get_num_threads())
 #else
-#define THREAD ((size_t)0)
-#define THREADS ((size_t)1)
+extern _Thread_local size_t thread_number, team_size;
+#define THREAD thread_number
+#define THREADS team_size
 #endif
+
+/* Runs work(context) on `threads` threads at once, this one among them, numbered THREAD of THREADS; returns
+ * when all have. On fewer where the system refuses that many. At most MAX_THREADS. */
+#define MAX_THREADS 1024
+void team(size_t threads, void (*work)(void *context), void *context);
 
 /* The numbers below n that this thread takes: a stretch of them (memory is read best in one go), or every
  * THREADS-th (where they cost more and more). */
@@ -24,12 +30,12 @@
  * the kernel let this process use it. */
 int processor_has(const char *isa);
 
-/* A place to wait for all threads of the region. Zero-initialise it; it can be used again at once. */
+/* A place to wait for all threads of the team. Zero-initialise it; it can be used again at once. */
 typedef struct meeting {
     atomic_uint arrived, turn, asleep;
 } meeting;
 
-/* Returns when all threads of the region have called it. Looks for a fraction of a millisecond, then sleeps.
+/* Returns when all threads of the team have called it. Looks for a fraction of a millisecond, then sleeps.
  * OpenMP's own barrier looks for several milliseconds: beside other work on all processors that made two
  * threads ten times slower than one. */
 void meet(meeting *m);

@@ -175,7 +175,8 @@ typedef struct encoder {
     buffer valid, normal[2], prefixed, symbols, heap, points;
     memory *memories;  // (n_code,)
     uint64_t texts;    // texts searched so far
-    uint64_t steps;    // left before the pattern is given up
+    uint64_t steps;    // of work left before the text is given up, see charge
+    size_t room;       // bytes that normalisation may still make
     const char *error; // set once; then everything winds up
 } encoder;
 
@@ -185,11 +186,28 @@ static int need(encoder *e, buffer *b, size_t n, size_t item) {
     return !e->error;
 }
 
+// Counts work that the file asks for against what a text of this length may cost, so that no file makes it
+// take forever: characters compared, instructions of the pattern, parts of decompositions. 0 when it is used up.
+static int charge(encoder *e, size_t n) {
+    e->steps -= n < e->steps ? n : e->steps;
+    if (e->steps == 0 && !e->error)
+        e->error = "the file's tokenizer takes too long over it";
+    return e->steps > 0;
+}
+
 static void append(encoder *e, buffer *b, const void *data, size_t n) {
     if (n > 0 && need(e, b, n, 1)) {
         memcpy(b->data + b->size, data, n);
         b->size += n;
     }
+}
+
+// The same to what normalisation makes, which must not grow out of all proportion to the text.
+static void append_normal(encoder *e, buffer *b, const void *data, size_t n) {
+    if (n > e->room || b->size > e->room - n)
+        e->error = "the file's normalizer makes too much of it";
+    else
+        append(e, b, data, n);
 }
 
 static void append_code(encoder *e, buffer *b, uint32_t code) {
@@ -201,7 +219,7 @@ static void append_code(encoder *e, buffer *b, uint32_t code) {
         s[i] = (uint8_t)(0x80 | (code & 0x3F));
     if (n > 1)
         s[0] = (uint8_t)(0xF00u >> n | code);
-    append(e, b, s, n);
+    append_normal(e, b, s, n);
 }
 
 static void emit(encoder *e, uint32_t id) {
@@ -371,9 +389,8 @@ static size_t match(const subject *s, uint32_t at, size_t place) {
     const llm_tokenizer *t = e->t;
     for (;;) {
         const llm_instruction *in = &t->code[at];
-        if (e->steps == 0)
+        if (!charge(e, 1))
             return NO_PLACE;
-        e->steps--;
         if (in->op == LLM_OP_MATCH)
             return place;
         if (in->op == LLM_OP_ALT) {
@@ -405,7 +422,10 @@ static size_t match(const subject *s, uint32_t at, size_t place) {
         uint32_t count = 0;
         for (; count < in->b; count++, place += length)
             if (place == s->n || !(length = in_class(t, in->a, s->text + place, s->n - place)))
-                return NO_PLACE;
+                break;
+        charge(e, count);
+        if (count < in->b)
+            return NO_PLACE;
         if (in->b == in->c)
             continue;
         memory *known = &e->memories[at - 1];
@@ -418,7 +438,7 @@ static size_t match(const subject *s, uint32_t at, size_t place) {
             for (; count < in->c && place < s->n; count++, place += length)
                 if (!(length = in_class(t, in->a, s->text + place, s->n - place)))
                     break;
-            e->steps -= count < e->steps ? count : e->steps;
+            charge(e, count - in->b);
             if (in->c == UINT32_MAX) {
                 known->run = least;
                 known->run_end = place;
@@ -486,8 +506,6 @@ static void split(encoder *e, size_t stage, const uint8_t *text, size_t n) {
     size_t done = 0;
     for (size_t place = 0; place < n && !e->error;) {
         size_t end = match(&s, e->t->stages[stage].start, place);
-        if (e->steps == 0)
-            e->error = "the file's pattern takes too long";
         if (end == NO_PLACE || end == place) {
             place += utf8_length(text + place, n - place);
             continue;
@@ -551,7 +569,9 @@ static uint32_t compose(const llm_tokenizer *t, uint32_t first, uint32_t second)
 }
 
 static void add_point(encoder *e, uint32_t code, uint32_t order) {
-    if (need(e, &e->points, 1, sizeof(point)))
+    if (e->points.size >= e->room)
+        e->error = "the file's decompositions make too much of it";
+    else if (need(e, &e->points, 1, sizeof(point)))
         ((point *)e->points.data)[e->points.size++] = (point){code, order & 255};
 }
 
@@ -571,7 +591,7 @@ static void decompose(encoder *e, uint32_t code) {
         add_point(e, code, known ? known->order : 0);
         return;
     }
-    for (uint32_t i = 0; i < known->length; i++) {
+    for (uint32_t i = 0; i < known->length && charge(e, 1); i++) {
         uint32_t part = t->nfc_points[known->start + i];
         const llm_nfc_char *mark = find_nfc(t, part);
         add_point(e, part, mark ? mark->order : 0);
@@ -642,7 +662,7 @@ static void normalize_nfc(encoder *e, const uint8_t *text, size_t n, buffer *out
             continue;
         }
         size_t start = known->order == 0 || last < done ? i : last;
-        append(e, out, text + done, start - done);
+        append_normal(e, out, text + done, start - done);
         for (i += length; i < n; i += length) {
             known = nfc_at(e->t, text + i, n - i, &length);
             if (!known || known->order == 0)
@@ -651,7 +671,7 @@ static void normalize_nfc(encoder *e, const uint8_t *text, size_t n, buffer *out
         normalize_cluster(e, text + start, i - start, out);
         done = last = i;
     }
-    append(e, out, text + done, n - done);
+    append_normal(e, out, text + done, n - done);
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -664,21 +684,22 @@ static void replace(encoder *e, const uint8_t *text, size_t n, const llm_normali
     size_t done = 0, i = 0, size = step->from_size;
     while (size > 0 && n - i >= size && (next = memchr(text + i, from[0], n - size - i + 1)) && !e->error) {
         i = (size_t)(next - text);
+        charge(e, size / 4); // what memcmp may cost
         if (memcmp(next, from, size) != 0) {
             i++;
             continue;
         }
-        append(e, out, text + done, i - done);
-        append(e, out, to, step->to_size);
+        append_normal(e, out, text + done, i - done);
+        append_normal(e, out, to, step->to_size);
         done = i += size;
     }
-    append(e, out, text + done, n - done);
+    append_normal(e, out, text + done, n - done);
 }
 
 static void trim(encoder *e, const uint8_t *text, size_t n, buffer *out) {
     for (size_t i = 0; i < n; i++)
         if (text[i] != ' ' || (i > 0 && text[i - 1] != ' ' && out->size > 0))
-            append(e, out, text + i, 1);
+            append_normal(e, out, text + i, 1);
     for (;;) {
         if (out->size > 0 && out->data[out->size - 1] == ' ')
             out->size--;
@@ -709,6 +730,8 @@ static void normalize(encoder *e, const uint8_t **text, size_t *n) {
     for (int turn = 0; *n > 0 && next_step(e->t, &place, &step, &texts); turn = !turn) {
         buffer *out = &e->normal[turn];
         out->size = 0;
+        if (!charge(e, 1 + *n))
+            return;
         if (step.kind == LLM_NORMALIZE_NFC) {
             normalize_nfc(e, *text, *n, out);
         } else if (step.kind == LLM_NORMALIZE_REPLACE) {
@@ -716,12 +739,15 @@ static void normalize(encoder *e, const uint8_t **text, size_t *n) {
         } else if (step.kind == LLM_NORMALIZE_TRIM) {
             trim(e, *text, *n, out);
         } else {
-            append(e, out, texts + step.from_size, step.to_size);
-            append(e, out, *text, *n);
+            append_normal(e, out, texts + step.from_size, step.to_size);
+            append_normal(e, out, *text, *n);
         }
         *text = out->data;
         *n = out->size;
+        if (e->error)
+            return;
     }
+    e->room -= *n < e->room ? *n : e->room;
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -732,10 +758,11 @@ enum { CLASS_SPACE = 0, CLASS_WORD = 1 };
 
 // The longest added token of the group that text begins with, or NULL. Tokens that share the bytes seen so
 // far are one range of the sorted list, which each further byte narrows.
-static const llm_added *find_added(const llm_tokenizer *t, int group, const uint8_t *text, size_t n) {
+static const llm_added *find_added(encoder *e, int group, const uint8_t *text, size_t n) {
+    const llm_tokenizer *t = e->t;
     size_t low = group == RAW ? 0 : t->n_raw, high = group == RAW ? t->n_raw : t->n_added;
     const llm_added *best = NULL;
-    for (size_t depth = 0; depth < n && low < high; depth++) {
+    for (size_t depth = 0; depth < n && low < high && charge(e, 1); depth++) {
         size_t ends[2]; // the first token whose byte at `depth` is >= text[depth], then > text[depth]
         for (int side = 0; side < 2; side++) {
             size_t a = side ? ends[0] : low, b = high;
@@ -758,12 +785,13 @@ static const llm_added *find_added(const llm_tokenizer *t, int group, const uint
     return best;
 }
 
-// The start of the character before text[at].
+// The start of the character before text[at]. Never more than four bytes before, also when a damaged file
+// brought in text that is not UTF-8.
 static size_t step_back(const uint8_t *text, size_t at) {
-    do
-        at--;
-    while (at > 0 && (text[at] & 0xC0) == 0x80);
-    return at;
+    size_t start = at - 1;
+    while (start > 0 && at - start < 4 && (text[start] & 0xC0) == 0x80)
+        start--;
+    return start;
 }
 
 // in_class for files that may not have the class.
@@ -779,7 +807,7 @@ static void cut(encoder *e, int group, const uint8_t *text, size_t n, int at_sta
     size_t done = 0, length;
     for (size_t i = 0; i < n && !e->error;) {
         const llm_added *token =
-            t->added_first[group][text[i]] ? find_added(t, group, text + i, n - i) : NULL;
+            t->added_first[group][text[i]] ? find_added(e, group, text + i, n - i) : NULL;
         if (!token) {
             i++;
             continue;
@@ -856,6 +884,7 @@ int64_t llm_encode(const llm_tokenizer *t, const char *text, size_t len, uint32_
         len = e.valid.size;
     }
     e.steps = (uint64_t)len * 2000 + 1000000;
+    e.room = len * 64 + 4096;
     if (by_default && info->flags & LLM_ADD_BOS && info->bos != NO_TOKEN)
         emit(&e, info->bos);
     e.need_bos = !(flags & LLM_NO_BOS) && flags & LLM_BOS && info->bos != NO_TOKEN;
@@ -960,9 +989,16 @@ int64_t llm_token_eos(const llm_tokenizer *t) {
 }
 
 int llm_token_is_stop(const llm_tokenizer *t, uint32_t token) {
-    for (size_t i = 0; i < t->n_stops; i++)
-        if (t->stops[i] == token)
-            return 1;
+    size_t low = 0, high = t->n_stops;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (t->stops[middle] < token)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low < t->n_stops && t->stops[low] == token)
+        return 1;
     return t->n_stops == 0 && token == t->info->eos && token != NO_TOKEN;
 }
 
@@ -990,6 +1026,10 @@ typedef struct loader {
     const uint8_t *data;
     size_t left;
 } loader;
+
+// What is set beyond these is of a version that this one would misread.
+enum { ALL_FLAGS = 2 * LLM_STRIP_SPACES - 1 };
+static const char NEWER[] = "has a bit set that is not known here, as a newer version may do";
 
 static int damaged(const loader *l, const char *what) {
     fail(l->err, l->errlen, "the tokenizer's section %s %s", l->name, what);
@@ -1029,8 +1069,11 @@ static int load_tokens(llm_tokenizer *t, loader *l) {
     if (!(t->info = take(l, 1, sizeof *t->info)))
         return 0;
     uint32_t n = t->info->n_tokens;
+    const uint32_t *reserved = t->info->reserved;
     if (n == NO_TOKEN)
         return damaged(l, "has too many tokens");
+    if (t->info->flags & ~(uint32_t)ALL_FLAGS || reserved[0] || reserved[1] || reserved[2])
+        return damaged(l, NEWER);
     section(l, LLM_TOKEN_BYTES, "LLM_TOKEN_BYTES");
     size_t n_bytes = l->left, longest = 0;
     t->bytes = take(l, n_bytes, 1);
@@ -1044,6 +1087,9 @@ static int load_tokens(llm_tokenizer *t, loader *l) {
     section(l, LLM_TOKEN_TYPES, "LLM_TOKEN_TYPES");
     if (!(t->types = take(l, n, 1)))
         return 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (t->types[i] & ~(LLM_TOKEN_SPECIAL | LLM_TOKEN_BYTE | LLM_TOKEN_ABSENT))
+            return damaged(l, NEWER);
     section(l, LLM_TOKEN_ORDER, "LLM_TOKEN_ORDER");
     t->n_order = l->left / sizeof *t->order;
     t->order = take(l, t->n_order, sizeof *t->order);
@@ -1055,6 +1101,9 @@ static int load_tokens(llm_tokenizer *t, loader *l) {
     section(l, LLM_STOP, "LLM_STOP");
     t->n_stops = l->left / sizeof *t->stops;
     t->stops = take(l, t->n_stops, sizeof *t->stops);
+    for (size_t i = 1; i < t->n_stops; i++)
+        if (t->stops[i - 1] >= t->stops[i])
+            return damaged(l, "is not in order");
     return 1;
 }
 
@@ -1109,6 +1158,8 @@ static int load_added(llm_tokenizer *t, loader *l) {
         if (a->id >= t->info->n_tokens || a->length == 0 || a->start > n_bytes ||
             a->length > n_bytes - a->start)
             return damaged(l, "points outside its table");
+        if (a->flags & ~(LLM_ADDED_SPECIAL | LLM_ADDED_LSTRIP | LLM_ADDED_RSTRIP | LLM_ADDED_WORD))
+            return damaged(l, NEWER);
         t->added_first[i >= t->n_raw][t->added_bytes[a->start]] = 1;
     }
     return 1;
@@ -1142,15 +1193,18 @@ static int load_pattern(llm_tokenizer *t, loader *l) {
     if (!(t->stages = take(l, t->n_stages, sizeof *t->stages)) ||
         !(t->code = take(l, t->n_code, sizeof *t->code)))
         return 0;
-    for (size_t i = 0; i < t->n_stages; i++)
+    for (size_t i = 0; i < t->n_stages; i++) {
         if (t->stages[i].start >= t->n_code)
             return damaged(l, "points outside its table");
+        if ((t->stages[i].split & ~(uint32_t)LLM_SPLIT_INVERT) > LLM_SPLIT_CONTIGUOUS)
+            return damaged(l, NEWER);
+    }
     for (size_t i = 0; i < t->n_code; i++) {
         const llm_instruction *in = &t->code[i];
         int jumps = in->op == LLM_OP_ALT || in->op == LLM_OP_JUMP || in->op == LLM_OP_LOOK;
         int runs = in->op == LLM_OP_RUN || in->op == LLM_OP_EAT;
         if (in->op > LLM_OP_END || (jumps && (in->a <= i || in->a >= t->n_code)) ||
-            (runs && (in->a >= t->n_classes || in->b > in->c)) ||
+            (runs && (in->a >= t->n_classes || in->b > in->c)) || (in->op == LLM_OP_LOOK && in->b > 1) ||
             (i + 1 == t->n_code && in->op != LLM_OP_MATCH))
             return damaged(l, "has a bad instruction");
     }
@@ -1176,6 +1230,9 @@ static int load_normalizer(llm_tokenizer *t, loader *l) {
         !(t->nfc_points = take(l, head->n_points, sizeof *t->nfc_points)) ||
         !(t->nfc_pairs = take(l, head->n_pairs, sizeof *t->nfc_pairs)))
         return 0;
+    for (size_t i = 0; i < head->n_chars; i++)
+        if (t->nfc_chars[i].order > 511)
+            return damaged(l, NEWER);
     t->n_nfc_chars = head->n_chars;
     t->n_nfc_points = head->n_points;
     t->n_nfc_pairs = head->n_pairs;

@@ -22,7 +22,7 @@ CFLAGS = ["-O3", "-std=gnu11", *os.environ.get("PYLLM_CFLAGS", "").split()]
 def declarations() -> str:
     """The text of llm.h without its comments and preprocessor lines, as cffi's cdef wants it."""
     text = (ROOT / "csrc" / "llm.h").read_text()
-    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    text = re.sub(r"/\*.*?\*/|#ifdef __cplusplus.*?#endif", "", text, flags=re.DOTALL)
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
@@ -44,15 +44,15 @@ def compiler() -> list[str]:
 
 
 def openmp_flags() -> list[str]:
-    """["-fopenmp"] where the compiler and linker accept it; where they do not (Apple's clang) a flag for
-    silence."""
+    """["-fopenmp"] where the compiler and linker accept it; where they do not (Apple's clang) flags for
+    silence and for POSIX threads."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "omp.c"
         source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
         done = subprocess.run(
             [*compiler(), "-fopenmp", str(source), "-o", str(Path(folder) / "omp")], capture_output=True
         )
-    return ["-fopenmp"] if done.returncode == 0 else ["-Wno-unknown-pragmas"]
+    return ["-fopenmp"] if done.returncode == 0 else ["-Wno-unknown-pragmas", "-pthread"]
 
 
 def make_ffi() -> FFI:

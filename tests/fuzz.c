@@ -1,0 +1,361 @@
+/* fuzz.c - valid model files with hostile numbers, run through the engine: FIRST COUNT [TOGETHER] does the runs
+ * FIRST to FIRST + COUNT, TOGETHER of them at once on threads that share the models.
+ *
+ * Every run makes a model of random features and sizes whose weights are random bits, NaN, infinities, denormal
+ * or huge numbers, or sound ones, tensor by tensor; opens a session on it with a random instruction set, and
+ * appends, copies, truncates, loads random states and samples. Nothing may touch what it should not: build it
+ * with -DLLM_GUARD (pages behind every buffer that fault; there is one behind the model too) and the
+ * sanitizers. What llm.h promises is checked beside: logits are finite or an error, and after an error nothing
+ * has changed. Ends with status 0 and a line of counts; or with the number of the run that failed. */
+#define _GNU_SOURCE
+#include "llm.h"
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { MAX_SEQS = 4, MAX_TOKENS = 700, GUARD = 1 << 16 };
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Failing */
+
+static _Thread_local unsigned long run; /* the one at hand */
+
+static void say_run(void) {
+    char line[64];
+    const int n = snprintf(line, sizeof line, "fuzz: run %lu failed\n", run);
+    if (write(STDERR_FILENO, line, (size_t)n) < 0)
+        _exit(3);
+}
+
+static void on_fault(int number) {
+    say_run();
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+#define CHECK(condition)                                                      \
+    do {                                                                      \
+        if (!(condition)) {                                                   \
+            fprintf(stderr, "fuzz.c:%d: not so: %s\n", __LINE__, #condition); \
+            say_run();                                                        \
+            _exit(1);                                                         \
+        }                                                                     \
+    } while (0)
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Random numbers: splitmix64 */
+
+typedef struct dice {
+    uint64_t state;
+} dice;
+
+static uint64_t bits(dice *d) {
+    uint64_t z = d->state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static uint32_t from_to(dice *d, uint32_t least, uint32_t most) {
+    return least + (uint32_t)(bits(d) % (most - least + 1u));
+}
+
+/* One in n */
+static int chance(dice *d, uint32_t n) { return bits(d) % n == 0; }
+
+static float number(dice *d, float scale) { return scale * ((float)(bits(d) >> 40) / 8388608.0f - 1.0f); }
+
+static float any_float(dice *d) {
+    const uint32_t some[] = {
+        0, 0x7fc00000, 0x7f800000, 0xff800000, 0x7f7fffff, 1, 0x80000000, (uint32_t)bits(d)};
+    float f;
+    memcpy(&f, &some[from_to(d, 0, 7)], sizeof f);
+    return f;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Models */
+
+static uint32_t size(dice *d, uint32_t most) {
+    return chance(d, 6) ? 64 * from_to(d, 1, 2) : from_to(d, 1, most);
+}
+
+static llm_header make_header(dice *d) {
+    llm_header h = {.magic = "PYLLM\r\n\032", .version = LLM_VERSION};
+    h.dtype = from_to(d, LLM_FP16, LLM_INT8);
+    h.dim = size(d, 70);
+    h.ffn_dim = size(d, 70);
+    h.n_layers = from_to(d, 1, 2);
+    h.n_kv_heads = from_to(d, 1, 3);
+    h.n_heads = h.n_kv_heads * from_to(d, 1, chance(d, 8) ? 9 : 3);
+    h.head_dim = 2 * from_to(d, 1, chance(d, 8) ? 50 : 12);
+    h.vocab_size = from_to(d, 1, 50);
+    h.context = from_to(d, 1, 400);
+    h.n_rope = from_to(d, 1, 3);
+    h.norm_eps = chance(d, 4) ? 0 : 1e-5f;
+    h.attn_scale = chance(d, 9) ? number(d, 9e5f) : 0.2f;
+    h.attn_cap = chance(d, 4) ? fabsf(number(d, 50)) : 0;
+    h.logit_cap = chance(d, 4) ? fabsf(number(d, 50)) : 0;
+    h.embed_scale = chance(d, 9) ? number(d, 9e5f) : 1;
+    h.residual_scale = chance(d, 9) ? number(d, 9e5f) : 1;
+    h.expert_scale = chance(d, 9) ? number(d, 9e5f) : 1;
+    h.flags = from_to(d, 0, 2 * LLM_GELU - 1);
+    if (!(h.flags & LLM_QK_NORM))
+        h.flags &= ~(uint32_t)LLM_QK_NORM_WHOLE;
+    if (chance(d, 2)) {
+        h.n_experts = from_to(d, 1, chance(d, 12) ? 200 : 9);
+        h.n_active = from_to(d, 1, h.n_experts < 12 ? h.n_experts : 12);
+        h.ffn_dim = h.n_experts > 9 ? 1 : h.ffn_dim;
+        h.flags |= (uint32_t)bits(d) & (LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS);
+        h.shared_dim = chance(d, 2) ? size(d, 70) : 0;
+        h.flags |= h.shared_dim && chance(d, 2) ? (uint32_t)LLM_SHARED_GATE : 0;
+    }
+    return h;
+}
+
+/* n bytes of a tensor. A style is for all of it, sound ones the likeliest, so that hostile numbers meet sound
+ * ones of every other tensor. */
+static void fill(dice *d, uint8_t *at, size_t n, uint32_t dtype, uint32_t sound_styles) {
+    static const uint16_t hostile[] = {0x7e00, 0xfe01, 0x7c00, 0xfc00, 0x7bff, 0xfbff, 0x0001, 0x8000};
+    const uint32_t style = from_to(d, 0, 2 + sound_styles);
+    const uint16_t one = hostile[from_to(d, 0, 7)];
+    for (size_t i = 0; i + 4 <= n; i += 4) {
+        const uint16_t sound[] = {
+            (uint16_t)(0x2000 + (bits(d) & 0x9bff)), (uint16_t)(0x2000 + (bits(d) & 0x9bff))};
+        const float weight = number(d, 1);
+        if (style == 0)
+            memcpy(at + i, &(uint32_t){(uint32_t)bits(d)}, 4);
+        else if (style == 1 || (style == 2 && chance(d, 50)))
+            memcpy(at + i, dtype == LLM_FP32 ? (const uint16_t[]){0, one} : (const uint16_t[]){one, one}, 4);
+        else if (dtype == LLM_FP32)
+            memcpy(at + i, &weight, 4);
+        else
+            memcpy(at + i, sound, 4);
+    }
+}
+
+/* The file in a mapping of *mapped bytes that ends at a page which faults; NULL when it would be large. */
+static uint8_t *make_model(dice *d, llm_header *h, size_t *mapped) {
+    char err[256];
+    h->file_size = llm_file_size(h, err, sizeof err);
+    CHECK(h->file_size);
+    if (h->file_size > 1 << 20)
+        return NULL;
+    h->checksum = llm_checksum(h);
+    const size_t whole = (h->file_size + GUARD - 1) / GUARD * GUARD;
+    *mapped = whole + GUARD;
+    uint8_t *map = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(map != MAP_FAILED && !mprotect(map + whole, GUARD, PROT_NONE));
+    uint8_t *data = map + whole - h->file_size;
+    memcpy(data, h, sizeof *h);
+    llm_layer *layers = (llm_layer *)(data + sizeof *h);
+    for (uint32_t i = 0; i < h->n_layers; i++)
+        layers[i] =
+            (llm_layer){.rope = from_to(d, 0, h->n_rope - 1), .window = chance(d, 2) ? from_to(d, 0, 90) : 0};
+    llm_angle *angles = (llm_angle *)(layers + h->n_layers);
+    const int sound = !chance(d, 9);
+    for (uint32_t i = 0; i < h->n_rope * h->head_dim / 2; i++)
+        angles[i] = sound ? (llm_angle){number(d, 1), 1} : (llm_angle){any_float(d), any_float(d)};
+    const uint32_t soundness = from_to(d, 0, 2) * 60 + 2;
+    llm_tensor t;
+    for (uint32_t id = 0; id < LLM_N_TENSORS; id++)
+        for (uint32_t layer = 0; layer < (id < LLM_ATTN_NORM ? 1 : h->n_layers); layer++)
+            for (uint32_t e = 0; !llm_layout(h, id, layer, e, &t, err, sizeof err); e++)
+                fill(d, data + t.offset, t.size, t.dtype, soundness);
+    return data;
+}
+
+/* ---------------------------------------------------------------------------------------------------------
+ * Runs */
+
+typedef struct counts {
+    unsigned long runs, forwards, refused, states, tokens, experts;
+} counts;
+
+static int has_isa(const llm_model *m, const char *name) {
+    setenv("PYLLM_ISA", name, 1);
+    llm_session *s = llm_session_open(m, NULL, NULL, 0);
+    llm_session_close(s);
+    return s != NULL;
+}
+
+static const char *isas[8];
+static uint32_t n_isas;
+
+static void find_isas(const llm_model *m) {
+    static const char *const names[] = {"scalar", "avx2", "avx512", "amx", "neon"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (has_isa(m, names[i]))
+            isas[n_isas++] = names[i];
+}
+
+static void sample(dice *d, const float *logits, size_t vocab) {
+    llm_sampling p = llm_sampling_default();
+    uint32_t top[5];
+    float logprobs[5];
+    p.seed = bits(d);
+    p.temperature = chance(d, 3) ? 0 : fabsf(number(d, 3));
+    p.top_k = chance(d, 2) ? from_to(d, 0, 200) : 0;
+    p.top_p = chance(d, 2) ? 1 : fabsf(number(d, 1)) + 1e-6f;
+    p.top_p = p.top_p > 1 ? 1 : p.top_p;
+    p.repeat_penalty = chance(d, 2) ? 1 : 1 + fabsf(number(d, 3));
+    llm_sampler *s = llm_sampler_open(&p, vocab, NULL, 0);
+    CHECK(s);
+    for (int i = 0; i < 3; i++)
+        CHECK(llm_sample(s, logits) < vocab);
+    llm_sampler_close(s);
+    llm_logprobs(logits, vocab, from_to(d, 0, (uint32_t)vocab - 1), 5, top, logprobs);
+    CHECK(top[0] < vocab);
+}
+
+/* A random state for sequence seq: bits, NaN, or sound numbers */
+static void load_state(dice *d, llm_session *s, const llm_model *m, uint32_t seq, size_t *length) {
+    const size_t n = from_to(d, 0, llm_session_options(s)->context), pages = (n + LLM_PAGE - 1) / LLM_PAGE;
+    const size_t bytes = pages * LLM_PAGE * llm_kv_bytes(m);
+    uint8_t *state = malloc(bytes + 4);
+    char err[256];
+    CHECK(state);
+    fill(d, state, bytes, LLM_FP16, 3);
+    CHECK(!llm_state(s, seq, n, state, 1, err, sizeof err));
+    length[seq] = n;
+    CHECK(!llm_state(s, seq, n, state, 0, err, sizeof err));
+    free(state);
+}
+
+static void forward(dice *d, llm_session *s, const llm_model *m, size_t *length, float *logits, counts *c) {
+    const llm_options *o = llm_session_options(s);
+    const uint32_t vocab = llm_model_header(m)->vocab_size;
+    size_t n = from_to(d, 1, chance(d, 3) ? 2 * o->batch + 3 : 12), n_want = 0, ahead[MAX_SEQS];
+    uint32_t tokens[MAX_TOKENS], seqs[MAX_TOKENS];
+    uint8_t want[MAX_TOKENS];
+    char err[256] = "";
+    n = n < MAX_TOKENS ? n : MAX_TOKENS;
+    memcpy(ahead, length, sizeof ahead);
+    const int together = chance(d, 2);
+    for (size_t i = 0; i < n; i++) {
+        tokens[i] = from_to(d, 0, vocab - 1);
+        seqs[i] = i && together ? seqs[i - 1] : from_to(d, 0, o->n_seqs - 1);
+        want[i] = chance(d, 3);
+        n_want += want[i];
+        ahead[seqs[i]]++;
+    }
+    int fits = 1;
+    for (uint32_t q = 0; q < o->n_seqs; q++)
+        fits &= ahead[q] <= o->context;
+    const int failed = llm_forward(s, n, tokens, seqs, want, logits, err, sizeof err);
+    CHECK(!failed || *err);
+    CHECK(failed || fits);
+    for (size_t i = 0; !failed && i < n_want * vocab; i++)
+        CHECK(isfinite(logits[i]));
+    memcpy(length, failed ? length : ahead, sizeof ahead);
+    for (uint32_t q = 0; q < o->n_seqs; q++)
+        CHECK(llm_length(s, q) == length[q]);
+    if (!failed && n_want)
+        sample(d, logits, vocab);
+    c->forwards++;
+    c->refused += (unsigned long)(failed && fits);
+    c->tokens += n;
+}
+
+static void one_run(counts *c, int setup_isa) {
+    dice d = {run * 0x2545f4914f6cdd1du};
+    char err[256];
+    size_t mapped, length[MAX_SEQS] = {0};
+    llm_header h = make_header(&d);
+    uint8_t *data = make_model(&d, &h, &mapped);
+    if (!data)
+        return;
+    llm_model *m = llm_open_memory(data, h.file_size, err, sizeof err);
+    CHECK(m);
+    if (!n_isas)
+        find_isas(m);
+    const char *isa = isas[chance(&d, 5) ? 0 : from_to(&d, n_isas > 1, n_isas - 1)]; /* 0: scalar, slow */
+    if (setup_isa)
+        setenv("PYLLM_ISA", isa, 1);
+    const llm_options o = {.context = chance(&d, 2) ? 0 : from_to(&d, 1, 700),
+        .n_seqs = from_to(&d, 1, MAX_SEQS),
+        .threads = from_to(&d, 1, 3),
+        .batch = chance(&d, 20) ? 0 : from_to(&d, 1, 40)};
+    llm_session *s = llm_session_open(m, &o, err, sizeof err);
+    float *logits = malloc(MAX_TOKENS * (size_t)h.vocab_size * sizeof *logits);
+    CHECK(s && logits);
+    for (uint32_t i = from_to(&d, 1, 4); i > 0; i--) {
+        const uint32_t from = from_to(&d, 0, o.n_seqs - 1), to = from_to(&d, 0, o.n_seqs - 1);
+        const size_t part = length[from] ? bits(&d) % (length[from] + 1) : 0;
+        if (chance(&d, 4)) {
+            load_state(&d, s, m, from, length);
+            c->states++;
+        } else if (chance(&d, 6)) {
+            CHECK(!llm_copy(s, from, to, part, err, sizeof err));
+            length[to] = part;
+        } else if (chance(&d, 6)) {
+            CHECK(!llm_truncate(s, from, part, err, sizeof err));
+            length[from] = part;
+        }
+        forward(&d, s, m, length, logits, c);
+    }
+    free(logits);
+    llm_session_close(s);
+    llm_close(m);
+    munmap(data - (mapped - GUARD - h.file_size), mapped);
+    c->runs++;
+    c->experts += h.n_experts > 0;
+}
+
+typedef struct share {
+    unsigned long first, count;
+    counts c;
+} share;
+
+static void *do_share(void *given) {
+    share *mine = given;
+    for (run = mine->first; run < mine->first + mine->count; run++)
+        one_run(&mine->c, 0);
+    return NULL;
+}
+
+/* Sanitizers call it before they end the process. */
+void __sanitizer_set_death_callback(void (*callback)(void)) __attribute__((weak));
+
+int main(int argc, char **argv) {
+    const unsigned long first = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
+    const unsigned long count = argc > 2 ? strtoul(argv[2], NULL, 10) : 1000;
+    const unsigned long together = argc > 3 ? strtoul(argv[3], NULL, 10) : 1;
+    share shares[8] = {0};
+    counts all = {0};
+    signal(SIGSEGV, on_fault);
+    signal(SIGBUS, on_fault);
+    if (__sanitizer_set_death_callback)
+        __sanitizer_set_death_callback(say_run);
+    CHECK(together >= 1 && together <= 8);
+    if (together == 1)
+        for (run = first; run < first + count; run++)
+            one_run(&all, 1);
+    pthread_t threads[8];
+    if (together > 1) { /* the environment is not theirs to set: the first run finds the instruction sets */
+        run = first;
+        one_run(&all, 1);
+        unsetenv("PYLLM_ISA");
+    }
+    for (unsigned long i = 0; together > 1 && i < together; i++) {
+        shares[i] = (share){.first = first + count * i / together, .count = count / together};
+        CHECK(!pthread_create(&threads[i], NULL, do_share, &shares[i]));
+    }
+    for (unsigned long i = 0; together > 1 && i < together; i++) {
+        CHECK(!pthread_join(threads[i], NULL));
+        const counts *c = &shares[i].c;
+        all.runs += c->runs, all.forwards += c->forwards, all.refused += c->refused, all.states += c->states;
+        all.tokens += c->tokens, all.experts += c->experts;
+    }
+    printf("%lu runs (%lu with experts), %lu states, %lu calls with %lu tokens, %lu of them not finite;",
+        all.runs, all.experts, all.states, all.forwards, all.tokens, all.refused);
+    for (uint32_t i = 0; i < n_isas; i++)
+        printf(" %s", isas[i]);
+    putchar('\n');
+    return 0;
+}
