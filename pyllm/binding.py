@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import numbers
 import os
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -39,14 +41,36 @@ def call(function: Callable, *arguments: Any) -> Any:
     return result
 
 
+def shown(value: Any) -> str:
+    """The start of a value's repr, for a message; Python refuses to write the digits of very large numbers."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     """value as an int; TypeError or ValueError with its name when it is none or not in [least, most]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    if value < least or (most is not None and value > most):
+        raise TypeError(f"{name} must be an integer, not {shown(value)}")
+    number = int(value)
+    if number < least or (most is not None and number > most):
         limits = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be {limits}, not {value}")
-    return int(value)
+        raise ValueError(f"{name} must be {limits}, not {shown(number)}")
+    return number
+
+
+def real(name: str, value: Any) -> float:
+    """value as a Python float, infinite when it is too large for one; TypeError with its name when it is no
+    number. NumPy's own small floats would overflow when they are compared with larger numbers."""
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
+        raise TypeError(f"{name} must be a number, not {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:  # an int or a Fraction
+        return -math.inf if value < 0 else math.inf
+    except ValueError:  # a signaling NaN
+        return math.nan
 
 
 def token_ids(ids: Sequence[int] | np.ndarray, limit: int) -> list[int]:

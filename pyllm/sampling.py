@@ -5,7 +5,6 @@ The choosing itself is csrc/sampler.c; what is here knows nothing of batches, se
 
 from __future__ import annotations
 
-import numbers
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyllm._llm import ffi, lib
-from pyllm.binding import Decoder, LLMError, Model, call, integer
+from pyllm.binding import Decoder, LLMError, Model, call, integer, real, shown
 
 DEFAULTS = lib.llm_sampling_default()
 MAX_FLOAT = float(np.finfo(np.float32).max)
@@ -32,18 +31,20 @@ class SamplingParams:
 
     max_tokens         tokens to make at most, at least 1; None: until the model stops or the context is full
     temperature        >= 0; 0: always the most likely token
-    top_k              keep the k most likely tokens; 0: off
+    top_k              keep the k most likely tokens; 0 or -1: off
     top_p              in (0, 1]: keep the fewest most likely tokens whose probabilities reach it; 1: off
     min_p              in [0, 1]: drop tokens less likely than this times the most likely one; 0: off
     repeat_penalty     > 0: makes tokens of prompt and text less likely; 1: off
     presence_penalty   subtracted once from the logits of tokens made before; 0: off
     frequency_penalty  subtracted once for each time they were made; 0: off
     logit_bias         {token id: number added to its logit}; -inf forbids a token
-    seed               0 to 2**64 - 1: the same seed gives the same text; None: a random one, Completion.seed
+    seed               0 to 2**64 - 1: the same seed gives the same text; None or -1: a random one, which is
+                       Completion.seed
     stop               one or several texts that end the continuation, which goes up to them; kept as a tuple
     logprobs           None: none; 0: that of each token made; n: and those of the n most likely in its place
 
-    Raises TypeError or ValueError that names the field.
+    Numbers may be of any type of real numbers, such as NumPy's, Fraction or Decimal; they are kept as int and
+    float. Raises TypeError or ValueError that names the field.
     """
 
     max_tokens: int | None = None
@@ -60,40 +61,63 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        integer("top_k", self.top_k, 0, 2**32 - 1)
-        for name, least, most in (("max_tokens", 1, None), ("seed", 0, 2**64 - 1), ("logprobs", 0, None)):
-            if getattr(self, name) is not None:
-                integer(name, getattr(self, name), least, most)
-        for name in REALS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"{name} must be a number, not {value!r}")
-            if abs(value) > MAX_FLOAT:
-                raise ValueError(f"{name} must be a float32 number, not {value!r:.40}")
-        stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not isinstance(stop, Sequence) or not all(isinstance(text, str) for text in stop):
-            raise TypeError(f"stop must be a str or a sequence of str, not {self.stop!r}")
-        if not all(stop):
-            raise ValueError("stop must not be an empty text")
-        object.__setattr__(self, "stop", tuple(stop))
-        object.__setattr__(self, "logit_bias", self._checked_bias())
+        checked: dict[str, Any] = {name: self._checked_real(name) for name in REALS}
+        checked["max_tokens"] = self._checked_max_tokens()
+        checked["top_k"] = max(0, integer("top_k", self.top_k, -1, 2**32 - 1))
+        seed = None if self.seed is None else integer("seed", self.seed, -1, 2**64 - 1)
+        checked["seed"] = None if seed == -1 else seed
+        checked["logprobs"] = self._checked_logprobs()
+        checked["stop"] = self._checked_stop()
+        checked["logit_bias"] = self._checked_bias()
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         try:
             self._sampler(1, {}, 0)  # the C side knows the ranges
         except LLMError as error:
             raise ValueError(str(error)) from None
 
+    def _checked_real(self, name: str) -> float:
+        value = real(name, getattr(self, name))
+        if not abs(value) <= MAX_FLOAT:
+            raise ValueError(f"{name} must be a float32 number, not {shown(getattr(self, name))}")
+        return value
+
+    def _checked_max_tokens(self) -> int | None:
+        if self.max_tokens is None:
+            return None
+        try:
+            return integer("max_tokens", self.max_tokens, 1)
+        except ValueError as error:
+            raise ValueError(f"{error}; None: until the model stops") from None
+
+    def _checked_logprobs(self) -> int | None:
+        if isinstance(self.logprobs, (bool, np.bool_)):
+            meant = "0 for those of the tokens made, n for the n most likely too" if self.logprobs else "None"
+            raise TypeError(f"logprobs must be an integer or None, not {self.logprobs}: write {meant}")
+        return None if self.logprobs is None else integer("logprobs", self.logprobs, 0)
+
+    def _checked_stop(self) -> tuple[str, ...]:
+        stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) for text in stop):
+            raise TypeError(f"stop must be a str or a sequence of str, not {shown(self.stop)}")
+        if not all(stop):
+            raise ValueError("stop must not be an empty text")
+        return tuple(stop)
+
     def _checked_bias(self) -> dict[int, float] | None:
         if self.logit_bias is None:
             return None
         if not isinstance(self.logit_bias, Mapping):
-            raise TypeError(f"logit_bias must be a mapping of token ids to numbers, not {self.logit_bias!r}")
+            raise TypeError(
+                f"logit_bias must be a mapping of token ids to numbers, not {shown(self.logit_bias)}"
+            )
         checked = {}
-        for token, value in self.logit_bias.items():
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"logit_bias[{token}] must be a number, not {value!r}")
+        for key, given in self.logit_bias.items():
+            token = integer("a token of logit_bias", key, 0, 2**32 - 1)
+            value = real(f"logit_bias[{token}]", given)
             if not value <= MAX_FLOAT:
-                raise ValueError(f"logit_bias[{token}] must be a float32 number or -inf, not {value}")
-            checked[integer("a token of logit_bias", token, 0, 2**32 - 1)] = float(value)
+                raise ValueError(f"logit_bias[{token}] must be a float32 number or -inf, not {shown(given)}")
+            checked[token] = value
         return checked
 
     def check(self, vocab_size: int) -> None:
@@ -104,7 +128,7 @@ class SamplingParams:
 
     def _sampler(self, vocab_size: int, bias: Mapping[int, float], seed: int) -> Any:
         """An llm_sampler that frees itself."""
-        c = ffi.new("llm_sampling *", {name: float(getattr(self, name)) for name in REALS})
+        c = ffi.new("llm_sampling *", {name: getattr(self, name) for name in REALS})
         c.top_k, c.seed, c.n_bias = self.top_k, seed, len(bias)
         tokens, values = ffi.new("uint32_t[]", list(bias)), ffi.new("float[]", list(bias.values()))
         c.bias_tokens, c.bias_values = tokens, values
@@ -117,15 +141,19 @@ def params_for(
     """One SamplingParams for each of count prompts. A seed that is given once for all of them counts up."""
     if params is None or isinstance(params, SamplingParams):
         shared = replace(params or SamplingParams(), **overrides)
-        each, counts_up = [shared] * count, shared.seed is not None
+        each, counts_up = [shared] * count, True
     else:
         each = list(params) if isinstance(params, Sequence) else [params]
         if not all(isinstance(p, SamplingParams) for p in each):
             raise TypeError(f"params must be SamplingParams or a sequence of them, not {params!r:.60}")
         if len(each) != count:
             raise ValueError(f"params has {len(each)} entries for {count} prompts")
-        each, counts_up = [replace(p, **overrides) for p in each], overrides.get("seed") is not None
-    return [replace(p, seed=(p.seed + i) % 2**64) if counts_up and i else p for i, p in enumerate(each)]
+        each, counts_up = [replace(p, **overrides) for p in each], "seed" in overrides
+    if not counts_up:
+        return each
+    return [
+        p if p.seed is None or i == 0 else replace(p, seed=(p.seed + i) % 2**64) for i, p in enumerate(each)
+    ]
 
 
 class Logprob(NamedTuple):

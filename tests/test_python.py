@@ -10,7 +10,10 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -265,14 +268,14 @@ def test_defaults_are_those_of_the_c_side():
     [
         ("max_tokens", [0, -1], ValueError),
         ("temperature", [-1, math.nan, math.inf, 1e39, 10**400], ValueError),
-        ("top_k", [-1, 2**32], ValueError),
+        ("top_k", [-2, 2**32], ValueError),
         ("top_p", [0, 1.1, math.nan], ValueError),
         ("min_p", [-0.1, 1.1], ValueError),
         ("repeat_penalty", [0, -1], ValueError),
         ("presence_penalty", [math.inf], ValueError),
         ("frequency_penalty", [math.nan], ValueError),
         ("logit_bias", [{1: math.nan}, {1: math.inf}, {1: 1e39}, {-1: 0}], ValueError),
-        ("seed", [-1, 2**64], ValueError),
+        ("seed", [-2, 2**64], ValueError),
         ("stop", ["", ["a", ""]], ValueError),
         ("logprobs", [-1], ValueError),
         ("max_tokens", ["5", 5.0, True], TypeError),
@@ -288,6 +291,76 @@ def test_bad_parameters_name_their_field(field, values, error):
     for value in values:
         with pytest.raises(error, match=field):
             SamplingParams(**{field: value})
+
+
+REALS = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+INTEGERS = ("max_tokens", "top_k", "seed", "logprobs")
+HUGE = 10**5000  # Python refuses to write its digits
+
+
+@pytest.mark.parametrize("field", [*REALS, *INTEGERS, "logit_bias"])
+def test_numbers_of_every_type_are_taken_or_refused_by_name_and_without_a_warning(field):
+    """Warnings are errors, Python's and NumPy's: np.float16(0.7) > 3.4e38 overflows."""
+    halves = [0.5, np.float16(0.5), np.float32(0.5), np.float64(0.5), np.longdouble(0.5), Fraction(1, 2)]
+    halves.append(Decimal("0.5"))
+    ones = [1, np.int8(1), np.uint8(1), np.int64(1), np.uint64(1)]
+    wrong = [True, np.bool_(True), "1", b"1", 1j, [1], np.zeros(1), np.zeros(()), np.datetime64(1, "s"), {}]
+    wild = [np.float16(math.nan), np.float32(math.inf), np.longdouble("1e4000"), Decimal("sNaN"), Decimal("1e999")]
+    wild += [HUGE, Fraction(HUGE, 3), Decimal(HUGE), -(10**400) if field != "logit_bias" else HUGE]
+    as_field = (lambda value: {7: value}) if field == "logit_bias" else (lambda value: value)
+
+    def taken(value):
+        kept = getattr(SamplingParams(**{field: as_field(value)}), field)
+        return kept[7] if field == "logit_bias" else kept
+
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        for value in ones if field in INTEGERS else halves + ones:
+            kept = taken(value)
+            assert kept == float(value) and type(kept) is (int if field in INTEGERS else float), value
+        for value in wrong + (halves if field in INTEGERS else []):
+            with pytest.raises(TypeError, match=field):
+                taken(value)
+        for value in wild:
+            if field in ("max_tokens", "logprobs") and value is HUGE:
+                continue  # no upper limit
+            with pytest.raises((TypeError, ValueError), match=field):
+                taken(value)
+
+
+def test_small_floats_give_what_their_values_give(llm):
+    for value in (np.float16(0.7), Fraction(7, 10), Decimal("0.7")):
+        done = llm.generate("Once", temperature=value, logit_bias={np.int64(97): value}, seed=1, max_tokens=20)
+        same = llm.generate(
+            "Once", temperature=float(value), logit_bias={97: float(value)}, seed=1, max_tokens=20
+        )
+        assert done == same
+    batch = llm.generate(["a", "b"], seed=np.uint64(2**64 - 1), max_tokens=1)  # counting up is Python's own
+    assert [done.seed for done in batch] == [2**64 - 1, 0]
+    params = SamplingParams(logit_bias={1: -(10**400), 2: -1e39, 3: np.float16(-math.inf)})
+    assert set(params.logit_bias.values()) == {-math.inf, -1e39}
+
+
+def test_minus_one_is_a_random_seed_and_no_top_k_as_clients_send_them(llm):
+    for minus_one in (-1, np.int64(-1), np.int8(-1)):
+        params = SamplingParams(seed=minus_one, top_k=minus_one)
+        assert params == SamplingParams(seed=None, top_k=0)
+    seeds = {llm.generate("a", seed=-1, max_tokens=1).seed for _ in range(4)}
+    seeds |= {done.seed for done in llm.generate(["a", "b"], seed=-1, max_tokens=1)}
+    each = [SamplingParams(seed=5), SamplingParams()]
+    seeds |= {done.seed for done in llm.generate(["a", "b"], each, seed=-1, max_tokens=1)}
+    assert len(seeds) == 8
+    done = llm.generate("Once", top_k=-1, seed=3, max_tokens=20)
+    assert done == llm.generate("Once", top_k=0, seed=3, max_tokens=20)
+
+
+def test_refusals_say_what_to_write_instead():
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, not -1; None: until the model stops"):
+        SamplingParams(max_tokens=-1)
+    with pytest.raises(TypeError, match="logprobs .* not True: write 0 .* n "):
+        SamplingParams(logprobs=True)
+    with pytest.raises(TypeError, match="logprobs .* not False: write None"):
+        SamplingParams(logprobs=np.bool_(False))
 
 
 def test_parameters_are_checked_before_any_work(llm):
