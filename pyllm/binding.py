@@ -42,7 +42,7 @@ def call(function: Callable, *arguments: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """The start of a value's repr, for a message; Python refuses to write the digits of very large numbers."""
+    """The start of a value's repr, for a message; Python refuses to write the digits of large numbers."""
     try:
         return f"{value!r:.60}"
     except ValueError:
@@ -138,6 +138,11 @@ class Model:
             if n <= room:
                 return ffi.unpack(tokens, n) if n else []
             room = n
+
+    def token_text(self, token: int) -> str:
+        """The text of one token, control tokens included."""
+        decoder = Decoder(self)
+        return decoder.feed([token], special=True) + decoder.end()
 
     @cached_property
     def stop_tokens(self) -> tuple[int, ...]:

@@ -226,7 +226,9 @@ class LLM:
             raise TypeError("stream takes one prompt, not a list of them")
         return self._stream(self._prepare([prompt], params, overrides)[0])
 
-    def _prepare(self, prompts: list[Prompt], params: Any, overrides: dict) -> list[Continuation]:
+    def _prepare(
+        self, prompts: list[Prompt], params: Any, overrides: dict, visible: frozenset[int] = frozenset()
+    ) -> list[Continuation]:
         """Checks everything, and computes nothing yet."""
         model, jobs = self._open(), []
         for i, each in enumerate(params_for(len(prompts), params, overrides)):
@@ -235,7 +237,7 @@ class LLM:
             ids = self._ids(prompts[i], name)
             if not ids:
                 raise ValueError(f"{name} has no tokens")
-            jobs.append(Continuation(model, ids, each, self.context))
+            jobs.append(Continuation(model, ids, each, self.context, visible))
         return jobs
 
     def _complete(self, prompts: list[Prompt], params: Any, overrides: dict) -> list[Completion]:
@@ -400,9 +402,9 @@ class LLM:
         template = self._template(options["chat_template"], options["tools"])
         marks = marks_of(template, partial(self.encode, bos=False))
         tokens = [self.encode(mark, bos=False) for mark in marks]
-        jobs = self._prepare([self.encode(text, bos=False) for text in texts], params, overrides)
-        for job in jobs:  # a mark can be a control token
-            job.visible = frozenset(ids[0] for ids in tokens if len(ids) == 1)
+        visible = frozenset(ids[0] for ids in tokens if len(ids) == 1)  # a mark can be a control token
+        prompts = [self.encode(text, bos=False) for text in texts]
+        jobs = self._prepare(prompts, params, overrides, visible)
         continued = options["continue_final_message"]
         return jobs, [
             Parting(marks, ends_inside(text, marks, messages, continued))

@@ -40,7 +40,9 @@ class SamplingParams:
     logit_bias         {token id: number added to its logit}; -inf forbids a token
     seed               0 to 2**64 - 1: the same seed gives the same text; None or -1: a random one, which is
                        Completion.seed
-    stop               one or several texts that end the continuation, which goes up to them; kept as a tuple
+    stop               one or several texts that end the continuation, which goes up to them; kept as a tuple.
+                       The text of a control token, such as "<|im_end|>", is that token. One with other text
+                       around it, which could never come, is a ValueError when the model is known.
     logprobs           None: none; 0: that of each token made; n: and those of the n most likely in its place
 
     Numbers may be of any type of real numbers, such as NumPy's, Fraction or Decimal; they are kept as int and
@@ -170,10 +172,11 @@ class Completion:
     """What came of a prompt; str() is its text.
 
     text           without the prompt, and without what stopped it
-    tokens         the ids made, without the stop token, but with those that made up a stop text
+    tokens         the ids made, without the stop token, but with those that made up a stop text of letters
     logprobs       one Logprob for each of tokens, if asked for
     finish_reason  "stop": a stop token or a stop text; "length": max_tokens, or the context is full
-    stop           the stop token's id or the stop text; None with "length"
+    stop           the id of the model's own stop token, or the text of SamplingParams.stop, which goes first
+                   where it is that token; None with "length"
     prompt_tokens  the number of the prompt's tokens
     seed           what to pass as `seed` to get the same again
 
@@ -200,6 +203,27 @@ def unfinished(text: str, words: Sequence[str]) -> int:
     return next(starts, len(text))
 
 
+def control_stops(model: Model, stops: Sequence[str], visible: frozenset[int]) -> dict[int, str]:
+    """The control tokens among stop texts, each with the text that was given for it.
+
+    A control token has no text, so that a stop text with one inside can never be found: ValueError. It can if
+    the token is visible. White space beside a token that takes it along is part of the token."""
+    found: dict[int, str] = {}
+    for stop in stops:
+        ids = model.encode(stop, lib.LLM_NO_BOS | lib.LLM_SPECIAL)
+        # an unknown character is a control token too, whose text is not in the stop text
+        special = [i for i in ids if lib.llm_token_is_special(model.tokenizer, i) and model.token_text(i) in stop]
+        if len(ids) == len(special) == 1:
+            found.setdefault(ids[0], stop)
+        elif hidden := [i for i in special if i not in visible]:
+            text = model.token_text(hidden[0])
+            raise ValueError(
+                f"stop: {shown(stop)} can never come, since {text!r} in it is a control token, which has no text: "
+                "a control token must be a stop text of its own"
+            )
+    return found
+
+
 class Continuation:
     """A prompt on its way to a Completion: give it logits until `finished`.
 
@@ -208,13 +232,20 @@ class Continuation:
     visible  control tokens that have a text nevertheless
     """
 
-    visible: frozenset[int] = frozenset()
-
-    def __init__(self, model: Model, prompt: list[int], params: SamplingParams, context: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        prompt: list[int],
+        params: SamplingParams,
+        context: int,
+        visible: frozenset[int] = frozenset(),
+    ) -> None:
         room = context - len(prompt) + 1  # the last token made need not be run
         self.model, self.tokenizer, self.prompt, self.params = model, model.tokenizer, prompt, params
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.visible = visible
+        self.stops: Mapping[int, str] = control_stops(model, params.stop, visible)
         self.todo: list[int] = prompt
         self.tokens: list[int] = []
         self.logprobs: list[Logprob] | None = None if params.logprobs is None else []
@@ -240,8 +271,9 @@ class Continuation:
     def accept(self, logits: Any) -> None:
         """Takes the next token from logits: a float * to (vocab_size,)."""
         token = lib.llm_sample(self.sampler, logits)
-        if lib.llm_token_is_stop(self.tokenizer, token):
-            return self._finish("stop", token)
+        if token in self.stops or lib.llm_token_is_stop(self.tokenizer, token):
+            self._finish("stop", self.stops.get(token, token))
+            return
         if self.logprobs is not None:
             self.logprobs.append(self._logprob(logits, token))
         self.tokens.append(token)
@@ -253,9 +285,10 @@ class Continuation:
             self._finish("length", None)
 
     def _finish(self, reason: str, stop: int | str | None) -> None:
-        if not isinstance(stop, str):
+        if self.stop is None:  # no stop text yet: what was held back is text, and may still hold one
             self._add(self.decoder.end(), last=True)
-        self.finish_reason, self.stop = reason, stop
+        self.finish_reason = reason if self.stop is None else "stop"
+        self.stop = stop if self.stop is None else self.stop
         del self.sampler, self.decoder
 
     def _logprob(self, logits: Any, token: int) -> Logprob:

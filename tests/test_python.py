@@ -305,8 +305,8 @@ def test_numbers_of_every_type_are_taken_or_refused_by_name_and_without_a_warnin
     halves.append(Decimal("0.5"))
     ones = [1, np.int8(1), np.uint8(1), np.int64(1), np.uint64(1)]
     wrong = [True, np.bool_(True), "1", b"1", 1j, [1], np.zeros(1), np.zeros(()), np.datetime64(1, "s"), {}]
-    wild = [np.float16(math.nan), np.float32(math.inf), np.longdouble("1e4000"), Decimal("sNaN"), Decimal("1e999")]
-    wild += [HUGE, Fraction(HUGE, 3), Decimal(HUGE), -(10**400) if field != "logit_bias" else HUGE]
+    wild = [np.float16(math.nan), np.float32(math.inf), np.longdouble("1e4000"), Decimal("sNaN")]
+    wild += [Decimal("1e999"), HUGE, Fraction(HUGE, 3), Decimal(HUGE), -(10**400) if field != "logit_bias" else HUGE]
     as_field = (lambda value: {7: value}) if field == "logit_bias" else (lambda value: value)
 
     def taken(value):
@@ -330,11 +330,9 @@ def test_numbers_of_every_type_are_taken_or_refused_by_name_and_without_a_warnin
 
 def test_small_floats_give_what_their_values_give(llm):
     for value in (np.float16(0.7), Fraction(7, 10), Decimal("0.7")):
-        done = llm.generate("Once", temperature=value, logit_bias={np.int64(97): value}, seed=1, max_tokens=20)
-        same = llm.generate(
-            "Once", temperature=float(value), logit_bias={97: float(value)}, seed=1, max_tokens=20
-        )
-        assert done == same
+        same = dict(temperature=float(value), logit_bias={97: float(value)}, seed=1, max_tokens=20)
+        given = dict(same, temperature=value, logit_bias={np.int64(97): value})
+        assert llm.generate("Once", **given) == llm.generate("Once", **same)
     batch = llm.generate(["a", "b"], seed=np.uint64(2**64 - 1), max_tokens=1)  # counting up is Python's own
     assert [done.seed for done in batch] == [2**64 - 1, 0]
     params = SamplingParams(logit_bias={1: -(10**400), 2: -1e39, 3: np.float16(-math.inf)})
@@ -355,7 +353,7 @@ def test_minus_one_is_a_random_seed_and_no_top_k_as_clients_send_them(llm):
 
 
 def test_refusals_say_what_to_write_instead():
-    with pytest.raises(ValueError, match="max_tokens must be at least 1, not -1; None: until the model stops"):
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, not -1; None: until"):
         SamplingParams(max_tokens=-1)
     with pytest.raises(TypeError, match="logprobs .* not True: write 0 .* n "):
         SamplingParams(logprobs=True)
