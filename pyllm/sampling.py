@@ -211,15 +211,14 @@ def control_stops(model: Model, stops: Sequence[str], visible: frozenset[int]) -
     found: dict[int, str] = {}
     for stop in stops:
         ids = model.encode(stop, lib.LLM_NO_BOS | lib.LLM_SPECIAL)
-        # an unknown character is a control token too, whose text is not in the stop text
-        special = [i for i in ids if lib.llm_token_is_special(model.tokenizer, i) and model.token_text(i) in stop]
-        if len(ids) == len(special) == 1:
+        control = [i for i in ids if lib.llm_token_is_special(model.tokenizer, i)]
+        control = [i for i in control if model.token_text(i) in stop]  # not what unknown characters become
+        if len(ids) == len(control) == 1:
             found.setdefault(ids[0], stop)
-        elif hidden := [i for i in special if i not in visible]:
-            text = model.token_text(hidden[0])
+        elif hidden := [i for i in control if i not in visible]:
             raise ValueError(
-                f"stop: {shown(stop)} can never come, since {text!r} in it is a control token, which has no text: "
-                "a control token must be a stop text of its own"
+                f"stop: {shown(stop)} can never come, since {model.token_text(hidden[0])!r} is a "
+                "control token, which has no text: let it be a stop text of its own"
             )
     return found
 

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import threading
@@ -18,14 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import BOS, IM_END, IM_START, SPECIAL, byte_tokenizer
-from pyllm._llm import lib
+from common import BOS, IM_END, IM_START, NONE, SPECIAL, byte_tokenizer
+from pyllm._llm import ffi, lib
 from reference import INT8, Reference, log_softmax, make_model
 
 import pyllm
 from pyllm import LLM, Completion, LLMError, SamplingParams, TemplateError
 from pyllm.binding import CHUNK, Cache
 from pyllm.engine import MAX_BATCH, MAX_IDLE
+from pyllm.sampling import Continuation
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -306,7 +308,8 @@ def test_numbers_of_every_type_are_taken_or_refused_by_name_and_without_a_warnin
     ones = [1, np.int8(1), np.uint8(1), np.int64(1), np.uint64(1)]
     wrong = [True, np.bool_(True), "1", b"1", 1j, [1], np.zeros(1), np.zeros(()), np.datetime64(1, "s"), {}]
     wild = [np.float16(math.nan), np.float32(math.inf), np.longdouble("1e4000"), Decimal("sNaN")]
-    wild += [Decimal("1e999"), HUGE, Fraction(HUGE, 3), Decimal(HUGE), -(10**400) if field != "logit_bias" else HUGE]
+    wild += [Decimal("1e999"), HUGE, Fraction(HUGE, 3), Decimal(HUGE)]
+    wild += [] if field == "logit_bias" else [-HUGE, -(10**400)]
     as_field = (lambda value: {7: value}) if field == "logit_bias" else (lambda value: value)
 
     def taken(value):
@@ -544,6 +547,136 @@ def test_stop_texts_end_the_text_before_them(llm, greedy):
         at, which = min((text.find(s), s) for s in stops if s in text)
         assert (done.text, done.finish_reason, done.stop) == (text[:at], "stop", which)
         assert len(done.tokens) == at + len(which)
+
+
+# Parameters with which IM_START, which does not end a text by itself, comes after some letters.
+SOMETIMES = dict(logit_bias={IM_START: 4.0, IM_END: -math.inf}, top_p=1.0, temperature=1.0, max_tokens=60)
+
+
+def test_a_stop_text_that_is_a_control_token_stops_at_that_token(llm):
+    lengths = set()
+    for seed in range(8):
+        whole = llm.generate("Once", seed=seed, logprobs=1, **SOMETIMES)
+        assert IM_START in whole.tokens and "<|im_start|>" not in whole.text
+        at = whole.tokens.index(IM_START)
+        expected = Completion(
+            llm.decode(list(b"Once") + whole.tokens[:at])[4:],
+            whole.tokens[:at],
+            whole.logprobs[:at],
+            "stop",
+            "<|im_start|>",
+            5,
+            seed,
+        )
+        for stop in ("<|im_start|>", ["<|im_start|>"], ("never", "<|im_start|>", "<|im_end|>")):
+            options = dict(SOMETIMES, seed=seed, stop=stop, logprobs=1)
+            assert llm.generate("Once", **options) == expected
+            stream, pieces = llm.stream("Once", **options), []
+            while True:
+                try:
+                    pieces.append(next(stream))
+                except StopIteration as end:
+                    assert end.value == expected and "".join(pieces) == expected.text
+                    break
+        batch = llm.generate(["a", "Once"], stop="<|im_start|>", seed=seed - 1 if seed else 2**64 - 1,
+                             logprobs=1, **SOMETIMES)  # fmt: skip
+        assert batch[1] == expected
+        lengths.add(at)
+    assert len(lengths) > 3 and max(lengths) > 3
+
+
+def test_a_stop_text_names_the_models_own_stop_token_and_letters_still_spell_it(llm):
+    ends = dict(max_tokens=9, logit_bias={IM_END: 1000})
+    assert llm.generate("a", stop="<|im_end|>", **ends).stop == "<|im_end|>"
+    assert llm.generate("a", stop="<|im_start|>", **ends).stop == IM_END
+    chat = llm.chat(HI, stop=["<|im_end|>"], **ends)
+    assert (chat.text, chat.tokens, chat.finish_reason, chat.stop) == ("", [], "stop", "<|im_end|>")
+    spelled = Continuation(llm._open(), [BOS], SamplingParams(stop="<|im_start|>", temperature=0), 700)
+    spelled.start(0)
+    logits = np.eye(llm.vocab_size, dtype=np.float32)
+    for byte in b"so<|im_start|>":
+        spelled.accept(ffi.from_buffer("float[]", logits[byte]))
+    done = spelled.completion()
+    assert (done.text, done.stop, done.tokens) == ("so", "<|im_start|>", list(b"so<|im_start|>"))
+
+
+def test_text_held_back_for_a_stop_text_is_given_out_at_a_control_token(llm):
+    params = dict(SOMETIMES, logit_bias={ord("x"): 1000, IM_START: 999.0}, stop=["<|im_start|>", "x" * 61])
+    done = llm.generate("Once", seed=4, **params)
+    assert done.stop == "<|im_start|>" and done.text == "x" * len(done.tokens) != ""
+    assert "".join(llm.stream("Once", seed=4, **params)) == done.text
+
+
+@pytest.mark.parametrize(
+    "stop",
+    ["<|im_end|>\n", "\n<|im_end|>", "a<s>", "<|im_start|><|im_end|>", ["ok", "<|im_end|> "], "<s><s>"],
+)
+def test_a_stop_text_with_a_control_token_inside_is_refused_before_any_work(llm, stop):
+    text = stop if isinstance(stop, str) else stop[1]
+    token = next(t.decode() for t in SPECIAL if t.decode() in text)
+    uses = [
+        lambda **o: llm.generate("a", **o), lambda **o: llm.generate(["a", "b"], **o),
+        lambda **o: llm.stream("a", **o), lambda **o: llm.chat(HI, **o), lambda **o: llm.stream_chat(HI, **o),
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(ValueError, match="stop") as error:
+            use(stop=stop)
+        assert repr(text) in str(error.value) and token in str(error.value)
+
+
+def test_stop_texts_that_only_look_like_control_tokens_are_texts(llm):
+    for stop in ("<|im_end", "im_end", "<|im_end |>", "<|IM_END|>", "</s>"):
+        params = dict(stop=stop, max_tokens=30, logit_bias={IM_END: -math.inf})
+        assert llm.generate("a", **params).finish_reason == "length"
+
+
+def test_white_space_that_a_control_token_takes_along_is_part_of_it(tmp_path):
+    space = struct.pack("<4III", 1 << 10, 1, 0, 0, 0, 0)  # of the first 128 characters: newline and space
+    classes = struct.pack("<II", 2, 0) + space + struct.pack("<4III", 0, 0, 0, 0, 0, 0)
+    more = byte_tokenizer(0, BOS, IM_END, strip=lib.LLM_ADDED_LSTRIP | lib.LLM_ADDED_RSTRIP)
+    (tmp_path / "m.llm").write_bytes(tiny({**more, lib.LLM_CLASSES: classes}))
+    llm = LLM(tmp_path / "m.llm", threads=1)
+    for stop in ("<|im_start|>\n", " <|im_start|>", "\n<|im_start|> "):
+        assert llm.encode(stop) == [IM_START]
+        done = llm.generate("a", stop=[stop, "<|im_start|>"], max_tokens=9, logit_bias={IM_START: 1000})
+        assert (done.tokens, done.stop) == ([], stop)
+    with pytest.raises(ValueError, match="stop"):
+        llm.generate("a", stop="b <|im_start|>")
+
+
+def test_an_unknown_character_in_a_stop_text_is_not_the_unknown_token(tmp_path):
+    sections = byte_tokenizer(0, BOS, IM_END)
+    head = struct.unpack("<8I", sections[lib.LLM_TOKENIZER][:32])
+    head = struct.pack("<8I", 0, *head[1:4], BOS, 0, 0, 0)  # <s> stands for unknown characters
+    sections[lib.LLM_TOKENIZER] = head + np.full(256, NONE, "<u4").tobytes()
+    (tmp_path / "m.llm").write_bytes(tiny(sections))
+    llm = LLM(tmp_path / "m.llm", threads=1)
+    assert llm.encode("☃") == llm.encode("<s>") == [BOS]
+    for stop in ("☃", "a☃", ["☃☃"]):
+        done = llm.generate("a", stop=stop, max_tokens=4, logit_bias={BOS: 1000})
+        assert (done.tokens, done.finish_reason) == ([BOS] * 4, "length")
+    assert llm.generate("a", stop="<s>", max_tokens=4, logit_bias={BOS: 1000}).stop == "<s>"
+
+
+def test_stop_texts_may_hold_a_control_token_that_has_a_text_in_this_chat(tmp_path):
+    special = [*SPECIAL, b"[THINK]", b"[/THINK]"]
+    template = CHATML + "{# [THINK] [/THINK] #}"
+    more = {**byte_tokenizer(0, BOS, IM_END, special), lib.LLM_CHAT_TEMPLATE: template.encode()}
+    (tmp_path / "m.llm").write_bytes(tiny(more))
+    llm = LLM(tmp_path / "m.llm", threads=1)
+    (end,) = llm.encode("[/THINK]")
+    params = dict(max_tokens=9, logit_bias={end: 1000})
+    assert llm.chat(HI, **params).text == "[/THINK]" * 9
+    for reasoning in ("show", "hide", "apart"):
+        alone = llm.chat(HI, stop="[/THINK]", reasoning=reasoning, **params)
+        assert (alone.text, alone.tokens, alone.stop) == ("", [], "[/THINK]")
+        among = llm.chat(HI, stop="[/THINK][/THINK]", reasoning=reasoning, **params)
+        assert (among.text, among.tokens, among.stop) == ("", [end, end], "[/THINK][/THINK]")
+        with pytest.raises(ValueError, match="im_end"):
+            llm.chat(HI, stop="[/THINK]<|im_end|>", reasoning=reasoning)
+    assert llm.generate("a", stop="[/THINK]", **params).stop == "[/THINK]"
+    with pytest.raises(ValueError, match="THINK"):
+        llm.generate("a", stop="[/THINK]\n")
 
 
 def test_streams_give_the_text_of_generate(llm, greedy):
