@@ -463,42 +463,66 @@ class LLM:
     def score(self, context: Prompt, continuation: Prompt, *, bos: bool | None = None) -> Score:
         """How likely the model finds `continuation` after `context`: both texts, or both token ids.
 
-        Texts are split into tokens as EleutherAI's lm-evaluation-harness does it (TemplateLM._encode_pair):
+        Texts are split into tokens as EleutherAI's lm-evaluation-harness does it (TemplateLM.loglikelihood):
         white space at the end of the context moves to the continuation, both are encoded as one text, and the
         continuation is what comes after as many tokens as the context has alone. An empty context is BOS, or
-        else EOS.
+        else EOS. Bytes are taken as UTF-8.
 
-        bos  as for encode(); the harness's default for Hugging Face models is False
+        bos  as for encode(), but that None adds nothing to texts that begin with BOS's own text
 
-        Raises LLMError when both together are longer than the context, ValueError when there is nothing to
-        begin with."""
-        if isinstance(context, str) and isinstance(continuation, str):
-            before = self.encode(context.rstrip(), bos=bos)
-            after = self.encode(context + continuation, bos=bos)[len(before) :]
-            before = before or [token for token in (self.bos_token, self.eos_token) if token is not None][:1]
+        Raises ValueError when there is no token to begin with, and when none is left to score: the
+        continuation is empty, or ("Hel", "lo") both together have no more tokens than the context alone.
+        Nothing is not certain: the harness refuses that too. Raises LLMError when both together are longer
+        than the context and the last token, which is only predicted."""
+        if isinstance(context, (str, bytes)) and type(context) is type(continuation):
+            before, after = self._encode_pair(_text(context), _text(continuation), bos)
         elif isinstance(context, (str, bytes)) or isinstance(continuation, (str, bytes)):
-            raise TypeError("context and continuation must be both str or both token ids")
+            raise TypeError("context and continuation must be both str, both bytes or both token ids")
         else:
             before, after = (token_ids(ids, self.vocab_size) for ids in (context, continuation))
         if not before:
             raise ValueError("context has no tokens")
-        ids = self._ids(before + after, "context with continuation")
-        total, greedy, vocab, top, value = (
-            0.0,
-            True,
-            self.vocab_size,
-            ffi.new("uint32_t[1]"),
-            ffi.new("float[1]"),
-        )
+        if not after:
+            texts = f": {context!r:.40} and {continuation!r:.40} together are no more tokens than the context"
+            raise ValueError("continuation has no tokens to score" + (texts if len(continuation) else ""))
+        if len(before) + len(after) > self.context + 1:
+            raise LLMError(
+                f"context with continuation has {len(before) + len(after)} tokens, more than the context of "
+                f"{self.context} and the last token"
+            )
         with self._borrow(before) as cache:
-            known = cache.reuse(0, before[:-1])
-            for at in range(known, len(ids) - 1, CHUNK):
-                part = ids[at : min(at + CHUNK, len(ids) - 1)]
-                want = [i >= len(before) - 1 for i in range(at, at + len(part))]
-                logits = ffi.from_buffer("float[]", cache.forward(part, [0] * len(part), want))
-                for row, token in enumerate(ids[at + len(part) - sum(want) + 1 : at + len(part) + 1]):
-                    total += lib.llm_logprobs(logits + row * vocab, vocab, token, 1, top, value)
-                    greedy &= top[0] == token
+            return self._score(cache, before, after)
+
+    def _encode_pair(
+        self, context: str, continuation: str, bos: bool | None
+    ) -> tuple[list[int], list[int]]:
+        """Token ids of context and continuation, as the harness's loglikelihood() and HFLM.tok_encode() do
+        it."""
+        first = [token for token in (self.bos_token, self.eos_token) if token is not None][:1]
+        if not context:
+            after = self.encode(continuation, bos=False)
+            return (first, after) if after[:1] != first else (after[:1], after[1:])
+        begin = self.decode(first, special=True)
+
+        def encode(text: str) -> list[int]:
+            return self.encode(text, bos=False if bos is None and begin and text.startswith(begin) else bos)
+
+        before = encode(context.rstrip())
+        return before or first, encode(context + continuation)[len(before) :]
+
+    def _score(self, cache: Cache, before: list[int], after: list[int]) -> Score:
+        """The Score of the ids `after`, at least one."""
+        ids, vocab = before + after, self.vocab_size
+        total, greedy = 0.0, True
+        top, value = ffi.new("uint32_t[1]"), ffi.new("float[1]")
+        known = cache.reuse(0, before[:-1])
+        for at in range(known, len(ids) - 1, CHUNK):
+            part = ids[at : min(at + CHUNK, len(ids) - 1)]
+            want = [i >= len(before) - 1 for i in range(at, at + len(part))]
+            logits = ffi.from_buffer("float[]", cache.forward(part, [0] * len(part), want))
+            for row, token in enumerate(ids[at + len(part) - sum(want) + 1 : at + len(part) + 1]):
+                total += lib.llm_logprobs(logits + row * vocab, vocab, token, 1, top, value)
+                greedy &= top[0] == token
         return Score(total, greedy)
 
     def session(self) -> Session:
@@ -550,6 +574,10 @@ class LLM:
                 if n_seqs == 1:
                     raise
                 n_seqs //= 2
+
+
+def _text(text: str | bytes) -> str:
+    return text if isinstance(text, str) else text.decode("utf-8", "replace")
 
 
 def _is_batch_of_prompts(prompts: Any) -> bool:

@@ -401,7 +401,6 @@ def test_empty_prompts(tmp_path, llm):
             without.generate(prompt)
     assert llm.logits([]).shape == (0, 261)
     assert llm.score("", "ab") == llm.score([BOS], [97, 98]) == without.score("", "ab")
-    assert llm.score("ab", "") == (0.0, True)
     with pytest.raises(ValueError, match="context has no tokens"):
         llm.score([], [1])
 
@@ -844,9 +843,24 @@ def test_score_knows_the_greedy_choice(llm):
 def test_score_moves_trailing_space_to_the_continuation(llm):
     assert llm.score("Once ", "upon") == llm.score("Once", " upon") == llm.score([BOS, *b"Once"], [*b" upon"])
     assert llm.score("a", "b", bos=False) == llm.score([97], [98])
-    for pair in ((b"a", "b"), ("a", [98]), ([97], "b")):
+    assert llm.score(b"Once \xff", b"upon") == llm.score("Once \ufffd", "upon")
+    for pair in ((b"a", "b"), ("a", b"b"), ("a", [98]), ([97], "b"), ([97], b"b"), ("a", np.array([98]))):
         with pytest.raises(TypeError, match="both"):
             llm.score(*pair)
+
+
+@pytest.mark.parametrize("nothing", [("ab", ""), (b"ab", b""), ([97], []), ("", ""), ([97], np.zeros(0, "i"))])
+def test_nothing_is_not_scored_as_certain(llm, nothing):
+    with pytest.raises(ValueError, match="continuation has no tokens to score"):
+        llm.score(*nothing)
+
+
+def test_a_score_may_fill_the_context_and_predict_one_token_more(llm):
+    full = [1] * 700
+    assert llm.score(full, [2]).logprob == pytest.approx(log_softmax(llm.logits(full))[-1, 2], abs=1e-4)
+    for before, after in ((full, [2, 3]), (full[:1], full + [2])):
+        with pytest.raises(LLMError, match="702 tokens, .* 700 and the last token"):
+            llm.score(before[: 702 - len(after)], after)
 
 
 def test_the_story_model_tells_stories(story_model):
