@@ -1,11 +1,8 @@
 """Language models from one flat file: see LLM."""
 
-from pyllm.binding import LLMError, __version__
-from pyllm.chat import Reasoning
-from pyllm.chat_template import TemplateError
-from pyllm.engine import LLM, Score
-from pyllm.sampling import Completion, Logprob, SamplingParams
-from pyllm.session import Session
+import sys
+
+from pyllm._checkout import become_installed, is_compiled
 
 __all__ = [
     "LLM",
@@ -19,3 +16,13 @@ __all__ = [
     "TemplateError",
     "__version__",
 ]
+
+if is_compiled(__path__):
+    from pyllm.binding import LLMError, __version__
+    from pyllm.chat import Reasoning
+    from pyllm.chat_template import TemplateError
+    from pyllm.engine import LLM, Score
+    from pyllm.sampling import Completion, Logprob, SamplingParams
+    from pyllm.session import Session
+else:
+    become_installed(sys.modules[__name__])

@@ -849,7 +849,7 @@ def test_score_moves_trailing_space_to_the_continuation(llm):
             llm.score(*pair)
 
 
-@pytest.mark.parametrize("nothing", [("ab", ""), (b"ab", b""), ([97], []), ("", ""), ([97], np.zeros(0, "i"))])
+@pytest.mark.parametrize("nothing", [("ab", ""), (b"ab", b""), ([97], []), ("", ""), ([1], np.zeros(0, "i"))])
 def test_nothing_is_not_scored_as_certain(llm, nothing):
     with pytest.raises(ValueError, match="continuation has no tokens to score"):
         llm.score(*nothing)
