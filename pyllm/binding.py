@@ -32,7 +32,7 @@ class LLMError(RuntimeError):
     """The engine refuses: a file, a memory or a context limit. The message is one sentence."""
 
 
-def call(function: Callable, *arguments: Any) -> Any:
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """function(*arguments, err, errlen), or LLMError when it returns NULL or a negative number."""
     err = ffi.new("char[]", 512)
     result = function(*arguments, err, len(err))
@@ -93,6 +93,14 @@ def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return n if a[:n] == b[:n] else next(i for i in range(n) if a[i] != b[i])
 
 
+def utf8(text: str) -> bytes:
+    """A text's bytes. A lone surrogate counts as U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
 class Model:
     """An open file, and its tokenizer when it has one. Immutable: any thread may use it."""
 
@@ -125,16 +133,12 @@ class Model:
         return None if data is None else data.decode("utf-8", "replace")
 
     def encode(self, text: str | bytes, flags: int) -> list[int]:
-        """Ids of a text; flags as for llm_encode. A lone surrogate counts as U+FFFD."""
-        if isinstance(text, str):
-            try:
-                text = text.encode()
-            except UnicodeEncodeError:
-                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-        room = len(text) // 2 + 16
+        """Ids of a text; flags as for llm_encode."""
+        data = utf8(text) if isinstance(text, str) else text
+        room = len(data) // 2 + 16
         while True:
             tokens = ffi.new("uint32_t[]", room)
-            n = call(lib.llm_encode, self.tokenizer, text, len(text), flags, tokens, room)
+            n: int = call(lib.llm_encode, self.tokenizer, data, len(data), flags, tokens, room)
             if n <= room:
                 return ffi.unpack(tokens, n) if n else []
             room = n
@@ -185,7 +189,8 @@ class Decoder:
     def end(self) -> str:
         """What an unfinished character at the end becomes."""
         n = lib.llm_decode_end(self.state, self.out, self.room)
-        return ffi.buffer(self.out, n)[:].decode()
+        data: bytes = ffi.buffer(self.out, n)[:]
+        return data.decode()
 
 
 class Cache:
@@ -246,7 +251,7 @@ class Cache:
             part = tokens[at : at + CHUNK]
             want = [every or (out is not None and at + i == len(tokens) - 1) for i in range(len(part))]
             logits = self.forward(part, [0] * len(part), want)
-            if len(logits):
+            if out is not None and len(logits):
                 out[at if every else 0 :][: len(logits)] = logits
 
     def truncate(self, seq: int, length: int) -> None:

@@ -42,7 +42,8 @@ def render_conversation(
         raise TypeError(f"a message is a dict with role and content, not {messages[0]!r:.60}")
     if twice := sorted(variables.keys() & {"messages", "template", "chat_template", *arguments}):
         raise TypeError(f"template_kwargs must not hold {', '.join(twice)}")
-    return render(template, list(messages), **arguments, **variables)
+    chat: list[Any] = list(messages)
+    return render(template, chat, **arguments, **variables)
 
 
 def marks_of(template: str, encode: Callable[[str], list[int]]) -> tuple[str, str]:

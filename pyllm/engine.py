@@ -106,7 +106,7 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         path, threads, context = self._arguments
         return partial(type(self), path, threads=threads, context=context), ()
 
@@ -183,8 +183,10 @@ class LLM:
 
     def _ids(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """The ids of a prompt: none, or up to as many as the context has."""
-        text = isinstance(prompt, (str, bytes))
-        ids = self.encode(prompt) if text else token_ids(prompt, self._open().vocab_size)
+        if isinstance(prompt, (str, bytes)):
+            ids = self.encode(prompt)
+        else:
+            ids = token_ids(prompt, self._open().vocab_size)
         if len(ids) > self.context:
             raise LLMError(f"{name} has {len(ids)} tokens, more than the context of {self.context}")
         return ids
@@ -227,7 +229,11 @@ class LLM:
         return self._stream(self._prepare([prompt], params, overrides)[0])
 
     def _prepare(
-        self, prompts: list[Prompt], params: Any, overrides: dict, visible: frozenset[int] = frozenset()
+        self,
+        prompts: Sequence[Prompt],
+        params: Any,
+        overrides: dict[str, Any],
+        visible: frozenset[int] = frozenset(),
     ) -> list[Continuation]:
         """Checks everything, and computes nothing yet."""
         model, jobs = self._open(), []
@@ -240,7 +246,7 @@ class LLM:
             jobs.append(Continuation(model, ids, each, self.context, visible))
         return jobs
 
-    def _complete(self, prompts: list[Prompt], params: Any, overrides: dict) -> list[Completion]:
+    def _complete(self, prompts: list[Prompt], params: Any, overrides: dict[str, Any]) -> list[Completion]:
         jobs = self._prepare(prompts, params, overrides)
         for _ in self._run(jobs):
             pass
@@ -265,7 +271,8 @@ class LLM:
         with self._borrow(jobs[0].prompt, min(len(jobs), MAX_BATCH)) as cache:
             if len(jobs) > 1:
                 cache.extend(shared[cache.reuse(0, shared) :])
-            waiting, running = deque(jobs), {}
+            waiting = deque(jobs)
+            running: dict[int, Continuation] = {}
             while waiting or running:
                 for seq in range(len(cache.tokens)):
                     if waiting and seq not in running:
@@ -280,7 +287,10 @@ class LLM:
     def _pass(cache: Cache, running: dict[int, Continuation]) -> list[int]:
         """One pass with up to CHUNK tokens: those that are generating first, then prompts, the shortest
         first. Returns the sequences that have finished."""
-        tokens, seqs, want, ready = [], [], [], []
+        tokens: list[int] = []
+        seqs: list[int] = []
+        want: list[bool] = []
+        ready: list[int] = []
         for seq, job in sorted(running.items(), key=lambda item: len(item[1].todo)):
             part = job.todo[: CHUNK - len(tokens)]
             job.todo = job.todo[len(part) :]
@@ -316,8 +326,8 @@ class LLM:
         params: Any = None,
         *,
         chat_template: str | None = None,
-        tools: list[dict] | None = None,
-        documents: list[dict] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool | str = False,
         template_kwargs: Mapping[str, Any] | None = None,
@@ -370,8 +380,8 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         chat_template: str | None = None,
-        tools: list[dict] | None = None,
-        documents: list[dict] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool | str = False,
         template_kwargs: Mapping[str, Any] | None = None,
@@ -393,7 +403,7 @@ class LLM:
         return pieces if reasoning == "show" else parting.run(pieces, reasoning)
 
     def _chats(
-        self, chats: Any, params: Any, overrides: dict, reasoning: Show, options: dict
+        self, chats: Any, params: Any, overrides: dict[str, Any], reasoning: Show, options: dict[str, Any]
     ) -> tuple[list[Continuation], list[Parting]]:
         """Checks everything, and computes nothing yet."""
         if reasoning not in get_args(Show):
@@ -416,8 +426,8 @@ class LLM:
         messages: Sequence[Message],
         *,
         chat_template: str | None = None,
-        tools: list[dict] | None = None,
-        documents: list[dict] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool | str = False,
         template_kwargs: Mapping[str, Any] | None = None,
@@ -436,7 +446,7 @@ class LLM:
             continue_final_message=continue_final_message,
         )
 
-    def _template(self, chosen: str | None, tools: list[dict] | None) -> str:
+    def _template(self, chosen: str | None, tools: list[dict[str, Any]] | None) -> str:
         """The template to render, as transformers' get_chat_template chooses it."""
         own = self.chat_template
         named = {"default": own, "tool_use": self._open().text(lib.LLM_CHAT_TEMPLATE_TOOLS) or own}

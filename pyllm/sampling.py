@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -122,6 +122,11 @@ class SamplingParams:
             checked[token] = value
         return checked
 
+    @property
+    def _stops(self) -> tuple[str, ...]:
+        """`stop` as it is kept."""
+        return cast("tuple[str, ...]", self.stop)
+
     def check(self, vocab_size: int) -> None:
         """ValueError when logit_bias names a token that a model of this vocabulary does not have."""
         for token in self.logit_bias or ():
@@ -138,7 +143,7 @@ class SamplingParams:
 
 
 def params_for(
-    count: int, params: SamplingParams | Sequence[SamplingParams] | None, overrides: dict
+    count: int, params: SamplingParams | Sequence[SamplingParams] | None, overrides: dict[str, Any]
 ) -> list[SamplingParams]:
     """One SamplingParams for each of count prompts. A seed that is given once for all of them counts up."""
     if params is None or isinstance(params, SamplingParams):
@@ -244,11 +249,11 @@ class Continuation:
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self.visible = visible
-        self.stops: Mapping[int, str] = control_stops(model, params.stop, visible)
+        self.stops: Mapping[int, str] = control_stops(model, params._stops, visible)
         self.todo: list[int] = prompt
         self.tokens: list[int] = []
         self.logprobs: list[Logprob] | None = None if params.logprobs is None else []
-        self.finish_reason: str | None = None
+        self.finish_reason = ""  # not yet
         self.stop: int | str | None = None
         self.parts: list[str] = []  # text that is certain
         self.held = ""  # text that may be the start of a stop text
@@ -265,7 +270,7 @@ class Continuation:
 
     @property
     def finished(self) -> bool:
-        return self.finish_reason is not None
+        return self.finish_reason != ""
 
     def accept(self, logits: Any) -> None:
         """Takes the next token from logits: a float * to (vocab_size,)."""
@@ -291,14 +296,14 @@ class Continuation:
         del self.sampler, self.decoder
 
     def _logprob(self, logits: Any, token: int) -> Logprob:
-        n = min(self.params.logprobs, self.model.vocab_size)
+        n = min(self.params.logprobs or 0, self.model.vocab_size)
         ids, values = ffi.new("uint32_t[]", n), ffi.new("float[]", n)
         value = lib.llm_logprobs(logits, self.model.vocab_size, token, n, ids, values)
         return Logprob(token, value, list(zip(ids, values, strict=True)))
 
     def _add(self, piece: str, last: bool = False) -> None:
         """Appends text up to a stop text if there is one, else up to what may become one."""
-        stops = self.params.stop
+        stops = self.params._stops
         self.held += piece
         found = min(
             ((at, i) for i, stop in enumerate(stops) if (at := self.held.find(stop)) >= 0), default=None

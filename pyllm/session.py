@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -26,15 +26,17 @@ HEAD = struct.Struct("<8sII32s32sQQ")
 MAGIC, VERSION = b"PYLLMKV\n", 2
 
 
-def _locked(method: Callable) -> Callable:
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _locked(method: Callable[Concatenate[Session, P], R]) -> Callable[Concatenate[Session, P], R]:
     """Lets one thread at a time into a Session's method, and none after it was closed."""
 
     @wraps(method)
-    def run(self: Session, *args: Any, **kwargs: Any) -> Any:
+    def run(self: Session, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._lock:
             self._llm._open()
-            if self._cache is None:
-                raise LLMError("the session is closed")
             self._cache.sync()
             return method(self, *args, **kwargs)
 
@@ -53,12 +55,19 @@ class Session:
         self._llm = llm
         self._lock = threading.RLock()
         self._model = llm._open()
-        self._cache: Cache | None = llm._open_cache(self._model)
+        self._held: Cache | None = llm._open_cache(self._model)
+
+    @property
+    def _cache(self) -> Cache:
+        """The cache, or LLMError when this session is closed."""
+        if (cache := self._held) is None:
+            raise LLMError("the session is closed")
+        return cache
 
     def close(self) -> None:
         """Gives the memory back; closing twice is allowed."""
         with self._lock:
-            self._cache = None
+            self._held = None
 
     def __enter__(self) -> Session:
         return self
@@ -67,12 +76,9 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        cache = self._cache
-        return (
-            "Session(closed)"
-            if cache is None
-            else f"Session({len(cache.tokens[0])} tokens of {cache.context})"
-        )
+        if (cache := self._held) is None:
+            return "Session(closed)"
+        return f"Session({len(cache.tokens[0])} tokens of {cache.context})"
 
     @property
     @_locked
@@ -172,11 +178,12 @@ class Session:
 
 def _pages(n: int) -> int:
     """n positions rounded up to whole pages, which llm_state() deals in."""
-    return -(-n // lib.LLM_PAGE) * lib.LLM_PAGE
+    page: int = lib.LLM_PAGE
+    return -(-n // page) * page
 
 
 def _digest(ids: np.ndarray, state: np.ndarray) -> bytes:
     """What tells that a saved session is as it was written."""
-    digest = hashlib.sha256(ids)
-    digest.update(state)
+    digest = hashlib.sha256(ids.data)
+    digest.update(state.data)
     return digest.digest()
