@@ -16,6 +16,7 @@ def places() -> Iterator[Path]:
         for file in distribution.files or []:
             if file.name == "pyllm":
                 yield Path(str(distribution.locate_file(file))).resolve()
+    yield Path(__file__).resolve().parents[1] / "bin" / "pyllm"  # pip install --target
     yield Path(sysconfig.get_path("scripts")) / "pyllm"
     yield Path(sys.executable).parent / "pyllm"
 

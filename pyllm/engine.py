@@ -214,7 +214,7 @@ class LLM:
 
         A list runs as one batch, and each prompt's result is the same as alone. A seed that is given once for
         a list is that of its first prompt: prompt i has seed + i. Raises LLMError before any work when a
-        prompt is longer than the context, ValueError when one has no tokens."""
+        prompt is longer than the context, ValueError when one has no tokens or a stop text can never come."""
         if _is_batch_of_prompts(prompts):
             return self._complete(list(prompts), params, overrides)
         return self._complete([prompts], params, overrides)[0]

@@ -3,6 +3,7 @@ real one."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -137,6 +138,17 @@ def test_every_option_and_command_is_documented(tmp_path):
         if name != "NAME":
             found |= set(re.findall(r"--[a-z][\w-]*", shell(f"pyllm {name} --help", tmp_path).stdout))
     assert found and found <= listed, found - listed
+
+
+def test_docstrings_name_every_parameter_and_field():
+    import pyllm
+
+    documented = [pyllm.SamplingParams, pyllm.Completion, pyllm.Score, pyllm.LLM]
+    documented += [getattr(pyllm.LLM, name) for name in ("encode", "generate", "chat", "score")]
+    documented += [pyllm.Session.eval, pyllm.Session.truncate]
+    for each in documented:
+        for name in inspect.signature(each).parameters:
+            assert name == "self" or name in inspect.getdoc(each), (each, name)
 
 
 def test_version_is_the_same_everywhere():

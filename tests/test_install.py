@@ -119,8 +119,10 @@ def test_a_checkout_without_an_installation_says_what_to_do(tmp_path):
 def test_python_m_says_where_it_looked_for_a_command_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(pyllm.__main__.metadata, "distributions", lambda **_: [])
     monkeypatch.setattr(pyllm.__main__.sysconfig, "get_path", lambda _: str(tmp_path / "scripts"))
+    monkeypatch.setattr(pyllm.__main__, "__file__", str(tmp_path / "target" / "pyllm" / "__main__.py"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(SystemExit, match=f"no {tmp_path}/scripts/pyllm nor {tmp_path}/pyllm"):
+    places = [str(tmp_path / name / "pyllm") for name in ("target/bin", "scripts", ".")]
+    with pytest.raises(SystemExit, match=" nor ".join(places)):
         pyllm.__main__.main()
     (tmp_path / "pyllm").write_text("not a program")
     with pytest.raises(SystemExit, match=f"{tmp_path}/pyllm: Permission denied"):
