@@ -535,8 +535,11 @@ uint32_t llm_token_count(const llm_tokenizer *tokenizer);
 int64_t llm_token_bos(const llm_tokenizer *tokenizer);
 int64_t llm_token_eos(const llm_tokenizer *tokenizer);
 
-/* Whether generation ends at this token (section LLM_STOP, else EOS), and whether it is a special (control)
- * token. */
+/* The tokens that end a generation (section LLM_STOP, else EOS alone), ascending, valid until
+ * llm_tokenizer_close; how many there are goes to *n. */
+const uint32_t *llm_token_stops(const llm_tokenizer *tokenizer, size_t *n);
+
+/* Whether a generation ends at this token, and whether it is a special (control) token. */
 int llm_token_is_stop(const llm_tokenizer *tokenizer, uint32_t token);
 int llm_token_is_special(const llm_tokenizer *tokenizer, uint32_t token);
 

@@ -988,18 +988,22 @@ int64_t llm_token_eos(const llm_tokenizer *t) {
     return t->info->eos == NO_TOKEN ? -1 : (int64_t)t->info->eos;
 }
 
+const uint32_t *llm_token_stops(const llm_tokenizer *t, size_t *n) {
+    *n = t->n_stops ? t->n_stops : t->info->eos != NO_TOKEN;
+    return t->n_stops ? t->stops : &t->info->eos;
+}
+
 int llm_token_is_stop(const llm_tokenizer *t, uint32_t token) {
-    size_t low = 0, high = t->n_stops;
-    while (low < high) {
+    size_t n, low = 0;
+    const uint32_t *stops = llm_token_stops(t, &n);
+    for (size_t high = n; low < high;) {
         size_t middle = low + (high - low) / 2;
-        if (t->stops[middle] < token)
+        if (stops[middle] < token)
             low = middle + 1;
         else
             high = middle;
     }
-    if (low < t->n_stops && t->stops[low] == token)
-        return 1;
-    return t->n_stops == 0 && token == t->info->eos && token != NO_TOKEN;
+    return low < n && stops[low] == token;
 }
 
 int llm_token_is_special(const llm_tokenizer *t, uint32_t token) {

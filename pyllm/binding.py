@@ -150,8 +150,9 @@ class Model:
 
     @cached_property
     def stop_tokens(self) -> tuple[int, ...]:
-        tokenizer = self.tokenizer
-        return tuple(i for i in range(lib.llm_token_count(tokenizer)) if lib.llm_token_is_stop(tokenizer, i))
+        n = ffi.new("size_t *")
+        stops = lib.llm_token_stops(self.tokenizer, n)
+        return tuple(ffi.unpack(stops, n[0])) if n[0] else ()
 
     @cached_property
     def fingerprint(self) -> bytes:

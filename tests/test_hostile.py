@@ -367,6 +367,9 @@ def test_stop_tokens_are_looked_up_not_walked_over():
     tokenizer = Tokenizer({lib.LLM_STOP: stops.tobytes()})
     found = [lib.llm_token_is_stop(tokenizer.c, i) for i in range(0, n, 7)]
     assert found == [i % 2 for i in range(0, n, 7)]
+    size = ffi.new("size_t *")
+    listed = lib.llm_token_stops(tokenizer.c, size)
+    assert size[0] == len(stops) and ffi.unpack(listed, 3) == [1, 3, 5]
     with pytest.raises(ValueError, match="LLM_STOP is not in order"):
         Tokenizer({lib.LLM_STOP: stops[::-1].tobytes()})
 
