@@ -4,6 +4,7 @@ one and running it ends in a result or an error; nothing else is read or written
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -372,6 +373,62 @@ def test_stop_tokens_are_looked_up_not_walked_over():
     assert size[0] == len(stops) and ffi.unpack(listed, 3) == [1, 3, 5]
     with pytest.raises(ValueError, match="LLM_STOP is not in order"):
         Tokenizer({lib.LLM_STOP: stops[::-1].tobytes()})
+
+
+def random_tokenizer(rng: random.Random) -> dict[int, bytes]:
+    """Sections that open: random instructions, classes, steps, decompositions and added tokens."""
+    letters = [b"a", b"b", b" ", b"\x80", "\u00e9".encode(), "\u0301".encode(), b"\xff", b"ab", b"aa", b"<s>"]
+
+    def text(most: int) -> bytes:
+        return b"".join(rng.choice(letters) for _ in range(rng.randint(0, most)))
+
+    out = {}
+    n = rng.randint(1, 12)
+    code = []
+    for i in range(n):
+        op = rng.choice([RUN, RUN, EAT, ALT, lib.LLM_OP_JUMP, lib.LLM_OP_LOOK, lib.LLM_OP_END, MATCH])
+        runs, least = op in (RUN, EAT), rng.choice([0, 1, 3, 1000, 10**9])
+        where = rng.randint(0, 1) if runs else rng.randint(i + 1, n)
+        most = rng.choice([least, least + 2, 2**32 - 1])
+        code.append((op, where, least if runs else rng.randint(0, 1), most if runs else 0))
+    out |= program(*code, (MATCH, 0, 0, 0), split=rng.choice([0, 1, 2, 3, 4, 8, 9, 10, 11, 12]))
+    if rng.random() < 0.6:
+        kinds = range(lib.LLM_NORMALIZE_NFC, lib.LLM_NORMALIZE_TRIM + 1)
+        sizes = [rng.choice([1, 3, 40, 3000]) for _ in range(rng.randint(1, 9))]
+        out[lib.LLM_NORMALIZER] = b"".join(step(rng.choice(kinds), text(2), text(size)) for size in sizes)
+        codes = sorted(rng.sample(range(0x300, 0x310), 4))
+        n = rng.choice([1, 5, 3000])
+        chars = [(c, rng.choice([0, 1, 230, 256, 511]), rng.randint(0, n), rng.randint(0, n)) for c in codes]
+        pairs = sorted((0x61, rng.choice(codes), rng.choice(codes)) for _ in range(3))
+        points = [rng.choice([*codes, 0x61, 0x1100, 0x1161, 2**32 - 1]) for _ in range(n)]
+        out[lib.LLM_NFC] = struct.pack("<3I", 4, n, 3) + b"".join(struct.pack("<4I", *c) for c in chars)
+        out[lib.LLM_NFC] += struct.pack(f"<{n}I", *points) + b"".join(struct.pack("<3I", *p) for p in pairs)
+    if rng.random() < 0.6:
+        groups = [sorted({text(3) or b"a" for _ in range(rng.randint(0, 4))}) for _ in range(2)]
+        heads, blob = b"", b""
+        for word in groups[0] + groups[1]:
+            heads += struct.pack("<4I", rng.randrange(259), rng.randrange(16), len(blob), len(word))
+            blob += word
+        out[lib.LLM_ADDED] = struct.pack("<2I", *map(len, groups)) + heads + blob
+    return out
+
+
+def test_random_tokenizers_end_in_ids_or_an_error():
+    """No more ids than 64 for each byte and some; and the same when asked again."""
+    rng, refused = random.Random(5), 0
+    for _ in range(600):
+        flags = rng.choice([0, lib.LLM_PREFIX_SPACE, lib.LLM_PREFIX_SPACE | lib.LLM_PREFIX_FIRST])
+        tokenizer = Tokenizer(random_tokenizer(rng), flags)
+        for n in (3, 60, 1500):
+            text = bytes(rng.choice(b"aaab  <s>\xc3\xa9\xcc\x81\xff") for _ in range(n))
+            try:
+                count = tokenizer.count(text)
+            except ValueError as error:
+                assert "cannot encode the text" in str(error)
+                refused += 1
+                continue
+            assert count <= 3 * (64 * len(text) + 4096) and tokenizer.count(text) == count
+    assert 50 < refused < 1500
 
 
 @pytest.mark.parametrize(
