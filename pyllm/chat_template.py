@@ -1,36 +1,52 @@
-"""Renders a model's Jinja chat template the way transformers does (apply_chat_template), in a sandbox:
-templates are untrusted.
+"""Renders a model's Jinja chat template the way transformers does (apply_chat_template).
 
-Only the text is made here; which messages there are and what becomes of the text is the caller's affair."""
+Templates are untrusted: a sandbox keeps them from this machine, and a process of their own
+(template_process.py) keeps what they cost from this one. Only the text is made here; which messages there are
+and what becomes of the text is the caller's affair."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import marshal
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from pyllm import template_process
 
 OLDEST = (3, 1, 6)  # jinja2 before it has known ways out of the sandbox
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a reply's reasoning in a message
 END = "CONTINUE_FINAL_MESSAGE_TAG "  # marks where a message to be continued ends; transformers' own word
 
+# What a template may cost, beside template_process.MEMORY
+SECONDS = 5.0
+MAX_TEMPLATE = 1 << 20  # characters
+MAX_CONVERSATION = 16 << 20  # bytes of the messages, tools, documents and variables
+MAX_TEXT = 16 << 20  # bytes of the text: millions of tokens
+MAX_PATTERN = 1000  # characters of a date's pattern: strftime writes up to 256 times as many
+
 
 class TemplateError(ValueError):
-    """The template is wrong, or refuses these messages."""
+    """The template is wrong, refuses these messages, or exceeds a limit."""
+
+
+class LimitError(TemplateError):
+    """The template takes too much time or memory, or something is too long."""
 
 
 def render(
     template: str,
-    messages: list[dict],
+    messages: list[dict[str, Any]],
     *,
     add_generation_prompt: bool = True,
     continue_final_message: bool | str = False,
-    tools: list[dict] | None = None,
-    documents: list[dict] | None = None,
+    tools: list[dict[str, Any]] | None = None,
+    documents: list[dict[str, Any]] | None = None,
     strftime_now: Callable[[str], str] | None = None,
     **extra: Any,
 ) -> str:
@@ -46,14 +62,13 @@ def render(
     strftime_now            gives the template the date; None: the clock
     extra                   further variables: bos_token, eos_token, what the template itself documents
 
-    Raises TemplateError when the template is wrong or raises, TypeError or ValueError for arguments that make
-    no sense, ImportError when jinja2 is missing or too old.
+    Raises TemplateError when the template is wrong, raises, or exceeds the limits above, TypeError or
+    ValueError for arguments that make no sense, ImportError when jinja2 is missing or too old, RuntimeError
+    when the process for it cannot be started.
 
     >>> render("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", [{"role": "user",
     "content": "hi"}]) '<user>hi'"""
     import_jinja2()
-    import jinja2
-
     for kind, items in (
         ("message is a dict with role and content", messages),
         ("tool is a dict with a JSON schema (of a function: transformers.utils.get_json_schema)", tools),
@@ -66,34 +81,21 @@ def render(
         if add_generation_prompt:
             raise ValueError("continue_final_message needs add_generation_prompt=False")
         final = mark_end(template, chat, continue_final_message)
-    if strftime_now is not None:
-        extra["strftime_now"] = strftime_now
-    try:
-        text = compile_template(template).render(
+    if strftime_now is not None and not callable(strftime_now):
+        extra["strftime_now"], strftime_now = strftime_now, None
+    with refusals():
+        variables = dict(
             messages=chat,
             tools=plain(tools),
             documents=plain(documents),
             add_generation_prompt=add_generation_prompt,
-            **{key: value if value is strftime_now else plain(value) for key, value in extra.items()},
+            **{key: plain(value) for key, value in extra.items()},
         )
-    except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"the chat template is wrong in line {error.lineno}: {error.message}") from None
-    except (
-        jinja2.TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-        MemoryError,
-        SyntaxError,
-    ) as error:
-        raise TemplateError(f"the chat template refuses this conversation: {error}") from None
+    text = ask(b"T", template, variables, strftime_now)
     return cut_at_end(text, final) if continue_final_message else text
 
 
-def mark_end(template: str, chat: list[dict], field: bool | str) -> str:
+def mark_end(template: str, chat: list[dict[str, Any]], field: bool | str) -> str:
     """Puts END behind the last message's text, which is returned."""
     field = field if isinstance(field, str) else "content"
     if not chat or (final := chat[-1].get(field)) is None:
@@ -110,7 +112,7 @@ def mark_end(template: str, chat: list[dict], field: bool | str) -> str:
     else:
         for key in fields:
             chat[-1][key] += END
-    return final
+    return str(final)
 
 
 def cut_at_end(text: str, final: str) -> str:
@@ -122,10 +124,12 @@ def cut_at_end(text: str, final: str) -> str:
     return text[:at] if whole else text[:at].rstrip()
 
 
-def import_jinja2() -> None:
-    """Raises ImportError with what to do when jinja2 is missing or too old."""
+def import_jinja2() -> list[str]:
+    """The folders that jinja2 and what it needs are in; ImportError with what to do when jinja2 is missing or
+    too old."""
     try:
         import jinja2
+        import markupsafe
     except ImportError:
         raise ImportError("chat templates need the library jinja2: pip install jinja2") from None
     numbers = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
@@ -133,6 +137,27 @@ def import_jinja2() -> None:
         raise ImportError(
             f"chat templates need jinja2 3.1.6 or newer, not {jinja2.__version__}: pip install -U jinja2"
         )
+    files = (os.path.abspath(module.__file__ or "") for module in (jinja2, markupsafe))
+    return [os.path.dirname(os.path.dirname(file)) for file in files]
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What goes wrong with the values that a template is given is a TemplateError."""
+    try:
+        yield
+    except TemplateError:
+        raise
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
+        raise TemplateError(f"the chat template refuses this conversation: {error}") from None
 
 
 def plain(value: Any) -> Any:
@@ -155,7 +180,7 @@ def plain(value: Any) -> Any:
     return f"<{type(value).__name__}>"
 
 
-def with_reasoning(message: dict) -> dict:
+def with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     """A reply's reasoning under all the names that templates read it under."""
     for key in REASONING:
         if message.get(key) is not None:
@@ -165,86 +190,37 @@ def with_reasoning(message: dict) -> dict:
 
 def constants(template: str) -> list[str]:
     """The words in quotes in a template, once each."""
-    import jinja2
-
-    tree = compile_template(template).environment.parse(template)
-    texts = [node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
-    return sorted({text for text in texts if text.strip() == text != ""})
+    words: list[str] = json.loads(ask(b"C", template))
+    return words
 
 
-@lru_cache(maxsize=8)
-def compile_template(template: str) -> Any:
-    """The compiled template, in the environment that transformers' _compile_jinja_template sets up."""
-    import jinja2
-    import jinja2.ext
-    import jinja2.nodes
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def ask(
+    what: bytes,
+    template: str,
+    variables: dict[str, Any] | None = None,
+    strftime_now: Callable[[str], str] | None = None,
+) -> str:
+    """What the process that renders templates makes of this one: its text (b"T"), or its words (b"C")."""
+    paths = import_jinja2()
+    if len(template) > MAX_TEMPLATE:
+        raise LimitError(f"the chat template has {len(template)} characters, more than {MAX_TEMPLATE}")
+    with refusals():
+        question = marshal.dumps((what, template, variables, SECONDS, MAX_TEXT))
+    if len(question) > MAX_CONVERSATION + 4 * MAX_TEMPLATE:
+        raise LimitError(f"the conversation has more than {MAX_CONVERSATION >> 20} MiB")
 
-    class Generation(jinja2.ext.Extension):
-        """{% generation %} ... {% endgeneration %} marks replies for training; the text inside is passed
-        on."""
+    def date(pattern: str) -> bytes:
+        if len(pattern) > MAX_PATTERN:
+            raise LimitError(f"the chat template asks for the date in more than {MAX_PATTERN} characters")
+        with refusals():
+            return marshal.dumps(plain((strftime_now or datetime.now().strftime)(pattern)))
 
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("body"), [], [], body).set_lineno(line)
-
-        def body(self, caller: Any) -> str:
-            return caller()
-
-    class Namespace(jinja2.utils.Namespace):
-        """Without names that begin with an underscore."""
-
-        def __init__(*args: Any, **kwargs: Any) -> None:
-            values = dict(*args[1:], **kwargs)
-            for name in values:
-                check(name)
-            jinja2.utils.Namespace.__init__(args[0], values)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            check(name)
-            super().__setitem__(name, value)
-
-    class Dict:
-        """The constructor `dict`, without the class's other attributes."""
-
-        def __call__(self, *args: Any, **kwargs: Any) -> dict:
-            return dict(*args, **kwargs)
-
-        def fromkeys(self, *args: Any) -> dict:
-            return dict.fromkeys(*args)
-
-    def check(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace cannot have an attribute {name!r}")
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: Any = None,
-        separators: Any = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.exceptions.TemplateError(message)
-
-    def strftime_now(pattern: str) -> str:
-        return datetime.now().strftime(pattern)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals |= {
-        "raise_exception": raise_exception,
-        "strftime_now": strftime_now,
-        "dict": Dict(),
-        "namespace": Namespace,
-    }
-    return environment.from_string(template)
+    try:
+        kind, text = template_process.ask(question, date, paths, SECONDS, MAX_TEXT)
+    except template_process.Late:
+        raise LimitError(f"the chat template takes more than {SECONDS:g} s") from None
+    except template_process.Ended as error:
+        raise LimitError(f"the process that renders the chat template has ended twice ({error})") from None
+    if kind != b"T":
+        raise (LimitError if kind == b"L" else TemplateError)(text)
+    return text

@@ -1,0 +1,210 @@
+"""The process that renders chat templates (template_worker.py, which says what is sent): starting it, asking
+it, ending it.
+
+There is one for this process and all its threads, from the first question on. It is a new program, not a mere
+fork(), which is not safe beside threads. When an answer does not come in time, or not at all, the process is
+ended, and the next question starts another. A fork()ed child starts its own."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+PROGRAM = Path(__file__).resolve().with_name("template_worker.py")
+MEMORY = 512 << 20  # bytes that it may take beside those that it starts with
+START_SECONDS = 30.0  # that it may take to start
+CANNOT_START = "the process that renders chat templates cannot be started"
+
+
+class Late(Exception):
+    """The answer does not come in time."""
+
+
+class Ended(Exception):
+    """The process has ended without an answer; the message says how."""
+
+
+class Process:
+    """One such process. paths: the folders of the libraries that it needs."""
+
+    running: ClassVar[set[Process]] = set()
+    program: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.socket, theirs = socket.socketpair()
+        Process.running.add(self)
+        kept = ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
+        if not sys.flags.ignore_environment:
+            kept.append("PYTHONHOME")
+        try:
+            with theirs:
+                self.program = subprocess.Popen(
+                    [sys.executable, "-B", "-S", str(PROGRAM), str(MEMORY), *paths],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env={name: os.environ[name] for name in kept if name in os.environ},
+                    start_new_session=True,  # Ctrl-C at a terminal is not for it
+                )
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self, patience: float = 0.0) -> int | None:
+        """Ends the process, unless it ends by itself in so many seconds. Returns Popen's returncode."""
+        Process.running.discard(self)
+        self.socket.close()
+        if self.program is None:
+            return None
+        with suppress(subprocess.TimeoutExpired):
+            self.program.wait(patience)
+        self.program.kill()
+        return self.program.wait()
+
+    def send(self, body: bytes, deadline: float) -> None:
+        """Sends a message; Late or Ended when it is not taken."""
+        try:
+            for part in (len(body).to_bytes(8, "little"), body):
+                self.socket.settimeout(left(deadline))
+                self.socket.sendall(part)
+        except TimeoutError:
+            raise Late from None
+        except ConnectionError:
+            raise Ended from None
+
+    def receive(self, deadline: float, most: int) -> tuple[bytes, str]:
+        """The letter and the text of a message; Late or Ended when none comes, or one of too many bytes."""
+        head = self.read(9, deadline)
+        size = int.from_bytes(head[1:], "little")
+        if size > most:
+            raise Ended
+        return bytes(head[:1]), self.read(size, deadline).decode("utf-8", "surrogatepass")
+
+    def read(self, size: int, deadline: float) -> bytearray:
+        data = bytearray(size)
+        view, at = memoryview(data), 0
+        try:
+            while at < size:
+                self.socket.settimeout(left(deadline))
+                count = self.socket.recv_into(view[at:])
+                if not count:
+                    raise Ended
+                at += count
+        except TimeoutError:
+            raise Late from None
+        except ConnectionError:
+            raise Ended from None
+        return data
+
+    def answer(
+        self, question: bytes, date: Callable[[str], bytes], deadline: float, most: int
+    ) -> tuple[bytes, str]:
+        """The letter and the text of the answer to a question."""
+        self.send(question, deadline)
+        while True:
+            kind, text = self.receive(deadline, most)
+            if kind != b"D":
+                return kind, text
+            self.send(date(text), deadline)
+
+
+LOCK = threading.RLock()  # held while a question is answered; date() may ask another
+idle: Process | None = None
+
+
+def ask(
+    question: bytes, date: Callable[[str], bytes], paths: Sequence[str], seconds: float, most: int
+) -> tuple[bytes, str]:
+    """The letter and the text of the answer to a question.
+
+    date     what to send when the template asks for the date in a pattern; its exceptions are passed on
+    paths    the folders of the libraries that the process needs
+    seconds  that the answer may take; starting the process does not count
+    most     bytes that the text may have
+
+    Raises Late, Ended when two processes have ended without an answer, RuntimeError when none can be
+    started."""
+    global idle
+    how = ""
+    with LOCK:
+        for _ in range(2):  # a process may have been killed since the last question
+            process, idle = idle or start(paths), None
+            begun = time.monotonic()
+            try:
+                answer = process.answer(question, date, begun + seconds, most)
+            except Ended:
+                status = process.end(patience=1.0)
+                if status == -signal.SIGXCPU:
+                    raise Late from None
+                how = f"status {status}" if status is None or status >= 0 else signal.Signals(-status).name
+                seconds -= time.monotonic() - begun
+            except BaseException:  # KeyboardInterrupt: an answer to come would be taken for the next one's
+                process.end()
+                raise
+            else:
+                if idle:
+                    idle.end()
+                idle = process
+                return answer
+    raise Ended(how)
+
+
+def start(paths: Sequence[str]) -> Process:
+    """A process that is ready to be asked."""
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise RuntimeError(f"{CANNOT_START}: sys.executable is {sys.executable!r}, which is no Python")
+    try:
+        process = Process(paths)
+    except (OSError, ValueError) as error:  # ValueError: NUL in a path
+        raise RuntimeError(f"{CANNOT_START}: {error}") from None
+    try:
+        process.receive(time.monotonic() + START_SECONDS, 0)
+    except Ended:
+        status = process.end(patience=1.0)
+        raise RuntimeError(f"{CANNOT_START}: {sys.executable} ended with status {status}") from None
+    except Late:
+        process.end()
+        raise RuntimeError(f"{CANNOT_START}: {sys.executable} took more than {START_SECONDS:g} s") from None
+    except BaseException:
+        process.end()
+        raise
+    return process
+
+
+def left(deadline: float) -> float:
+    """The seconds until the deadline; TimeoutError when it has passed."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+def end_all() -> None:
+    for process in list(Process.running):
+        process.end()
+
+
+def forget() -> None:
+    """In a fork()ed child: the processes are the parent's, which alone may use and end them."""
+    global LOCK, idle
+    LOCK, idle = threading.RLock(), None
+    for process in Process.running:
+        process.socket.close()
+        if process.program:
+            process.program.returncode = 0  # not a child of this process
+    Process.running.clear()
+
+
+atexit.register(end_all)
+os.register_at_fork(after_in_child=forget)
