@@ -28,7 +28,6 @@ SECONDS = 5.0
 MAX_TEMPLATE = 1 << 20  # characters
 MAX_CONVERSATION = 16 << 20  # bytes of the messages, tools, documents and variables
 MAX_TEXT = 16 << 20  # bytes of the text: millions of tokens
-MAX_PATTERN = 1000  # characters of a date's pattern: strftime writes up to 256 times as many
 
 
 class TemplateError(ValueError):
@@ -210,8 +209,6 @@ def ask(
         raise LimitError(f"the conversation has more than {MAX_CONVERSATION >> 20} MiB")
 
     def date(pattern: str) -> bytes:
-        if len(pattern) > MAX_PATTERN:
-            raise LimitError(f"the chat template asks for the date in more than {MAX_PATTERN} characters")
         with refusals():
             return marshal.dumps(plain((strftime_now or datetime.now().strftime)(pattern)))
 

@@ -46,6 +46,7 @@ from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError 
 from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: E402
 
 MESSAGE = 2000  # characters of an error's message that are passed on
+PATTERN = 1000  # characters that a date's pattern may have: strftime takes up to 256 bytes for each
 
 
 class Generation(jinja2.ext.Extension):
@@ -133,6 +134,8 @@ class Renderer:
         """The date, as whoever wants the text has it."""
         if not isinstance(format, str):
             raise TypeError(f"strftime() argument 1 must be str, not {type(format).__name__}")
+        if len(format) > PATTERN:
+            raise ValueError(f"strftime_now() takes a pattern of up to {PATTERN} characters")
         self.send(b"D", format.encode("utf-8", "surrogatepass"))
         return self.receive()
 

@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from pyllm import chat_template
 from pyllm.chat import MARKS
-from pyllm.chat_template import TemplateError
+from pyllm.chat_template import LimitError, TemplateError
 
 # Words that no template's own text has, nor anything that a template would transform
 SYSTEM, USER, REPLY = "\u2983sys\u2984", "\u2983usr{}\u2984", "\u2983rep{}\u2984"
 
-# A pattern of strftime in a part stands between two of these. The patterns are such as every C library knows.
+# A pattern of strftime in a part stands between two of these. The patterns are such as every C library knows,
+# and short enough for the command, which takes up to 63 bytes and writes up to 255.
 DATE = "\1"
-PATTERN = re.compile(r"([ -$&-~]|%-?[aAbBdeHIjmMpSuyY%]){0,30}")
+PATTERN = re.compile(r"(?!.{64})([ -$&-~]|%-?[aAbBdeHIjmMpSuyY%]){0,28}")
 NOW, LATER = datetime(2001, 2, 3, 4, 5, 6), datetime(2022, 11, 30, 19, 42, 59)  # all of it differs
 
 # Messages for the check: plain, with line breaks and markup inside, with characters that an escaping filter
@@ -54,9 +56,18 @@ THOUGHTS = (
     f"One{END}Two{END}\nThree\n",
 )
 
+# What finding the pieces may cost in all; the templates of known models take 0.2 s
+SECONDS = 10.0
+MAX_TEXT = 1 << 20  # characters of one conversation's text
+MAX_TEXTS = 64 << 20  # of all of them
+
 
 class Irreducible(Exception):
     """The template does not consist of such pieces; why."""
+
+
+class Costly(Exception):
+    """The template exceeds a limit, so no more is to be rendered; which."""
 
 
 class Talk(NamedTuple):
@@ -86,7 +97,7 @@ def derive(template: str, variables: Mapping[str, str | bool]) -> tuple[list[str
     variables: the special tokens, and what else the template is given."""
     try:
         return Reduction(template, variables).parts()
-    except (Irreducible, TemplateError, TypeError) as error:
+    except (Irreducible, Costly, TemplateError, TypeError, RuntimeError) as error:
         return None, " ".join(str(error).split())
     except ImportError:
         return None, "jinja2 was not installed when the model was converted"
@@ -100,6 +111,8 @@ class Reduction:
         self.dated = False  # the template has asked for the date
         self.lead = ""  # the white space that the model puts before a reply
         self.texts: dict[tuple[Talk, datetime | None], str] = {}  # rendered already
+        self.length = 0  # characters of these texts
+        self.deadline = time.monotonic() + SECONDS
 
     def parts(self) -> tuple[list[str], str]:
         """What derive returns."""
@@ -181,11 +194,30 @@ class Reduction:
                 raise Irreducible(f"the chat template asks for the date as {pattern!r}")
             return now.strftime(pattern) if now else DATE + pattern + DATE
 
+        if time.monotonic() > self.deadline:
+            raise Costly(f"finding the parts of the chat template takes more than {SECONDS:g} s")
         if (talk, now) not in self.texts:
-            self.texts[talk, now] = chat_template.render(
-                self.template, talk.messages(), strftime_now=strftime_now, **self.variables
-            )
+            try:
+                text = chat_template.render(
+                    self.template, talk.messages(), strftime_now=strftime_now, **self.variables
+                )
+            except LimitError as error:
+                raise Costly(str(error)) from None
+            self.length += len(text)
+            if len(text) > MAX_TEXT or self.length > MAX_TEXTS:
+                raise Costly("the chat template makes a long text of a short conversation")
+            if now is None:
+                self.check_dates(text)
+            self.texts[talk, now] = text
         return self.texts[talk, now]
+
+    def check_dates(self, text: str) -> None:
+        """Refuses a text in which DATE stands elsewhere than around a pattern."""
+        patterns = text.split(DATE)[1::2]
+        if text.count(DATE) % 2 or not all(PATTERN.fullmatch(pattern) for pattern in patterns):
+            if self.dated:
+                raise Irreducible("the chat template computes with the current date")
+            raise Irreducible("the chat template has the control character U+0001")
 
     def renders(self, talk: Talk) -> bool:
         """Whether the template takes this conversation, and puts all of it into the text."""
