@@ -191,6 +191,9 @@ def left(deadline: float) -> float:
 
 
 def end_all() -> None:
+    """Ends all processes."""
+    global idle
+    idle = None
     for process in list(Process.running):
         process.end()
 
