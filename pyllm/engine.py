@@ -353,8 +353,12 @@ class LLM:
         shown even if they are control tokens. A reply that was taken apart goes into the next turn as
         {"role": "assistant", "content": reply.text, "reasoning_content": reply.reasoning_content}.
 
+        The template is rendered in a process of its own, which is started at the first call and ends with
+        this one: it may take 5 seconds and 512 MiB.
+
         Raises LLMError when the model has no template, TemplateError (a ValueError) when the template refuses
-        the messages, TypeError for tools that are no schemas, ImportError without jinja2."""
+        the messages or takes more than it may, TypeError for tools that are no schemas, ImportError without
+        jinja2, RuntimeError when that process cannot be started."""
         batch = is_batch(messages)
         options = dict(
             chat_template=chat_template,

@@ -35,12 +35,11 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 def process(monkeypatch):
-    """A new process with lower limits, for tests that reach them."""
-    monkeypatch.setattr(chat_template, "SECONDS", 0.3)
+    """A process with lower limits, for tests that reach them."""
+    monkeypatch.setattr(chat_template, "SECONDS", 0.2)
     monkeypatch.setattr(template_process, "MEMORY", 64 * MEGABYTE)
-    template_process.end_all()
-    yield
-    template_process.end_all()
+    if template_process.idle and str(64 * MEGABYTE) not in template_process.idle.program.args:
+        template_process.end_all()
 
 
 def pid() -> int:
@@ -141,7 +140,7 @@ def test_no_template_costs_more_than_its_limits(process, name):
 
 
 def test_a_template_is_told_which_limit_it_exceeds(process, monkeypatch):
-    with pytest.raises(TemplateError, match="^the chat template takes more than 0.3 s$"):
+    with pytest.raises(TemplateError, match="^the chat template takes more than 0.2 s$"):
         render(LOOPS, TALK)
     monkeypatch.setattr(chat_template, "SECONDS", 30)
     for template, words in (
@@ -169,6 +168,7 @@ def test_memory_that_is_short_is_tried_again_in_a_new_process(process):
 
 
 def test_long_texts_within_the_limits_are_rendered():
+    template_process.end_all()  # one with lower limits
     texts = ["a" * (15 * MEGABYTE), "\u4e2d" * (5 * MEGABYTE), "\U0001f600" * (3 * MEGABYTE), "\0" * MEGABYTE]
     for text in texts:
         assert render(PLAIN, [{"role": "user", "content": text}]) == f"[{text}]"
@@ -323,14 +323,14 @@ def test_a_process_that_is_killed_each_time_is_an_error():
 def test_a_stopped_process_is_an_error(process):
     render(PLAIN, TALK)
     os.kill(pid(), signal.SIGSTOP)
-    with pytest.raises(TemplateError, match="takes more than 0.3 s"):
+    with pytest.raises(TemplateError, match="takes more than 0.2 s"):
         render(PLAIN, [{"role": "user", "content": "x" * MEGABYTE}])
     assert render(PLAIN, TALK) == "[Hi]"
 
 
 def test_ctrl_c_interrupts_a_template_and_the_next_answer_is_its_own():
     render(PLAIN, TALK)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
@@ -461,7 +461,7 @@ def test_a_conversion_stops_at_the_first_limit(process, monkeypatch, trap, cost)
     begun = time.monotonic()
     sections = convert.make_chat({"default": TRAPS[trap].replace("TRAP", cost) + PLAIN}, {}, notes)
     assert time.monotonic() - begun < 10
-    words = ("takes more than 0.3 s", "MiB of memory", "makes a long text of a short conversation")
+    words = ("takes more than 0.2 s", "MiB of memory", "makes a long text of a short conversation")
     assert any(word in "; ".join(notes) for word in words)
     assert (lib.LLM_CHAT_WHY in sections) == (trap != "without thinking")
     assert lib.LLM_CHAT_NO_THINKING not in sections
@@ -502,3 +502,18 @@ def test_the_mark_of_dates_is_refused_in_a_template():
         assert parts is None and "U+0001" in why
     for text in ("\1%d\1", "\1\1", "\1[\1"):
         assert chat_parts.derive(text + PLAIN, {})[0] is None
+
+
+def test_what_a_template_says_at_a_conversion_is_safe_to_print_and_to_store():
+    for template, parts_found in (
+        (PLAIN + "{% if '\\x1b[2J' in messages[-1].content %}!{% endif %}", True),
+        (PLAIN + "{% if '\\ud800' in messages[-1].content %}!{% endif %}", True),
+        (PLAIN + "{{ raise_exception('\\x1b[2J \\ud800 ' + 'long ' * 10000) }}", False),
+        (PLAIN + "{{ '\\ud800' }}", False),
+    ):
+        notes: list[str] = []
+        sections = convert.make_chat({"default": template}, {}, notes)
+        assert (lib.LLM_CHAT_PARTS in sections) == parts_found
+        assert notes and all(note.isprintable() and len(note.encode()) < 2000 for note in notes)
+    with pytest.raises(convert.ConvertError, match="half a character"):
+        convert.make_chat({"default": PLAIN + "\ud800"}, {}, [])

@@ -96,9 +96,10 @@ def derive(template: str, variables: Mapping[str, str | bool]) -> tuple[list[str
     """The six or seven strings of LLM_CHAT_PARTS (llm.h) and "" or a remark; or None and the reason.
     variables: the special tokens, and what else the template is given."""
     try:
-        return Reduction(template, variables).parts()
+        parts, remark = Reduction(template, variables).parts()
+        return parts, printable(remark)
     except (Irreducible, Costly, TemplateError, TypeError, RuntimeError) as error:
-        return None, " ".join(str(error).split())
+        return None, printable(str(error))
     except ImportError:
         return None, "jinja2 was not installed when the model was converted"
 
@@ -290,9 +291,18 @@ def assemble(
     return text + begin
 
 
+def printable(text: str) -> str:
+    """One line for a terminal: the template may have had a hand in it."""
+    line = " ".join(text.split())
+    line = line if len(line) <= 1000 else line[:1000] + " ..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def check_text(parts: list[str]) -> list[str]:
     """The parts as they are stored: NUL ends a part in the file, so none can have one; an empty seventh is
     left out."""
     if any("\0" in part for part in parts):
         raise Irreducible("the chat template has a NUL character")
+    if any("\ud800" <= c <= "\udfff" for part in parts for c in part):
+        raise Irreducible("the chat template has half a character (a surrogate)")
     return parts if parts[6] else parts[:6]

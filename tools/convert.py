@@ -358,6 +358,10 @@ def make_chat(
     template, tools = (
         with_tokens(templates.get(name, ""), special_tokens) for name in ("default", "tool_use")
     )
+    try:
+        (template + tools).encode()
+    except UnicodeEncodeError:
+        raise ConvertError("the chat template has half a character (a surrogate)") from None
     sections = {lib.LLM_CHAT_TEMPLATE_TOOLS: tools.encode()} if tools not in ("", template) else {}
     if not template:
         return sections | {lib.LLM_CHAT_WHY: b"the model has no chat template"}
