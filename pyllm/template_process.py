@@ -31,7 +31,7 @@ class Late(Exception):
 
 
 class Ended(Exception):
-    """The process has ended without an answer; the message says how."""
+    """The process has ended without an answer."""
 
 
 class Process:
@@ -133,10 +133,10 @@ def ask(
     seconds  that the answer may take; starting the process does not count
     most     bytes that the text may have
 
-    Raises Late, Ended when two processes have ended without an answer, RuntimeError when none can be
+    Raises Late, Ended with how when two processes have ended without an answer, RuntimeError when none can be
     started."""
     global idle
-    how = ""
+    how: str | None = None
     with LOCK:
         for _ in range(2):  # a process may have been killed since the last question
             process, idle = idle or start(paths), None
@@ -147,7 +147,8 @@ def ask(
                 status = process.end(patience=1.0)
                 if status == -signal.SIGXCPU:
                     raise Late from None
-                how = f"status {status}" if status is None or status >= 0 else signal.Signals(-status).name
+                how = signal.strsignal(-status) if status and status < 0 else None
+                how = how or f"status {status}"
                 seconds -= time.monotonic() - begun
             except BaseException:  # KeyboardInterrupt: an answer to come would be taken for the next one's
                 process.end()

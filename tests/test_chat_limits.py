@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -315,7 +316,7 @@ def test_a_process_that_is_killed_each_time_is_an_error():
             os.kill(one.program.pid, signal.SIGKILL)
         return pattern
 
-    with pytest.raises(TemplateError, match=r"process .* has ended twice \(SIGKILL\)"):
+    with pytest.raises(TemplateError, match=r"process .* has ended twice \(Killed\)"):
         render("{{ strftime_now('%d') }}", TALK, strftime_now=kill)
     assert render(PLAIN, TALK) == "[Hi]"
 
@@ -351,6 +352,20 @@ def test_without_a_python_to_start_there_is_an_error(monkeypatch, executable):
         render(PLAIN, TALK)
     parts, why = chat_parts.derive(PLAIN, {})
     assert parts is None and "cannot be started" in why
+    assert not template_process.Process.running
+
+
+def test_without_a_jinja2_that_is_new_enough_no_process_is_started(monkeypatch):
+    template_process.end_all()
+    for name, value, words in (
+        ("jinja2", None, "need the library jinja2: pip install"),
+        ("markupsafe", None, "need the library jinja2: pip install"),
+        ("jinja2", SimpleNamespace(__version__="3.1.5"), "3.1.6 or newer, not 3.1.5"),
+    ):
+        monkeypatch.setitem(sys.modules, name, value)
+        with pytest.raises(ImportError, match=words):
+            render(PLAIN, TALK)
+        monkeypatch.undo()
     assert not template_process.Process.running
 
 
