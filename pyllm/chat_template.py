@@ -65,8 +65,10 @@ def render(
     ValueError for arguments that make no sense, ImportError when jinja2 is missing or too old, RuntimeError
     when the process for it cannot be started.
 
-    >>> render("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", [{"role": "user",
-    "content": "hi"}]) '<user>hi'"""
+    >>> render("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+    ...        [{"role": "user", "content": "hi"}])
+    '<user>hi'
+    """
     import_jinja2()
     for kind, items in (
         ("message is a dict with role and content", messages),
