@@ -7,12 +7,12 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from pyllm import files
 from pyllm._llm import ffi, lib
 from pyllm.binding import Cache, LLMError, call, integer, token_ids
 
@@ -131,20 +131,16 @@ class Session:
 
     @_locked
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the tokens, keys and values to a file that load() reads, under another name first."""
+        """Writes the tokens, keys and values to a file that load() reads. A file that is there is replaced
+        only when all is written; what is no regular file is an OSError."""
         ids, state = np.array(self._cache.tokens[0], "<u4"), self._state()
         kv_bytes = lib.llm_kv_bytes(self._model.ptr)
         head = (MAGIC, VERSION, 0, self._model.fingerprint, _digest(ids, state), len(ids), kv_bytes)
-        part = f"{os.fspath(path)}.{os.getpid()}-{threading.get_ident()}.part"
-        try:
-            with open(part, "xb") as file:
-                for data in (HEAD.pack(*head), ids, state):
-                    file.write(data)
-            os.replace(part, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(part)
-            raise
+        parts, at = (HEAD.pack(*head), ids.tobytes(), state.data), 0
+        with files.replacing(path, sum(map(len, parts))) as (fd, _):
+            for part in parts:
+                files.write_all(fd, part, at)
+                at += len(part)
 
     @_locked
     def load(self, path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ is refused before the first byte is written, and a conversion that fails leaves 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -14,18 +15,22 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from pyllm._llm import lib
+
+from pyllm import files
 
 from . import chat_parts, families, flatfile, gguf_file, huggingface, llama2c, lora, sources, vocabulary
 from . import plan as planning
 from .sources import ConvertError, Source
 
 DTYPES = tuple(flatfile.DTYPES)
+MAX_MISSING = 1000  # tensors; a configuration may name millions
 
 
 @dataclass
@@ -73,44 +78,51 @@ def open_source(source: str | os.PathLike) -> Source:
     path = Path(source)
     if path.is_dir():
         return huggingface.open_directory(path)
-    if path.is_file():
-        with open(path, "rb") as file:
-            head = file.read(28)
-        if head[:4] == b"GGUF":
-            return gguf_file.open_file(path)
-        if head[:8] == flatfile.MAGIC:
-            raise ConvertError(f"{path} is a flat file already")
-        if path.suffix == ".safetensors":
-            raise ConvertError(f"{path} is only the weights; give the directory that also has config.json")
-        if llama2c.looks_like(head):
-            return llama2c.open_file(path)
-        raise ConvertError(f"{path}: not a GGUF file, not a llama2.c checkpoint, and not a directory")
-    name = str(source)
-    if huggingface.is_name(name):
-        return huggingface.open_directory(huggingface.download(name), name)
-    raise ConvertError(f"{name}: no such file or directory")
+    if not os.path.lexists(path):
+        return open_name(os.fsdecode(source))
+    file = sources.File(path)  # refuses what is no file, and what is not the file itself
+    head = file.read(0, min(file.size, 28)).tobytes()
+    file.close()
+    if head[:4] == b"GGUF":
+        return gguf_file.open_file(path)
+    if head[:8] == flatfile.MAGIC:
+        raise ConvertError(f"{path} is a flat file already")
+    if path.suffix == ".safetensors":
+        raise ConvertError(f"{path} is only the weights; give the directory that also has config.json")
+    if llama2c.looks_like(head):
+        return llama2c.open_file(path)
+    raise ConvertError(f"{path}: not a GGUF file, not a llama2.c checkpoint, and not a directory")
+
+
+def open_name(name: str) -> Source:
+    """The model of this name on the hub, which is no file here."""
+    return huggingface.open_directory(huggingface.download(name), name)
 
 
 def tokenizer_sections(path: Path, vocab_size: int, template: str | None) -> dict[int, bytes]:
     """The tokenizer from --tokenizer: a directory, or a llama2.c tokenizer.bin."""
     if path.is_dir():
-        return vocabulary.from_directory(path, template)
-    if path.is_file():
-        return vocabulary.from_llama2c(path, vocab_size, template)
-    raise ConvertError(f"{path}: no such tokenizer")
+        return huggingface.tokenizer(path, template)
+    if os.path.lexists(path):
+        return llama2c.tokenizer(path, vocab_size, template)
+    raise ConvertError(f"{path}: no such tokenizer, it is no file or directory")
+
+
+def slices(tensor: sources.Tensor) -> list[tuple[int, int]]:
+    """All its rows, some at a time."""
+    step = max(1, flatfile.JOB // max(1, tensor.cols))
+    return [(row, min(row + step, tensor.rows)) for row in range(0, tensor.rows, step)]
 
 
 def all_zero(tensor: sources.Tensor) -> bool:
-    return not tensor.read(0, tensor.rows).any()
+    return not any(tensor.read(*rows).any() for rows in slices(tensor))
 
 
 def same(one: sources.Tensor, other: sources.Tensor) -> bool:
     """Whether two matrices have the same values."""
     if one.shape != other.shape:
         return False
-    step = max(1, flatfile.JOB // one.cols)
-    ends = [(row, min(row + step, one.rows)) for row in range(0, one.rows, step)]
-    return all(np.array_equal(one.read(*rows), other.read(*rows)) for rows in ends)
+    return all(np.array_equal(one.read(*rows), other.read(*rows)) for rows in slices(one))
 
 
 def settle_tie(model: families.Model, tensors: dict[str, sources.Tensor]) -> None:
@@ -153,6 +165,9 @@ def collect(
         if (place.rows * place.cols if place.dtype == lib.LLM_FP32 else place.rows) != rows:
             raise ConvertError(f"{place.tensor}: the table of families has {rows} rows, llm.c {place.rows}")
         plan.append((place, parts))
+        if len(missing) > MAX_MISSING:
+            names = sources.listing(list(dict.fromkeys(missing))[:8], 8)
+            raise ConvertError(f"more than {MAX_MISSING} tensors are missing: {names}, ...")
     missing = list(dict.fromkeys(missing))  # experts may share a tensor
     if missing:
         raise ConvertError(f"{plural(len(missing), 'is', 'are')} missing: {sources.listing(missing)}")
@@ -189,7 +204,7 @@ def spell(source: Source, family: families.Family, name: str) -> str:
 def about(source: Source, model: families.Model, dtype: str, adapters: Sequence[Path]) -> str:
     """The text of LLM_ABOUT: lines of "key: value", without dates or folders, so that the same source gives
     the same bytes."""
-    lines = {
+    lines: dict[str, str] = {
         "family": model.family.name,
         "architecture": model.architecture,
         "source": source.name if source.path.is_dir() else source.path.name,
@@ -198,7 +213,22 @@ def about(source: Source, model: families.Model, dtype: str, adapters: Sequence[
         "description": source.about.get("description", ""),
         "dtype": dtype,
     }
-    return "".join(f"{key}: {' '.join(value.split())}\n" for key, value in lines.items() if value)
+    return "".join(f"{key}: {one_line(value)}\n" for key, value in lines.items() if value)
+
+
+def one_line(text: str) -> str:
+    """A text for a line of UTF-8: without line breaks and NUL, and with U+FFFD for what is no character, such
+    as a byte of a file name that is not UTF-8."""
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return " ".join(text.replace("\0", " ").split())
+
+
+def utf8(text: str, what: str) -> bytes:
+    """A text that must be kept as it is."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ConvertError(f"{what} cannot be written as UTF-8 ({error.reason})") from None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -236,21 +266,37 @@ def convert(
     if dtype not in flatfile.DTYPES:
         raise ConvertError(f"dtype {dtype!r} is not known; {', '.join(DTYPES)} are")
     given = Path(tokenizer) if tokenizer not in (None, True, False) else None
-    opened = open_source(source)
+    with documented_errors(source):
+        opened = open_source(source)
+        try:
+            return convert_source(
+                opened,
+                Path(out) if out is not None else None,
+                dtype,
+                False if tokenizer is False else given,
+                [Path(adapter) for adapter in lora],
+                Path(chat_template) if chat_template else None,
+                name,
+                context,
+                quiet,
+            )
+        finally:
+            opened.close()
+
+
+@contextmanager
+def documented_errors(source: str | os.PathLike) -> Iterator[None]:
+    """Makes ConvertErrors of what can be wrong anywhere in a source."""
     try:
-        return convert_source(
-            opened,
-            Path(out) if out is not None else None,
-            dtype,
-            False if tokenizer is False else given,
-            [Path(adapter) for adapter in lora],
-            Path(chat_template) if chat_template else None,
-            name,
-            context,
-            quiet,
-        )
-    finally:
-        opened.close()
+        yield
+    except ConvertError:
+        raise
+    except ValueError as error:
+        raise ConvertError(f"{os.fsdecode(source)}: {error}") from error
+    except RecursionError as error:
+        raise ConvertError(f"{os.fsdecode(source)}: something in it is nested too deeply") from error
+    except MemoryError as error:
+        raise ConvertError(f"{os.fsdecode(source)}: it needs more memory than there is") from error
 
 
 def convert_source(
@@ -266,6 +312,7 @@ def convert_source(
 ) -> Report:
     """convert, with the source opened."""
     model = families.describe(source.config, context)
+    model.notes += source.notes
     if out is None:
         out = (
             Path(source.name.rsplit("/", 1)[-1] + ".llm")
@@ -282,12 +329,12 @@ def convert_source(
     tensors = families.canonical(model, tensors)
 
     sections = {
-        lib.LLM_NAME: (name or source.name).encode(),
+        lib.LLM_NAME: one_line(name or source.name).encode(),
         lib.LLM_ABOUT: about(source, model, dtype, adapters).encode(),
     }
     templates = source.templates
     if chat_template:
-        templates = {"default": chat_template.read_text(encoding="utf-8")}
+        templates = {"default": sources.read_text(chat_template)}
     check: Callable[[Path], None] = lambda path: None  # noqa: E731
     if tokenizer is not False:
         ends = "\n".join(templates.values()) or None
@@ -298,7 +345,7 @@ def convert_source(
             def check(path: Path) -> None:
                 try:
                     model.notes.append(vocabulary.verify(path, folder))
-                except ValueError as error:
+                except sources.MALFORMED as error:
                     raise ConvertError(
                         f"the tokenizer of {folder} cannot be converted exactly: {error}"
                     ) from None
@@ -331,10 +378,10 @@ def make_tokenizer(
         return found
     except ConvertError:
         raise
-    except ValueError as error:
-        raise ConvertError(
-            f"the tokenizer of {tokenizer or source.path} cannot be converted: {error}"
-        ) from None
+    except sources.MALFORMED as error:
+        said = str(error) if isinstance(error, ValueError) else f"not understood, {error!r}"
+        where = tokenizer or source.path
+        raise ConvertError(f"the tokenizer of {where} cannot be converted: {said}") from None
 
 
 def check_vocabulary(types: bytes, vocab_size: int) -> None:
@@ -358,18 +405,15 @@ def make_chat(
     template, tools = (
         with_tokens(templates.get(name, ""), special_tokens) for name in ("default", "tool_use")
     )
-    try:
-        (template + tools).encode()
-    except UnicodeEncodeError:
-        raise ConvertError("the chat template has half a character (a surrogate)") from None
-    sections = {lib.LLM_CHAT_TEMPLATE_TOOLS: tools.encode()} if tools not in ("", template) else {}
+    what = "the chat template"
+    sections = {lib.LLM_CHAT_TEMPLATE_TOOLS: utf8(tools, what)} if tools not in ("", template) else {}
     if not template:
         return sections | {lib.LLM_CHAT_WHY: b"the model has no chat template"}
-    sections[lib.LLM_CHAT_TEMPLATE] = template.encode()
+    sections[lib.LLM_CHAT_TEMPLATE] = utf8(template, what)
     parts, why = chat_parts.derive(template, special_tokens)
     if parts is None:
         notes.append(f"the command's chat will refuse this model: {why}")
-        return sections | {lib.LLM_CHAT_WHY: why.encode()}
+        return sections | {lib.LLM_CHAT_WHY: one_line(why).encode()}
     if why:
         notes.append(why)
     sections[lib.LLM_CHAT_PARTS] = packed(parts)
@@ -384,7 +428,7 @@ def make_chat(
 
 def packed(parts: Sequence[str]) -> bytes:
     """The parts of a chat template as a section has them."""
-    return b"".join(part.encode() + b"\0" for part in parts)
+    return b"".join(utf8(part, "a part of the chat template") + b"\0" for part in parts)
 
 
 def with_tokens(template: str, special_tokens: Mapping[str, str]) -> str:
@@ -400,11 +444,15 @@ def with_tokens(template: str, special_tokens: Mapping[str, str]) -> str:
 
 def check_destination(out: Path, source: Source) -> None:
     """Refuses an output path that cannot be one."""
-    if out.is_dir():
-        raise ConvertError(f"{out} is a directory, not a file to write")
-    if not out.parent.is_dir():
-        raise ConvertError(f"{out.parent}: no such directory")
-    if out.exists() and any(os.path.samestat(out.stat(), os.fstat(file.fd)) for file in source.files):
+    try:
+        _, found = files.destination(out)
+    except FileNotFoundError as error:
+        raise ConvertError(f"{error.filename}: {error.strerror}") from None
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.EINVAL):
+            raise ConvertError(f"{out} is {error.strerror}") from None
+        raise
+    if found and any(os.path.samestat(found, os.fstat(file.fd)) for file in source.files):
         raise ConvertError(f"{out} is part of the source")
 
 
@@ -437,7 +485,7 @@ def report(
 def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], object]]:
     """Gives a function to call with bytes written, which a bar on stderr adds up; silent when quiet, when
     stderr is no terminal, and without the tqdm library."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield lambda count: None
         return
     try:
@@ -446,7 +494,12 @@ def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], object]]:
         yield lambda count: None
         return
     with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
-        yield bar.update
+
+        def advance(count: int) -> None:
+            with suppress(OSError):  # a terminal that is gone is no reason to stop
+                bar.update(count)
+
+        yield advance
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -508,21 +561,109 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def ending_signals() -> list[signal.Signals]:
+    """The signals that would end this program at once: those that nobody ignores or handles."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU")
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    default = (signal.SIG_DFL, signal.default_int_handler)
+    return [number for number in found if signal.getsignal(number) in default]
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Makes SIGTERM an exception, so that the temporary file is removed."""
+    """Makes the signals that end a program exceptions, so that the temporary file is removed; a second one
+    does not disturb that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    before = {number: signal.getsignal(number) for number in ending_signals()}
+
+    def end(number: int, frame: object) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
     try:
+        for number in before:
+            signal.signal(number, end)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """A text for people as this stream can show it: lines without control characters."""
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    encoding = stream.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def complain(text: str) -> None:
+    """One line on stderr, if there is one."""
+    line = f"pyllm-convert: {' '.join(text.split())}"
+    try:
+        if sys.stderr is not None:
+            print(printable(line, sys.stderr), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        abandon(sys.stderr)
+
+
+def say(text: str) -> None:
+    """Text on stdout."""
+    if sys.stdout is None:  # it was closed when the program began
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    print(printable(text, sys.stdout))
+
+
+def abandon(stream: TextIO | None) -> None:
+    """Lets Python's own flush at the end go nowhere, after one that failed."""
+    with suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command pyllm-convert. Returns 0, or 1 when the conversion failed; wrong usage exits with 2."""
+    """The command pyllm-convert. Returns 0, or 1 when the conversion or its report failed; wrong usage exits
+    with 2."""
+    fill_standard_streams()
+    try:
+        try:
+            with terminable():
+                status = command(argv)
+        except SystemExit as end:  # of --help, of wrong usage, of a signal
+            flush()
+            raise end
+        flush()
+    except OSError as error:
+        abandon(sys.stdout)
+        if error.errno != errno.EPIPE:  # nobody wanted to read it
+            complain(f"cannot write to standard output: {error.strerror}")
+        return 1
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    return status
+
+
+def fill_standard_streams() -> None:
+    """Opens standard streams that are closed, to nothing: the next file to be opened would become one."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def flush() -> None:
+    """Flushes stdout; OSError when it does not take what was printed."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def command(argv: Sequence[str] | None) -> int:
+    """main, without what can happen to stdout."""
     p = parser()
     args = p.parse_args(argv)
     if args.no_tokenizer and args.tokenizer:
@@ -531,17 +672,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"--context {args.context} is not a positive number")
     if args.plan and args.out:
         p.error("--plan writes no file")
-    with terminable():
-        return run(args)
-
-
-def run(args: argparse.Namespace) -> int:
-    """main, with the arguments checked."""
     try:
-        if args.plan:
-            print(planning.tell(planning.configuration(args.source, open_source), args.context))
-            return 0
-        result = convert(
+        text = run(args)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        complain(f"{error.filename}: {reason}" if error.filename is not None else reason)
+        return 1
+    except ValueError as error:
+        complain(str(error))
+        return 1
+    if args.plan or not args.quiet:
+        say(text)
+    return 0
+
+
+def run(args: argparse.Namespace) -> str:
+    """What the command was asked for; the text to print."""
+    if args.plan:
+        with documented_errors(args.source):
+            return planning.tell(planning.configuration(args.source, open_source), args.context)
+    return str(
+        convert(
             args.source,
             args.out,
             dtype=args.dtype,
@@ -552,15 +703,7 @@ def run(args: argparse.Namespace) -> int:
             context=args.context,
             quiet=args.quiet,
         )
-    except (ValueError, OSError) as error:
-        print(f"pyllm-convert: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("pyllm-convert: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    if not args.quiet:
-        print(result)
-    return 0
+    )
 
 
 if __name__ == "__main__":

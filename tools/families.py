@@ -7,7 +7,6 @@ row is refused by name, never passed on to the engine."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from pyllm._llm import lib
 
 from . import flatfile, rope, sources
-from .sources import ConvertError, Tensor
+from .sources import ConvertError, Tensor, shown
 
 Config = dict[str, Any]
 BIAS = {"attention_bias": lib.LLM_QKV_BIAS}
@@ -29,7 +28,7 @@ def sliding(rule: Callable[[Config, int], bool], listed: bool = True) -> Callabl
     def kinds(config: Config) -> list[str]:
         found = config.get("layer_types") if listed else None
         if found is None:
-            layers = range(integer(config, "num_hidden_layers"))
+            layers = range(layer_count(config))
             found = ["sliding_attention" if rule(config, i) else "full_attention" for i in layers]
         return found
 
@@ -43,7 +42,7 @@ def ropes_of_kinds(config: Config, kinds: list[str]) -> list[str | None]:
 
 def turning_layers(config: Config) -> list[bool]:
     """SmolLM3Config: layers whose entry in no_rope_layers is 0 do not turn."""
-    n_layers, turns = integer(config, "num_hidden_layers"), config.get("no_rope_layers")
+    n_layers, turns = layer_count(config), config.get("no_rope_layers")
     if turns is None:
         step = integer(config, "no_rope_layer_interval")
         turns = [(i + 1) % step for i in range(n_layers)]
@@ -92,7 +91,7 @@ class Family:
 
 WINDOW = {"use_sliding_window": True, "sliding_window": None}
 QWEN = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
-QWEN_KINDS = sliding(lambda config, i: i >= config["max_window_layers"])
+QWEN_KINDS = sliding(lambda config, i: i >= integer(config, "max_window_layers", zero=True))
 EVERY = sliding(lambda config, i: True, listed=False)
 ALL_SPARSE = {"decoder_sparse_step": (None, 1), "mlp_only_layers": (None, [])}
 NORMALIZE = {"norm_topk_prob": lib.LLM_ROUTER_NORMALIZE}
@@ -197,7 +196,7 @@ FAMILIES: dict[str, Family] = {
         ffn="moe_intermediate_size",
         experts=True,
         shared="shared_expert_intermediate_size",
-        kinds=sliding(lambda config, i: i % 2 == 0 and i < config["max_window_layers"]),
+        kinds=sliding(lambda config, i: i % 2 == 0 and i < integer(config, "max_window_layers", zero=True)),
         only=ALL_SPARSE,
     ),
     "Qwen3ForCausalLM": Family(
@@ -504,6 +503,19 @@ DEFAULTS = {
 }
 ONLY = {"hidden_act": ("silu", "swish"), "quantization_config": (None,)}
 KINDS = ("full_attention", "sliding_attention")
+LARGEST = 1e30  # of a number in a configuration: far from the end of float32
+# The smallest model that the format has; other fields are checked against the format's limits with these
+LEAST = {
+    "dim": 1,
+    "ffn_dim": 1,
+    "n_layers": 1,
+    "n_heads": 1,
+    "n_kv_heads": 1,
+    "head_dim": 2,
+    "vocab_size": 1,
+    "context": 1,
+    "n_rope": 1,
+}
 
 # Each tensor of the flat file, its parts from top to bottom (name, dimensions): Llama's names, GLM-4's for
 # the norms after a block, Qwen2-MoE's for experts. Names that do not begin with "model." or "lm_head." follow
@@ -633,7 +645,8 @@ def unwrap(config: Config) -> tuple[Config, bool]:
     text = config.get("text_config") or {}
     kind = text.get("model_type", next(iter(texts))) if isinstance(text, dict) else None
     if not isinstance(kind, str) or kind not in texts:
-        raise ConvertError(f"the text part of {names[0]} is {kind!r}; {' or '.join(texts)} can be converted")
+        known = " or ".join(texts)
+        raise ConvertError(f"the text part of {names[0]} is {shown(kind)}; {known} can be converted")
     above = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
     return {"tie_word_embeddings": True} | text | above | {"architectures": [texts[kind]]}, True
 
@@ -645,43 +658,66 @@ def find(config: Config) -> tuple[str, Family]:
     if not isinstance(name, str) or name not in FAMILIES:
         if isinstance(name, str) and name in REASONS:
             raise ConvertError(f"{name} cannot be converted: {REASONS[name]}")
-        shown = repr(name) if name else "(the configuration names none)"
+        what = shown(name) if name else "(the configuration names none)"
         known = ", ".join(sorted([*FAMILIES, *WRAPPED]))
-        raise ConvertError(f"unknown architecture {shown}; these can be converted: {known}")
+        raise ConvertError(f"unknown architecture {what}; these can be converted: {known}")
     return name, FAMILIES[name]
 
 
-def integer(config: Config, *keys: str) -> int:
-    """The first of these keys that the config has, a positive integer."""
+def integer(config: Config, *keys: str, zero: bool = False) -> int:
+    """The first of these keys that the config has, a positive integer, or with `zero` also 0."""
     key = next((k for k in keys if config.get(k) is not None), keys[0])
     value = config.get(key)
     if value is None:
         raise ConvertError(f"configuration: {key} is missing")
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 32:
-        raise ConvertError(f"configuration: {key} is {value!r}, not a positive integer")
+    if isinstance(value, bool) or not isinstance(value, int) or not (0 if zero else 1) <= value < 1 << 32:
+        raise ConvertError(f"configuration: {key} is {shown(value)}, not a positive integer")
     return value
 
 
 def number(config: Config, key: str, zero: bool = False) -> float:
     """A positive number of the configuration, or with `zero` one that is not negative."""
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ConvertError(f"configuration: {key} is {value!r}, not a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LARGEST:
+        raise ConvertError(f"configuration: {key} is {shown(value)}, not a number between 0 and {LARGEST:g}")
     if not value and not zero:
         raise ConvertError(f"configuration: {key} is 0")
     return float(value)
 
 
+def switch(config: Config, key: str) -> bool:
+    """Whether the configuration says true for a key; no when it lacks it."""
+    value = config.get(key)
+    if not isinstance(value, (bool, type(None))) and value not in (0, 1):
+        raise ConvertError(f"configuration: {key} is {shown(value)}, not true or false")
+    return bool(value)
+
+
+def layer_count(config: Config) -> int:
+    """num_hidden_layers, checked against the format's limit before anything is sized by it."""
+    n_layers = integer(config, "num_hidden_layers")
+    flatfile.make_header("fp16", LEAST | {"n_layers": n_layers})
+    return n_layers
+
+
+def expert_count(config: Config) -> int:
+    """The number of experts, checked like layer_count."""
+    n_experts = integer(config, "num_local_experts", "num_experts")
+    flatfile.make_header("fp16", LEAST | {"n_experts": n_experts, "n_active": 1})
+    return n_experts
+
+
 def layers_of(config: Config, family: Family) -> tuple[list[str | None], list[int]]:
     """The rotary kind (None: it does not turn) and the window of each layer."""
-    kinds, n_layers = family.kinds(config), integer(config, "num_hidden_layers")
+    n_layers = layer_count(config)
+    kinds = family.kinds(config)
     if not isinstance(kinds, list) or len(kinds) != n_layers:
         raise ConvertError(f"configuration: layer_types has not {n_layers} entries")
     strange = [kind for kind in kinds if kind not in KINDS]
     if strange:
-        raise ConvertError(f"configuration: layer_types has {str(strange[0])[:60]!r}, which is not supported")
+        raise ConvertError(f"configuration: layer_types has {shown(strange[0])}, which is not supported")
     window = 0
-    if config["use_sliding_window"] and config["sliding_window"] is not None:
+    if switch(config, "use_sliding_window") and config["sliding_window"] is not None:
         window = integer(config, "sliding_window")
     return family.ropes(config, kinds), [window if kind == "sliding_attention" else 0 for kind in kinds]
 
@@ -696,17 +732,17 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     for key, allowed in (ONLY | dict(family.only)).items():
         if key in config and config[key] not in allowed:
             names = " or ".join(map(repr, allowed))
-            raise ConvertError(
-                f"configuration: {key} is {str(config[key])[:80]}; of {family.name} only {names} is supported"
-            )
+            found = config[key]
+            found = found[:80] if isinstance(found, str) else shown(found)
+            raise ConvertError(f"configuration: {key} is {found}; of {family.name} only {names} is supported")
 
     dim, n_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
     head_dim = integer(config, "head_dim") if config["head_dim"] is not None else dim // n_heads
-    n_experts = integer(config, "num_local_experts", "num_experts") if family.experts else 0
+    n_experts = expert_count(config) if family.experts else 0
     shared = config.get(family.shared) if family.shared else 0
-    flags = family.flags | (lib.LLM_TIED if config["tie_word_embeddings"] else 0)
+    flags = family.flags | (lib.LLM_TIED if switch(config, "tie_word_embeddings") else 0)
     for key, flag in family.switches.items():
-        flags |= flag if config.get(key) else 0
+        flags |= flag if switch(config, key) else 0
     longest = integer(config, "max_position_embeddings")
     if context is not None and not 0 < context <= longest:
         raise ConvertError(f"context {context} is not between 1 and the model's {longest}")
@@ -721,6 +757,8 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         **family.numbers,
     }
     model = Model(architecture, family, wrapped=wrapped, logit_scale=family.logit_scale(config))
+    if not 0 < model.logit_scale <= LARGEST:
+        raise ConvertError(f"configuration: the logits would be scaled by {model.logit_scale}")
     model.fields = {
         "flags": flags,
         "dim": dim,
@@ -780,7 +818,9 @@ def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> d
         stack = next((key for key in STACKS if family.experts and name.endswith("." + key)), None)
         prefix = name[: -len(stack)] if stack else ""
         parts = (
-            sources.unstack(tensor, tuple(prefix + part for part in STACKS[stack]))
+            sources.unstack(
+                tensor, tuple(prefix + part for part in STACKS[stack]), int(model.fields["n_experts"])
+            )
             if stack
             else {name: tensor}
         )

@@ -8,22 +8,20 @@ take."""
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
-import secrets
 import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from pyllm._llm import ffi, lib
+
+from pyllm import files
 
 from .sources import ConvertError, Tensor
 
@@ -199,39 +197,17 @@ def tile(rows: np.ndarray) -> np.ndarray:
 
 def write_at(fd: int, array: np.ndarray, offset: int) -> None:
     """Writes all of a contiguous array at an offset."""
-    view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)
+    files.write_all(fd, array.reshape(-1).view(np.uint8).data, offset)
 
 
-@contextmanager
-def replacing(path: Path, size: int) -> Iterator[tuple[int, Path]]:
-    """A new file of `size` zero bytes beside `path`, (descriptor, name). At the end it is flushed to the disk
-    and becomes `path`; on any exception it is removed and `path` is as it was."""
-    free = shutil.disk_usage(path.parent).free
+def check_space(path: Path, size: int) -> None:
+    """Refuses what the disk has no room for."""
+    folder = files.destination(path)[0].parent
+    free = shutil.disk_usage(folder).free
     if free < size:
         raise ConvertError(
-            f"not enough space in {path.parent}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+            f"not enough space in {folder}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
         )
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-    try:
-        try:
-            os.posix_fallocate(fd, 0, size)
-        except (AttributeError, OSError) as error:  # not on every system, and not in every file system
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                raise ConvertError(
-                    f"not enough space in {path.parent}: {size / 1e9:.2f} GB are needed"
-                ) from None
-            os.ftruncate(fd, size)
-        yield fd, temporary
-        os.fsync(fd)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)
 
 
 class Job(NamedTuple):
@@ -350,7 +326,8 @@ def write(
     head += np.ascontiguousarray(angles, "<f4").tobytes()
     if len(head) > min((place.offset for place, _ in tensors), default=header.file_size):
         raise ConvertError("llm.c's layout has less room before the tensors than the header describes")
-    with replacing(path, header.file_size) as (fd, temporary):
+    check_space(path, header.file_size)
+    with files.replacing(path, header.file_size) as (fd, temporary):
         write_at(fd, np.frombuffer(head, np.uint8), 0)
         errors = write_tensors(fd, tensors, threads, progress)
         check(temporary)

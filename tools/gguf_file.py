@@ -1,5 +1,5 @@
-"""Reads a GGUF file through the `gguf` library: metadata becomes config.json's keys, tensors get the names of
-families.TENSORS and Hugging Face's row order and values.
+"""Reads a GGUF file, dequantized by the `gguf` library: metadata becomes config.json's keys, tensors get the
+names of families.TENSORS and Hugging Face's row order and values.
 
 What llama.cpp's converter changes is undone here: it permutes the rows of q and k of architectures whose
 rotation it computes over interleaved pairs, and adds 1 to Gemma's norms. What it leaves out of the metadata
@@ -7,6 +7,7 @@ because llama.cpp has it in its code (src/models/*.cpp) is filled in."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from . import families, sources, vocabulary
-from .sources import ConvertError, File, FileTensor, Source
+from . import families, gguf_header, sources, vocabulary
+from .sources import ConvertError, File, FileTensor, Source, shown
 
 Config = dict[str, Any]
 
@@ -217,6 +218,7 @@ LAYER = {
 }
 # Tensors of factors of the rotary frequencies, all (turning elements of a head / 2,)
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+MAX_FACTORS = 1 << 16  # of one of them; a head has fewer elements
 TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 # stacked, or one by one in older files
 EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)(?:_exps|\.(\d+))\.weight")
@@ -265,7 +267,7 @@ def rope_parameters(get: Callable[[str], Any], factors: Mapping[str, np.ndarray]
         kind = "linear" if factor != 1.0 else "none"
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise ConvertError(
-            f"the rotary scaling rope.scaling.type = {kind!r} is not supported; none, linear, yarn and "
+            f"the rotary scaling rope.scaling.type = {shown(kind)} is not supported; none, linear, yarn and "
             "longrope are"
         )
     if attn_factor != 1.0 and kind != "longrope":
@@ -295,6 +297,13 @@ def rope_parameters(get: Callable[[str], Any], factors: Mapping[str, np.ndarray]
     return rope
 
 
+def only_value(found: list, key: str) -> Any:
+    """What a list with an entry for each layer has in all of them."""
+    if not found or any(value != found[0] for value in found):
+        raise ConvertError(f"{key} differs between layers, which is not supported")
+    return found[0]
+
+
 def layer_types(pattern: object, n_layers: int) -> list[str] | None:
     """attention.sliding_window_pattern: whether each layer has the window, or N: all but every N-th."""
     if pattern is None:
@@ -316,22 +325,19 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
         raise ConvertError(f"{architecture}.expert_count is {get('expert_count')}, which does not fit it")
     for key, allowed in ONLY.items():
         if get(key) not in allowed:
-            raise ConvertError(f"{architecture}.{key} = {str(get(key))[:60]} is not supported")
+            raise ConvertError(f"{architecture}.{key} = {shown(get(key))} is not supported")
     family = families.FAMILIES[chosen]
     config: Config = {"architectures": [chosen], "sliding_window": None, "norm_topk_prob": row.normalize}
     for key, ours in KEYS.items():
         found = get(key)
         if isinstance(found, list):
-            if len(set(found)) != 1:
-                raise ConvertError(f"{architecture}.{key} differs between layers, which is not supported")
-            found = found[0]
+            found = only_value(found, f"{architecture}.{key}")
         if found is not None and not (ours in ZERO_IS_NONE and not found):
             config[ours] = found
     if family.shared and get("expert_shared_feed_forward_length"):
         config[family.shared] = get("expert_shared_feed_forward_length")
-    dim, heads, n_layers = (
-        families.integer(config, key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    )
+    dim, heads = (families.integer(config, key) for key in ("hidden_size", "num_attention_heads"))
+    n_layers = families.layer_count(config)
     head_dim = config.setdefault("head_dim", dim // heads)
     config.setdefault("num_key_value_heads", heads)
     families.integer(config, "num_key_value_heads")
@@ -355,15 +361,18 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     return row.fill(config) | config
 
 
-def read_tensor(tensor: Any, file: File) -> sources.Tensor:
-    """A tensor of gguf.GGUFReader, read by rows and dequantized by the library."""
+def read_tensor(info: gguf_header.Info, file: File) -> sources.Tensor:
+    """A tensor, read by rows and dequantized by the gguf library."""
     import gguf
 
-    shape = tuple(int(n) for n in reversed(tensor.shape.tolist()))
-    if tensor.name.endswith("ffn_gate_inp_shexp.weight") and len(shape) == 1:  # a matrix of one row
+    name, shape = info.name, info.shape
+    if name.endswith("ffn_gate_inp_shexp.weight") and len(shape) == 1:  # a matrix of one row
         shape = (1, *shape)
     cols = shape[-1] if len(shape) > 1 else 1
-    kind = tensor.tensor_type
+    try:
+        kind = gguf.GGMLQuantizationType(info.kind)
+    except ValueError:
+        raise ConvertError(f"{name} is of the type {info.kind}, unknown to the gguf library") from None
     if kind.name in sources.PLAIN:
         block, (width, decode) = 1, sources.PLAIN[kind.name]
     else:
@@ -375,54 +384,47 @@ def read_tensor(tensor: Any, file: File) -> sources.Tensor:
         try:
             decode(np.zeros((1, width), np.uint8))
         except (NotImplementedError, KeyError):
-            raise ConvertError(
-                f"{tensor.name} is {kind.name}, which the gguf library cannot dequantize"
-            ) from None
+            raise ConvertError(f"{name} is {kind.name}, which the gguf library cannot dequantize") from None
     if cols % block:
-        raise ConvertError(f"{tensor.name} has {cols} columns, not a multiple of {kind.name}'s {block}")
-    offset = int(tensor.data_offset)
-    result = FileTensor(tensor.name, shape, file, offset, cols // block * width, decode)
-    if offset + result.rows * result.row_bytes > file.size:
-        raise ConvertError(f"truncated, {tensor.name} ends after the file's {file.size} bytes")
+        raise ConvertError(f"{name} has {cols} columns, not a multiple of {kind.name}'s {block}")
+    result = FileTensor(name, shape or (1,), file, info.offset, cols // block * width, decode)
+    if info.offset + result.rows * result.row_bytes > file.size:
+        raise ConvertError(f"truncated, {name} ends after the file's {file.size} bytes")
     return result
 
 
 def open_file(path: Path) -> Source:
     """The model in a GGUF file."""
     try:
-        import gguf
+        import gguf  # noqa: F401  (said before anything is read)
     except ImportError:
         raise sources.need("gguf", f"reading {path.name}") from None
     file = File(path)
     try:
-        reader = gguf.GGUFReader(path)
-        if reader.endianess != gguf.GGUFEndian.LITTLE:
-            raise ConvertError("big-endian, which is not supported")
-        return parse(reader, path, file)
+        return parse(*gguf_header.read(file), path, file)
     except ConvertError as error:
         file.close()
         raise ConvertError(f"{path.name}: {error}") from None
-    except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:  # of the library
+    except sources.MALFORMED as error:  # of a value of another type than it should be
         file.close()
         raise ConvertError(f"{path}: truncated or damaged ({error})") from None
+    except BaseException:
+        file.close()
+        raise
 
 
-def parse(reader: Any, path: Path, file: File) -> Source:
-    """open_file, with the file open."""
-    known: dict[str, Any] = {}
-
-    def value(key: str) -> Any:
-        if key not in known:
-            known[key] = reader.fields[key].contents() if key in reader.fields else None
-        return known[key]
-
+def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: File) -> Source:
+    """open_file, with the file open and its header read."""
+    value = metadata.get
     architecture = value("general.architecture")
+    if not isinstance(architecture, str):
+        raise ConvertError(f"general.architecture is {shown(architecture)}, not a name")
     if architecture in OTHERS:
         raise ConvertError(f"{architecture} cannot be converted: {families.REASONS[OTHERS[architecture]]}")
     if architecture not in ARCHITECTURES:
         names = ", ".join(sorted(ARCHITECTURES))
         raise ConvertError(
-            f"unknown architecture {architecture!r}; GGUF files of these can be converted: {names}"
+            f"unknown architecture {shown(architecture)}; GGUF files of these can be converted: {names}"
         )
     if (value("split.count") or 1) > 1:
         raise ConvertError(
@@ -433,13 +435,17 @@ def parse(reader: Any, path: Path, file: File) -> Source:
         return value(f"{architecture}.{key}")
 
     row, config = ARCHITECTURES[architecture], configuration(get, architecture)
-    source = Source(path, value("general.name") or path.stem, config, {}, native=native_name, files=[file])
+    name = value("general.name")
+    name = name if isinstance(name, str) and name.strip() else path.stem
+    source = Source(path, name, config, {}, native=native_name, files=[file])
     source.canonical = True
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
     factors: dict[str, np.ndarray] = {}
-    for item in reader.tensors:
+    for item in infos:
         tensor, name = read_tensor(item, file), name_of(item.name, row.fused)
         if name in FACTORS:
+            if math.prod(tensor.shape) > MAX_FACTORS:
+                raise ConvertError(f"{name} has the shape {shown(tensor.shape)}, far too large")
             factors[name] = tensor.read(0, tensor.rows).reshape(-1)
             continue
         projection = re.fullmatch(r"blk\.\d+\.attn_([qk])\.(?:weight|bias)", item.name)
@@ -447,7 +453,10 @@ def parse(reader: Any, path: Path, file: File) -> Source:
             tensor = sources.half_split(tensor, heads[projection[1]])
         if row.shifted and name.endswith("norm.weight"):
             tensor = sources.Linear(tensor, offset=-1.0)
-        source.tensors.update(sources.unstack(tensor, (name,)) if "{e}" in name else {name: tensor})
+        if "{e}" in name:
+            source.tensors.update(sources.unstack(tensor, (name,), families.expert_count(config)))
+        else:
+            source.tensors[name] = tensor
     config["rope_parameters"] = rope_parameters(get, factors)
     config["tie_word_embeddings"] = "lm_head.weight" not in source.tensors
     biased = any(f"model.layers.0.self_attn.{x}_proj.bias" in source.tensors for x in ("q", "qkv"))
@@ -457,6 +466,8 @@ def parse(reader: Any, path: Path, file: File) -> Source:
         config["vocab_size"] = embedding.shape[0]
 
     tokens = value("tokenizer.ggml.tokens") or []
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ConvertError("tokenizer.ggml.tokens is not a list of texts")
     for key, ours in TOKENS.items():
         index = value(f"tokenizer.ggml.{key}_token_id")
         if isinstance(index, int) and 0 <= index < len(tokens):
@@ -464,8 +475,8 @@ def parse(reader: Any, path: Path, file: File) -> Source:
     for key in ("license", "description"):
         if value(f"general.{key}"):
             source.about[key] = str(value(f"general.{key}"))
-    metadata = {key: value(key) for key in reader.fields if key.startswith("tokenizer.")}
-    source.templates = vocabulary.gguf_templates(metadata)
+    texts = {key: found for key, found in metadata.items() if key.startswith("tokenizer.")}
+    source.templates = vocabulary.gguf_templates(texts)
     if tokens:
-        source.tokenizer = lambda template: vocabulary.from_gguf(metadata, template)
+        source.tokenizer = lambda template: vocabulary.from_gguf(texts, template)
     return source

@@ -7,34 +7,37 @@ cache."""
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from . import sources, vocabulary
-from .sources import ConvertError, File, FileTensor, Source
+from .sources import ConvertError, File, FileTensor, Source, shown
+
+TENSORS = ".safetensors"
+SINGLE, ADAPTER = "model" + TENSORS, "adapter_model" + TENSORS
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # What conversion needs
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md")
-MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library itself
-
-
-def read_json(path: Path, required: bool = True) -> dict:
-    """The object in a JSON file; {} when it is missing and not required."""
-    if not path.exists() and not required:
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConvertError(f"{path.parent}: there is no {path.name} in it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConvertError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ConvertError(f"{path}: not a JSON object")
-    return value
+INDEX = ".index.json"  # the end of the name of a file that says which shard has which tensor
+# What the tokenizer is read from by other code and libraries
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
 
 
 def read_safetensors(path: Path, files: list[File]) -> dict[str, sources.Tensor]:
@@ -47,69 +50,100 @@ def read_safetensors(path: Path, files: list[File]) -> dict[str, sources.Tensor]
     if file.size < 8:
         raise ConvertError(f"{path}: truncated, {file.size} bytes are no safetensors file")
     length = int(file.read(0, 8).view("<u8")[0])
-    if length > min(MAX_HEADER, file.size - 8):
+    if length > min(sources.MAX_JSON, file.size - 8):
         raise ConvertError(
             f"{path}: truncated or not a safetensors file (its header would be {length} bytes)"
         )
+    entries: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
     try:
         header = json.loads(file.read(8, length).tobytes())
         header.pop("__metadata__", None)
-        entries = {
-            name: (
-                str(entry["dtype"]),
-                tuple(int(n) for n in entry["shape"]),
-                *map(int, entry["data_offsets"]),
-            )
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        for name, entry in header.items():
+            begin, end = map(int, entry["data_offsets"])
+            entries[name] = str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), begin, end
+    except sources.MALFORMED as error:
         raise ConvertError(f"{path}: the safetensors header cannot be read ({error!r})") from None
     tensors: dict[str, sources.Tensor] = {}
     for name, (dtype, shape, begin, end) in entries.items():
         if dtype not in sources.PLAIN:
-            raise ConvertError(f"{path.name}: {name} is {dtype}; {', '.join(sources.PLAIN)} can be converted")
+            known = ", ".join(sources.PLAIN)
+            raise ConvertError(f"{path.name}: {name} is {dtype[:40]}; {known} can be converted")
         width, decode = sources.PLAIN[dtype]
-        count = 1
-        for n in shape:
-            count *= n
-        if begin < 0 or min(shape, default=1) < 0 or end - begin != count * width:
+        needed = math.prod(shape) * width
+        if begin < 0 or min(shape, default=1) < 0 or end - begin != needed:
             raise ConvertError(
-                f"{path}: {name} has {end - begin} bytes, its shape {shape} needs {count * width}"
+                f"{path}: {name} has {shown(end - begin)} bytes, "
+                f"its shape {shown(shape)} needs {shown(needed)}"
             )
         if 8 + length + end > file.size:
-            raise ConvertError(f"{path}: truncated, {name} ends at byte {8 + length + end} of {file.size}")
+            raise ConvertError(
+                f"{path}: truncated, {name} ends at byte {shown(8 + length + end)} of {file.size}"
+            )
         cols = shape[-1] if len(shape) > 1 else 1
         tensors[name] = FileTensor(name, shape or (1,), file, 8 + length + begin, cols * width, decode)
     try:
         with safe_open(path, framework="numpy"):
             return tensors
-    except SafetensorError as error:
+    except (SafetensorError, UnicodeError) as error:
         raise ConvertError(f"{path}: {error}") from None
 
 
-def read_shards(folder: Path, files: list[File]) -> dict[str, sources.Tensor]:
-    """The tensors of model.safetensors, or of the shards that model.safetensors.index.json names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        paths = sorted(folder.glob("*.safetensors"))
-        if not paths:
-            pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
-            hint = f" ({sources.listing(pickles, 3)}: pickle files are not read)" if pickles else ""
-            raise ConvertError(f"{folder}: there is no model.safetensors in it{hint}")
-        if len(paths) > 1:
-            single = folder / "model.safetensors"
-            if single not in paths:
-                raise ConvertError(f"{folder}: several safetensors files and no model.safetensors.index.json")
-            paths = [single]
-        return read_safetensors(paths[0], files)
-    where = read_json(index).get("weight_map")
+def weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
+    """The safetensors file of a model, or the index of its shards, in the order in which transformers takes
+    them: the one that config.json names, model.safetensors, model.safetensors.index.json. Without these, the
+    only safetensors file of another name."""
+    given = config.get("transformers_weights")
+    if given is not None:
+        plain = isinstance(given, str) and Path(given).name == given and "\0" not in given
+        if not plain or not given.endswith((TENSORS, TENSORS + INDEX)):
+            raise ConvertError(
+                f"{folder / 'config.json'}: transformers_weights is {shown(given)}, "
+                "not the name of a safetensors file beside it"
+            )
+        if not os.path.lexists(folder / given):
+            raise ConvertError(f"{folder}: there is no {given} in it, which config.json names")
+        return folder / given
+    for name in (SINGLE, SINGLE + INDEX):
+        if (folder / name).is_file():
+            return folder / name
+    for name in (SINGLE, SINGLE + INDEX):
+        sources.check_file(folder / name)  # says what it is instead of a file
+    paths = sorted(path for path in folder.glob("*" + TENSORS) if path.name != ADAPTER)
+    shards = [path.name for path in paths if re.search(r"-\d+-of-\d+\.", path.name)]
+    if len(paths) == 1 and not shards:
+        return paths[0]
+    if shards:
+        raise ConvertError(f"{folder}: it has {sources.listing(shards, 3)}, but no {SINGLE}{INDEX}")
+    if paths:
+        raise ConvertError(f"{folder}: several safetensors files and no {SINGLE}{INDEX}")
+    pickles = sorted(path.name for end in ("*.bin", "*.pt", "*.pth") for path in folder.glob(end))
+    hint = f" ({sources.listing(pickles, 3)}: pickle files are not read)" if pickles else ""
+    if (folder / ADAPTER).exists():
+        hint = f" ({ADAPTER} is a LoRA adapter: convert the model that it is for, with this as --lora)"
+    raise ConvertError(f"{folder}: there is no {SINGLE} in it{hint}")
+
+
+def read_weights(source: Source) -> dict[str, sources.Tensor]:
+    """The tensors of the model in a directory."""
+    path = weights_file(source.path, source.config)
+    if path.name.endswith(INDEX):
+        return read_shards(path, source.files)
+    index = path.with_name(path.name + INDEX)
+    if index.exists():
+        source.notes.append(f"{path.name} was read; {index.name} beside it was not, as in transformers")
+    return read_safetensors(path, source.files)
+
+
+def read_shards(index: Path, files: list[File]) -> dict[str, sources.Tensor]:
+    """The tensors of the shards that an index names."""
+    folder, where = index.parent, sources.read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise ConvertError(f"{index}: it has no weight_map from tensors to files")
     tensors: dict[str, sources.Tensor] = {}
     for shard in sorted(set(where.values())):
-        if Path(shard).name != shard:
-            raise ConvertError(f"{index}: {shard!r} is not a plain file name")
-        if not (folder / shard).exists():
+        if Path(shard).name != shard or "\0" in shard:
+            raise ConvertError(f"{index}: {shown(shard)} is not a plain file name")
+        if not os.path.lexists(folder / shard):
             raise ConvertError(f"{folder}: the shard {shard} is missing")
         found = read_safetensors(folder / shard, files)
         lost = sorted(name for name, place in where.items() if place == shard and name not in found)
@@ -131,34 +165,50 @@ def text_of(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def license_of(folder: Path, config: dict) -> str | None:
+def license_of(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The licence that the model card's front matter (README.md) or config.json states."""
     card = folder / "README.md"
-    if card.exists():
-        text = card.read_text(encoding="utf-8", errors="replace")
+    if card.is_file():
+        with card.open("rb") as file:
+            text = file.read(1 << 16).decode("utf-8", "replace")
         front = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
-        line = front and re.search(r"^license(?:_name)?:[ \t]*(\S.*?)[ \t\r]*$", front[1], re.MULTILINE)
-        if line:
-            return line[1].strip("\"'")
+        for line in re.findall(r"^license(?:_name)?:(.*)$", front[1] if front else "", re.MULTILINE):
+            if line.strip():
+                return line.strip().strip("\"'")
     value = config.get("license")
     return value if isinstance(value, str) else None
 
 
 def open_directory(folder: Path, name: str | None = None) -> Source:
     """The model in a directory."""
-    config = read_json(folder / "config.json")
-    source = Source(path=folder, name=name or folder.resolve().name, config=config, tensors={})
+    if not os.path.lexists(folder / "config.json") and (folder / "adapter_config.json").exists():
+        raise ConvertError(
+            f"{folder}: it is a LoRA adapter, without a config.json: convert the model that it is for, with "
+            "this as --lora"
+        )
+    config = sources.read_json(folder / "config.json")
+    source = Source(path=folder, name=name or folder.resolve().name or "model", config=config, tensors={})
     try:
-        source.tensors = read_shards(folder, source.files)
+        source.tensors = read_weights(source)
+        read_texts(source)
     except BaseException:
         source.close()
         raise
-    tokenizer_config = read_json(folder / "tokenizer_config.json", required=False)
+    return source
+
+
+def read_texts(source: Source) -> None:
+    """What a directory has beside the weights: templates, special tokens, the tokenizer, licence and
+    description."""
+    folder, config = source.path, source.config
+    for name in ("chat_template.jinja", "chat_template.json"):
+        sources.check_file(folder / name)
+    tokenizer_config = sources.read_json(folder / "tokenizer_config.json", required=False)
     try:
         source.templates = vocabulary.chat_templates(folder)
-    except ValueError as error:
+    except sources.MALFORMED as error:
         raise ConvertError(f"{folder}: the chat template cannot be read ({error})") from None
-    tokens = read_json(folder / "special_tokens_map.json", required=False) | tokenizer_config
+    tokens = sources.read_json(folder / "special_tokens_map.json", required=False) | tokenizer_config
     source.special_tokens = {
         key: text for key in SPECIAL_TOKENS if (text := text_of(tokens.get(key))) is not None
     }
@@ -166,23 +216,30 @@ def open_directory(folder: Path, name: str | None = None) -> Source:
         if isinstance(value, str) and value.strip():
             source.about[key] = value
     if any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "tekken.json")):
-        source.tokenizer = lambda template: vocabulary.from_directory(folder, template)
-    return source
+        source.tokenizer = lambda template: tokenizer(folder, template)
 
 
-def is_name(text: str) -> bool:
-    """Whether this may be the name of a model on the hub."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and not text.startswith(".")
+def tokenizer(folder: Path, template: str | None) -> dict[int, bytes]:
+    """vocabulary.from_directory, with pointers, pipes and the like refused."""
+    for name in TOKENIZER_FILES:
+        sources.check_file(folder / name)
+    return vocabulary.from_directory(folder, template)
 
 
-def download(repository: str, patterns: Sequence[str] = FILES) -> Path:
-    """Downloads the files of a model on the hub that match; the folder that they are in."""
+def download(name: str, patterns: Sequence[str] = FILES) -> Path:
+    """What there is no file of here is looked for on the hub, if it may be a name there: downloads the files
+    that match; the folder that they are in."""
+    if name.startswith(".") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ConvertError(f"{name}: no such file or directory")
     try:
         import huggingface_hub
     except ImportError:
-        raise sources.need("huggingface_hub", f"downloading {repository}") from None
+        reason = str(sources.need("huggingface_hub", f"downloading {name}"))
+        raise ConvertError(f"{name}: no such file or directory; as a name on the hub: {reason}") from None
     try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # the library has a dozen kinds, and requests' own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConvertError(f"{repository}: cannot be downloaded ({reason[0]})") from None
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConvertError(
+            f"no such file or directory here; on the hub {name}: cannot be downloaded ({lines[0]})"
+        ) from None

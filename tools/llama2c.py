@@ -6,12 +6,13 @@ order here."""
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
 
-from . import sources, vocabulary
+from . import families, sources, vocabulary
 from .sources import PLAIN, ConvertError, File, FileTensor, Source, Tensor
 
 MAGIC = 0x616B3432  # "ak42"
@@ -111,6 +112,22 @@ def parse(file: File, path: Path) -> Source:
     least = n_layers * sum(int(np.prod(shape, dtype=np.int64)) for shape in layer.values())  # bytes
     if least > file.size:
         raise ConvertError(f"{path}: truncated (it has {file.size} bytes, its layers need {least} or more)")
+    # model.py of llama2.c: RMSNorm with 1e-5 and the rotary base 10000 are fixed there
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
+        "hidden_size": dim,
+        "intermediate_size": hidden,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": tied,
+    }
+    families.describe(config)  # refuses what the format cannot have, before anything is sized by it
     shapes = layer | {EMBED: (vocab, dim), NORM: (dim,), OUTPUT: (vocab, dim)}
     matrices = [name for name in layer if name not in NORMS]
 
@@ -149,23 +166,14 @@ def parse(file: File, path: Path) -> Source:
             name = f"model.layers.{i}.self_attn.{kind}_proj.weight"
             tensors[name] = sources.half_split(tensors[name], count)
 
-    # model.py of llama2.c: RMSNorm with 1e-5 and the rotary base 10000 are fixed there
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_act": "silu",
-        "hidden_size": dim,
-        "intermediate_size": hidden,
-        "num_hidden_layers": n_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab,
-        "max_position_embeddings": context,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": tied,
-    }
     source = Source(path=path, name=path.stem, config=config, tensors=tensors, files=[file])
     vocabulary_file = path.parent / "tokenizer.bin"
-    if vocabulary_file.exists():
-        source.tokenizer = lambda template: vocabulary.from_llama2c(vocabulary_file, vocab, template)
+    if os.path.lexists(vocabulary_file):
+        source.tokenizer = lambda template: tokenizer(vocabulary_file, vocab, template)
     return source
+
+
+def tokenizer(path: Path, vocab_size: int, template: str | None) -> dict[int, bytes]:
+    """vocabulary.from_llama2c, with what is not the file itself refused."""
+    sources.check_file(path)
+    return vocabulary.from_llama2c(path, vocab_size, template)

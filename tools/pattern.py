@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from . import unicode_tables
 
 LIMIT = 0x110000
+ASCII = (1 << 128) - 1
 EVERYTHING = (1 << LIMIT) - 1
 UNLIMITED = 0xFFFFFFFF
 MATCH, RUN, EAT, ALT, JUMP, LOOK, END = range(7)  # enum llm_op
 SPLITS = {"Isolated": 0, "Removed": 1, "MergedWithPrevious": 2, "MergedWithNext": 3, "Contiguous": 4}
 INVERT = 8
 MAX_STAGES, MAX_INSTRUCTIONS = 16, 1024
+MAX_LENGTH, MAX_DEPTH = 1 << 14, 50  # of an expression: characters, and groups in groups
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -55,6 +57,9 @@ def chars(text: str) -> int:
     for char in text:
         out |= 1 << ord(char)
     return out
+
+
+ANYTHING = EVERYTHING & ~chars("\n")  # "."
 
 
 @functools.lru_cache(maxsize=256)
@@ -128,16 +133,24 @@ class Parser:
     SETS = {"s": "SPACE", "w": "WORD"}
     ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a", "e": "\x1b"}
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, name: str = "the pre-tokenizer's expression") -> None:
+        """name: what messages call it."""
         self.text = text
+        self.name = f"{name} {text if len(text) <= 400 else text[:400] + '...'!r}"
         self.at = 0
         self.fold = False
+        self.atoms = self.depth = 0
+        if len(text) > MAX_LENGTH:
+            raise ValueError(f"{self.name} has {len(text)} characters, more than {MAX_LENGTH}")
 
     def fail(self, what: str) -> ValueError:
-        return ValueError(
-            f"the pre-tokenizer's expression {self.text!r} uses {what} at character {self.at}, "
-            "which is not supported"
-        )
+        return ValueError(f"{self.name} uses {what} at character {self.at}, which is not supported")
+
+    def deeper(self) -> None:
+        """Counts a group or class that begins; whoever calls it takes 1 from `depth` at its end."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self.fail(f"more than {MAX_DEPTH} groups in one another")
 
     def peek(self, text: str) -> bool:
         return self.text.startswith(text, self.at)
@@ -154,14 +167,13 @@ class Parser:
         self.at += 1
         return self.text[self.at - 1]
 
-    def parse(self) -> Node:
+    def parse(self, empty: bool = False) -> Node:
+        """The expression; unless `empty`, one that can match nothing is refused."""
         node = self.alternatives()
         if self.at < len(self.text):
             raise self.fail(f"an unmatched {self.text[self.at]!r}")
-        if node.shortest() == 0:
-            raise ValueError(
-                f"the pre-tokenizer's expression {self.text!r} can match nothing, which is not supported"
-            )
+        if node.shortest() == 0 and not empty:
+            raise ValueError(f"{self.name} can match nothing, which is not supported")
         return node
 
     def alternatives(self) -> Node:
@@ -223,6 +235,9 @@ class Parser:
         return Node("class", bits=node.bits, least=least, most=most, possessive=possessive)
 
     def atom(self) -> Node:
+        self.atoms += 1
+        if self.atoms > MAX_INSTRUCTIONS:  # each may hold a set of 140 kB
+            raise self.fail(f"more than {MAX_INSTRUCTIONS} parts")
         if self.accept("("):
             return self.group()
         if self.accept("["):
@@ -230,7 +245,7 @@ class Parser:
         if self.accept("$"):
             return Node("end")
         if self.accept("."):
-            return Node("class", bits=EVERYTHING & ~chars("\n"))
+            return Node("class", bits=ANYTHING)
         if self.peek("^") or self.peek("*") or self.peek("+") or self.peek("?") or self.peek("{"):
             raise self.fail(repr(self.text[self.at]))
         if self.accept("\\"):
@@ -238,6 +253,7 @@ class Parser:
         return Node("class", bits=self.folded(chars(self.next())))
 
     def group(self) -> Node:
+        self.deeper()
         fold = self.fold
         kind = "group"
         if self.accept("?i:"):
@@ -250,6 +266,7 @@ class Parser:
         if not self.accept(")"):
             raise self.fail("an unclosed group")
         self.fold = fold
+        self.depth -= 1
         return node if kind == "group" else Node("look", negative=kind == "!", parts=[node])
 
     def folded(self, bits: int) -> int:
@@ -296,6 +313,7 @@ class Parser:
 
     def bracket(self) -> int:
         """A class, behind its opening bracket."""
+        self.deeper()
         negated = self.accept("^")
         bits, both, empty = 0, EVERYTHING, True
         while not self.accept("]"):
@@ -323,7 +341,61 @@ class Parser:
         if empty:
             raise self.fail("an empty class")
         bits = both & self.folded(bits)
+        self.depth -= 1
         return EVERYTHING & ~bits if negated else bits
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Matching
+
+
+class NamePattern:
+    """An expression for the end of a dotted name: as re.match(rf"(.*\\.)?({text})$", name) without groups and
+    order, but no expression makes it take long: the places where a match can be are kept as one set."""
+
+    def __init__(self, text: str, name: str, steps: int) -> None:
+        """name: what messages call the expression; steps: characters that may be looked at, for all names."""
+        self.at_start = text.startswith("^") and "|" not in text
+        parser = Parser(text[1:] if self.at_start else text, name)
+        self.node, self.name = parser.parse(empty=True), parser.name
+        self.steps = steps
+
+    def matches(self, name: str) -> bool:
+        """Whether it does; ValueError when no steps are left."""
+        starts = {0} if self.at_start else {0} | {i + 1 for i, char in enumerate(name) if char == "."}
+        return len(name) in self.ends(self.node, name, starts)
+
+    def ends(self, node: Node, text: str, starts: set[int]) -> set[int]:
+        """Where a match of a part can end that begins at one of these places."""
+        if node.kind == "class":
+            return self.ends_of_class(node, text, starts)
+        if node.kind == "seq":
+            for part in node.parts:
+                starts = self.ends(part, text, starts) if starts else starts
+            return starts
+        if node.kind == "alt":
+            return set().union(*(self.ends(part, text, starts) for part in node.parts))
+        if node.kind == "end":
+            return starts & {len(text)}
+        return {at for at in starts if bool(self.ends(node.parts[0], text, {at})) != node.negative}
+
+    def ends_of_class(self, node: Node, text: str, starts: set[int]) -> set[int]:
+        found = set(starts) if node.least == 0 else set()
+        for start in starts:
+            at = start
+            while at < len(text) and at - start < node.most and contains(node.bits, text[at]):
+                at += 1
+                if at - start >= node.least:
+                    found.add(at)
+            self.steps -= at - start + 1
+            if self.steps < 0:
+                raise ValueError(f"{self.name} takes too long to match")
+        return found
+
+
+def contains(bits: int, char: str) -> int:
+    code = ord(char)
+    return (bits & ASCII) >> code & 1 if code < 128 else bits >> code & 1
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -402,5 +474,7 @@ def literal(text: str) -> Node:
     """An expression that matches exactly text."""
     if not text:
         raise ValueError("the pre-tokenizer splits at an empty text, which is not supported")
+    if len(text) > MAX_INSTRUCTIONS:
+        raise ValueError(f"the pre-tokenizer splits at {len(text)} characters, which is not supported")
     parts = [Node("class", bits=chars(char)) for char in text]
     return parts[0] if len(parts) == 1 else Node("seq", parts=parts)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from pyllm._llm import ffi, lib
 
-from . import families, flatfile, huggingface
+from . import families, flatfile, huggingface, sources
 from .sources import ConvertError, Source
 
 
@@ -69,12 +69,12 @@ def configuration(source: str | os.PathLike, open_source: Callable[[str | os.Pat
     """The configuration of a model: a config.json or the directory that has one; the name of a model on the
     hub, of which only that file is downloaded; or anything else that open_source opens."""
     path = Path(source)
-    if not path.exists() and huggingface.is_name(str(source)):
-        path = huggingface.download(str(source), ["config.json"])
+    if not os.path.lexists(path) and path.suffix != ".json":
+        path = huggingface.download(os.fsdecode(source), ["config.json"])
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json":
-        return huggingface.read_json(path)
+        return sources.read_json(path)
     opened = open_source(source)
     opened.close()
     return opened.config

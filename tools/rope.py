@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .sources import ConvertError
+from .sources import ConvertError, shown
 
 F32 = np.float32
 
@@ -150,7 +150,7 @@ def number(rope: dict, key: str) -> float:
     """A positive number of the rotary configuration."""
     value = rope.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConvertError(f"the rotary configuration's {key} is {value!r}, not a positive number")
+        raise ConvertError(f"the rotary configuration's {key} is {shown(value)}, not a positive number")
     return value
 
 
@@ -188,11 +188,12 @@ def rotary_dim(config: dict[str, Any], head_dim: int) -> int:
         flat = config.get("rope_scaling") or config.get("rope_parameters") or {}
         partial = flat.get("partial_rotary_factor") if isinstance(flat, dict) else None
         partial = config.get("partial_rotary_factor") if partial is None else partial
-        if isinstance(partial, bool) or not isinstance(partial, (int, float, type(None))):
-            raise ConvertError(f"partial_rotary_factor is {partial!r}, not a number")
-        dim = int(head_dim * (1 if partial is None else partial))
+        partial = 1 if partial is None else partial
+        if isinstance(partial, bool) or not isinstance(partial, (int, float)) or not 0 < partial <= 1:
+            raise ConvertError(f"partial_rotary_factor is {shown(partial)}, not a number from 0 to 1")
+        dim = int(head_dim * partial)
     if isinstance(dim, bool) or not isinstance(dim, int) or dim % 2 or not 0 < dim <= head_dim:
-        raise ConvertError(f"{dim} of a head's {head_dim} elements would turn, which is not supported")
+        raise ConvertError(f"{shown(dim)} of a head's {head_dim} elements would turn, which is not supported")
     return dim
 
 
@@ -208,11 +209,12 @@ def rotation(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     """The frequencies and the magnitude of a rotary configuration, for `dim` elements that turn."""
     kind = rope["rope_type"]
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ConvertError(f"the rotary scaling {kind!r} is not supported; {', '.join(KINDS)} are")
+        raise ConvertError(f"the rotary scaling {shown(kind)} is not supported; {', '.join(KINDS)} are")
     if number(rope, "rope_theta") <= 1:
-        raise ConvertError(f"the rotary base rope_theta is {rope['rope_theta']}, not above 1")
+        raise ConvertError(f"the rotary base rope_theta is {shown(rope['rope_theta'])}, not above 1")
     try:
-        result = KINDS[kind](rope, dim, context)
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            result = KINDS[kind](rope, dim, context)
     except ConvertError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:  # of a value that is no number, or far off

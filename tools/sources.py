@@ -7,12 +7,36 @@ Nothing here keeps a tensor in memory."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
+import reprlib
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from pyllm import files
+
+MAX_JSON = 100_000_000  # bytes, the limit that the safetensors library has for its header
+# What stands in a repository for a file that git-lfs keeps elsewhere
+POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+PAGES = (b"<!doctype html", b"<html")
+# What Python raises about a value that is not what a format says
+MALFORMED = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    struct.error,
+    re.error,
+)
 
 
 class ConvertError(ValueError):
@@ -21,19 +45,40 @@ class ConvertError(ValueError):
 
 class File:
     """A file that is read at offsets, by any thread. Reads are copies (no memory map), so that memory stays
-    flat."""
+    flat. ConvertError for what is no regular file, is empty (unless it may be), or plainly is not the file
+    itself."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, may_be_empty: bool = False) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self.size = os.fstat(self.fd).st_size
+        if path.is_symlink() and not path.exists():
+            raise ConvertError(f"{path} is a link to {os.readlink(path)}, which does not exist")
+        # A pipe that nobody writes to would block without O_NONBLOCK
+        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+        try:
+            status = os.fstat(self.fd)
+            self.size = status.st_size
+            if kind := files.kind_of(status.st_mode):
+                raise ConvertError(f"{path} is {kind}, not a file")
+            if self.size == 0 and not may_be_empty:
+                raise ConvertError(f"{path}: truncated, it is empty")
+            head = self.read(0, min(self.size, 256)).tobytes()
+            if head.startswith(POINTERS):
+                raise ConvertError(f"{path} is a git-lfs pointer, not the file itself: git lfs pull")
+            if head.lstrip().lower().startswith(PAGES):
+                raise ConvertError(f"{path} is an HTML page, not the file itself: its download failed")
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, offset: int, size: int) -> np.ndarray:
         """`size` bytes at `offset`, uint8 (size,)."""
         out = np.empty(size, np.uint8)
         view, done = memoryview(out), 0
         while done < size:
-            got = os.preadv(self.fd, [view[done:]], offset + done)
+            try:
+                got = os.preadv(self.fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
             if got == 0:
                 raise ConvertError(
                     f"{self.path}: truncated, it ends at byte {self.size} and byte {offset + size} is needed"
@@ -47,6 +92,59 @@ class File:
         self.fd = -1
 
 
+def check_file(path: Path) -> None:
+    """Refuses what is not the file itself, where other code will read it. One that is missing is none."""
+    if os.path.lexists(path):
+        File(path, may_be_empty=True).close()
+
+
+def read_text(path: Path, may_be_empty: bool = False) -> str:
+    """A file of text in UTF-8."""
+    file = File(path, may_be_empty)
+    try:
+        if file.size > MAX_JSON:
+            raise ConvertError(f"{path}: {file.size} bytes, more than {MAX_JSON} are not read")
+        return file.read(0, file.size).tobytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConvertError(f"{path}: not UTF-8 ({error})") from None
+    finally:
+        file.close()
+
+
+def read_json(path: Path, required: bool = True) -> dict:
+    """The object in a JSON file; {} when it is missing and not required."""
+    if not required and not os.path.lexists(path):
+        return {}
+    try:
+        text = read_text(path)
+        value = json.loads(text)
+    except FileNotFoundError:
+        raise ConvertError(f"{path.parent}: there is no {path.name} in it") from None
+    except ConvertError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ConvertError(f"{path}: not valid JSON ({error}); it begins with {shown(text)}") from None
+    if not isinstance(value, dict):
+        raise ConvertError(f"{path}: not a JSON object")
+    return value
+
+
+class Short(reprlib.Repr):
+    """repr() for messages: of any value, however long or deep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 60, 60, 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if abs(x) < 1 << 64 else "a number of more than 64 bits"
+
+
+def shown(value: object) -> str:
+    """A value of a file, for a message."""
+    return Short().repr(value)
+
+
 class Tensor:
     """A tensor seen as a matrix: its last dimension is the columns, all others are the rows; (n,) is n rows
     of one column."""
@@ -55,7 +153,8 @@ class Tensor:
         self.name = name  # as the source spells it
         self.shape = shape
         self.cols = shape[-1] if len(shape) > 1 else 1
-        self.rows = int(np.prod(shape[: max(1, len(shape) - 1)], dtype=np.int64))
+        # A shape with a 0 may have any numbers beside it, and nothing is there to be read
+        self.rows = 0 if 0 in shape else math.prod(shape[: max(1, len(shape) - 1)])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start to stop, float32 (stop - start, cols), the caller's own."""
@@ -161,15 +260,18 @@ def split(tensor: Tensor, rows: tuple[int, ...], groups: int = 1) -> list[Tensor
     return parts
 
 
-def unstack(tensor: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+def unstack(tensor: Tensor, names: tuple[str, ...], n_experts: int) -> dict[str, Tensor]:
     """Splits a stack of experts (n_experts, rows, cols) into matrices; an expert's rows are divided equally
     among `names`, in which {e} stands for the expert."""
-    if len(tensor.shape) != 3 or tensor.shape[1] % len(names):
-        raise ConvertError(f"{tensor.name} has the shape {tensor.shape}, expected (experts, rows, columns)")
+    if len(tensor.shape) != 3 or tensor.shape[1] % len(names) or tensor.shape[0] != n_experts:
+        raise ConvertError(
+            f"{tensor.name} has the shape {shown(tensor.shape)}, expected (experts, rows, columns) of "
+            f"{n_experts} experts"
+        )
     experts, total, cols = tensor.shape
     rows = total // len(names)
     return {
-        name.format(e=e): Rows(tensor, (rows, cols), first=e * total + i * rows)
+        name.replace("{e}", str(e)): Rows(tensor, (rows, cols), first=e * total + i * rows)
         for e in range(experts)
         for i, name in enumerate(names)
     }
@@ -193,6 +295,7 @@ class Source:
     tokenizer: Callable[[str | None], dict[int, bytes]] | None = None
     native: Callable[[str], str] = str  # how this source spells a Hugging Face name
     files: list[File] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what a user should know
 
     def close(self) -> None:
         for file in self.files:
