@@ -7,18 +7,35 @@ library)."""
 import json
 import os
 import random
+import re
+import shlex
+import signal
+import socket
+import stat
 import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import types
+from pathlib import Path
 
 import numpy as np
 import pyllm.tools
 import pytest
 from pyllm._llm import ffi, lib
 from pyllm.tools import convert as command
-from pyllm.tools import families, flatfile, gguf_file, rope, vocabulary
+from pyllm.tools import (
+    families,
+    flatfile,
+    gguf_file,
+    gguf_header,
+    huggingface,
+    pattern,
+    rope,
+    sources,
+    vocabulary,
+)
 from pyllm.tools.convert import convert
 from pyllm.tools.sources import ConvertError
 from reference import untile, up
@@ -295,7 +312,7 @@ class Flat:
         self.data = path.read_bytes()
         self.header = ffi.new("llm_header *")
         ffi.memmove(self.header, self.data, ffi.sizeof("llm_header"))
-        model = lib.llm_open(str(path).encode(), err := ffi.new("char[256]"), len(err))
+        model = lib.llm_open(os.fsencode(path), err := ffi.new("char[256]"), len(err))
         assert model, ffi.string(err)  # the engine takes the file
         lib.llm_close(model)
 
@@ -1551,3 +1568,647 @@ print(peak() - before)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (tmp_path / "out.llm").unlink()
     assert float(done.stdout) < 100, f"{done.stdout} MB"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Outputs: only a regular file is replaced, and stays what it was
+
+
+def test_a_symbolic_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    source, _, _ = make(tmp_path)
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link.llm", tmp_path / "there" / "model.llm"
+    link.symlink_to("there/model.llm")
+    for before in (None, b"precious"):  # a dangling one is where the file will be
+        if before:
+            target.write_bytes(before)
+        convert(source, link, tokenizer=False)
+        assert link.is_symlink() and os.readlink(link) == "there/model.llm"
+        assert Flat(target).header.dim == 48
+    assert os.listdir(tmp_path / "there") == ["model.llm"]
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        convert(source, loop, tokenizer=False)
+    assert loop.is_symlink()
+
+
+def test_a_replaced_file_keeps_its_permissions_and_a_new_one_has_the_usual(tmp_path):
+    source, _, _ = make(tmp_path)
+    out = tmp_path / "out.llm"
+    before = os.umask(0o027)
+    try:
+        convert(source, out, tokenizer=False)
+        assert stat.S_IMODE(out.stat().st_mode) == 0o640
+        for mode in (0o600, 0o664, 0o755):
+            out.chmod(mode)
+            convert(source, out, tokenizer=False)
+            assert stat.S_IMODE(out.stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_as_root_a_replaced_file_keeps_its_owner(tmp_path):
+    source, _, _ = make(tmp_path)
+    out = tmp_path / "out.llm"
+    out.write_bytes(b"")
+    os.chown(out, 65534, 65533)
+    convert(source, out, tokenizer=False)
+    assert (out.stat().st_uid, out.stat().st_gid) == (65534, 65533) and out.stat().st_size > 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anything")
+def test_read_only_files_and_directories_are_refused_before_any_work(tmp_path):
+    source, _, _ = make(tmp_path)
+    out = tmp_path / "out.llm"
+    out.write_bytes(b"precious")
+    out.chmod(0o444)
+    with pytest.raises(PermissionError):
+        convert(source, out, tokenizer=False)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    with pytest.raises(PermissionError, match="closed"):
+        convert(source, closed / "out.llm", tokenizer=False)
+    assert out.read_bytes() == b"precious"
+
+
+def special_files(folder):
+    """Something of each kind that no file can be written over, and what a message calls it."""
+    os.mkfifo(folder / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        before = os.getcwd()
+        os.chdir(folder)  # an address is short
+        listener.bind("socket")
+        os.chdir(before)
+    (folder / "directory").mkdir()
+    (folder / "link").symlink_to("/dev/null")
+    return {
+        folder / "fifo": "a pipe",
+        folder / "socket": "a socket",
+        folder / "directory": "a directory",
+        folder / "link": "a device",
+        Path("/dev/null"): "a device",
+    }
+
+
+def test_what_is_no_regular_file_is_refused_and_stays(tmp_path, capsys):
+    source, _, _ = make(tmp_path)
+    for path, kind in special_files(tmp_path).items():
+        before = os.lstat(path)
+        with pytest.raises(ConvertError, match=f"{path} is {kind}, not a file"):
+            convert(source, path, tokenizer=False)
+        assert command.main([str(source), str(path), "--no-tokenizer"]) == 1
+        assert f"{path} is {kind}" in capsys.readouterr().err
+        after = os.lstat(path)
+        assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert not list(tmp_path.glob(".pyllm*"))
+
+
+def run_command(arguments, shell="{}", **options):
+    """`arguments` of pyllm-convert in a process of its own; {} in `shell` is the command."""
+    line = shlex.join([sys.executable, "-m", "pyllm.tools.convert", *map(str, arguments)])
+    return subprocess.run(
+        ["bash", "-c", shell.replace("{}", line)], capture_output=True, text=True, cwd="/", **options
+    )
+
+
+def test_the_file_that_stdout_goes_to_is_refused(tmp_path):
+    source, _, _ = make(tmp_path)
+    out = tmp_path / "out.llm"
+    for path in (out, "/dev/stdout"):
+        done = run_command([source, path, "--no-tokenizer"], f"{{}} > {shlex.quote(str(out))}")
+        assert done.returncode == 1 and "where this program's output goes" in done.stderr
+        assert out.read_bytes() == b""
+
+
+@pytest.mark.parametrize("shell", ["{} | true", "{} > /dev/full", "{} >&-", "{} > /dev/full 2>&1", "{} 2>&-"])
+def test_a_good_conversion_stays_when_nobody_takes_the_report(tmp_path, shell):
+    source, _, _ = make(tmp_path)
+    out = tmp_path / "out.llm"
+    done = run_command([source, out, "--no-tokenizer"], f"set -o pipefail; {shell}")
+    assert Flat(out).header.dim == 48  # also with descriptor 1 free for it
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if shell == "{} 2>&-":
+        assert done.returncode == 0 and "largest error" in done.stdout
+    elif shell == "{} | true":
+        assert done.returncode in (0, 1) and done.stderr == ""  # 0: it was faster than true
+    else:
+        assert done.returncode == 1 and done.stderr.count("\n") <= 1
+        assert ("cannot write to standard output" in done.stderr) == (shell != "{} > /dev/full 2>&1")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--plan", "config.json"]])
+@pytest.mark.parametrize("where", ["> /dev/full", "| (exec <&-; sleep 1.5)", "2>&- >/dev/full"])
+def test_help_and_plan_end_without_a_traceback_when_nobody_reads_them(tmp_path, arguments, where):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    arguments = [str(tmp_path / a) if a.endswith(".json") else a for a in arguments]
+    done = run_command(arguments, f"set -o pipefail; {{}} {where}")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == (where == "> /dev/full") and "Traceback" not in done.stderr
+
+
+SLOWLY = """
+import sys, time
+from pyllm.tools import convert, flatfile
+real, flatfile.JOB = flatfile.run_job, 640
+def slow(fd, job):
+    time.sleep(0.2)
+    return real(fd, job)
+flatfile.run_job = slow
+sys.exit(convert.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGTERM", "SIGQUIT"])
+def test_a_signal_leaves_no_temporary_file(tmp_path, name):
+    source, _, _ = make(tmp_path)
+    folder, number = tmp_path / "folder", getattr(signal, name)
+    folder.mkdir()
+    line = [sys.executable, "-c", SLOWLY, str(source), str(folder / "out.llm"), "--no-tokenizer"]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd="/")
+    end = time.monotonic() + 60
+    while not list(folder.iterdir()) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert [path.name[:7] for path in folder.iterdir()] == [".pyllm-"]
+    for _ in range(3):  # impatient
+        process.send_signal(number)
+    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number and os.listdir(folder) == []
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    """As nohup starts a program."""
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from pyllm.tools import convert\n"
+        "with convert.terminable():\n"
+        "    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN\n"
+        "    assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL\n"
+        "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+def test_a_file_system_that_is_full_gets_nothing(tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    source, _, _ = make(tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = run_command([source, folder / "out.llm", "--no-tokenizer"], "ulimit -f 8; {}")
+    assert done.returncode == 1 and "out.llm: File too large" in done.stderr
+    assert os.listdir(folder) == []
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Which files are read, and messages that say the first cause
+
+
+def test_a_whole_file_is_taken_before_an_index(tmp_path):
+    """As _get_resolved_checkpoint_files of transformers 5."""
+    source, _, _ = make(tmp_path)
+    index = source / "model.safetensors.index.json"
+    for stale in ({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, {}, []):
+        index.write_text(json.dumps(stale))
+        flat, report = run(source, tmp_path)
+        assert flat.header.dim == 48
+        assert any("model.safetensors was read; model.safetensors.index.json" in n for n in report.notes)
+    whole = (source / "model.safetensors").read_bytes()
+    (source / "model.safetensors").unlink()
+    with pytest.raises(ConvertError, match="index.json: not a JSON object"):
+        run(source, tmp_path)
+    (source / "fp16.safetensors").write_bytes(whole)  # the file that config.json names is the first of all
+    config = json.loads((source / "config.json").read_text())
+    for given in (
+        "fp16.safetensors",
+        "../tiny/fp16.safetensors",
+        "a\0.safetensors",
+        "x.bin",
+        3,
+        "no.safetensors",
+    ):
+        (source / "config.json").write_text(json.dumps(config | {"transformers_weights": given}))
+        if given == "fp16.safetensors":
+            run(source, tmp_path)
+            continue
+        with pytest.raises(ConvertError, match="transformers_weights is|no.safetensors in it"):
+            run(source, tmp_path)
+
+
+def test_the_order_of_files_is_that_of_transformers(tmp_path):
+    modeling = pytest.importorskip("transformers.modeling_utils")
+    source, _, _ = make(tmp_path, shards=2)
+    for name in ("model.safetensors", "pytorch_model.bin", "fp16.safetensors"):
+        config = json.loads((source / "config.json").read_text())
+        if name == "fp16.safetensors":
+            config["transformers_weights"] = name
+        (source / name).write_bytes(b"x")
+        theirs, _ = modeling._get_resolved_checkpoint_files(
+            str(source), None, None, None, None, False, config.get("transformers_weights"), {}
+        )
+        first = theirs[0] if isinstance(theirs, list) else theirs
+        assert str(huggingface.weights_file(source, config)) == first
+    (source / "model.safetensors").unlink()
+    assert huggingface.weights_file(source, {}).name == "model.safetensors.index.json"
+
+
+def test_shards_without_an_index_and_adapters_are_named(tmp_path):
+    source, _, _ = make(tmp_path, shards=3)
+    (source / "model.safetensors.index.json").unlink()
+    with pytest.raises(
+        ConvertError, match=r"model-00001-of-00003.safetensors, .* no model.safetensors.index"
+    ):
+        run(source, tmp_path)
+    save_lora(tmp_path / "adapter", {"lm_head": (70, 48)})
+    with pytest.raises(ConvertError, match="it is a LoRA adapter.*--lora"):
+        run(tmp_path / "adapter", tmp_path)
+    (tmp_path / "adapter" / "config.json").write_text(json.dumps(LLAMA))
+    with pytest.raises(ConvertError, match="is a LoRA adapter.*--lora"):
+        run(tmp_path / "adapter", tmp_path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 269060552\n" % (b"0" * 64)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    ],
+)
+def test_a_git_lfs_pointer_is_called_so(tmp_path, name):
+    source, _, _ = make(tmp_path)
+    (source / "tokenizer.json").write_text("{}")
+    (source / name).write_bytes(POINTER)
+    with pytest.raises(ConvertError, match=f"{name} is a git-lfs pointer, not the file itself: git lfs pull"):
+        convert(source, tmp_path / "out.llm")
+    (source / name).write_bytes(b"<!DOCTYPE html>\n<html><title>404</title></html>")
+    with pytest.raises(ConvertError, match=f"{name} is an HTML page"):
+        convert(source, tmp_path / "out.llm")
+
+
+def test_other_files_that_are_git_lfs_pointers_are_called_so(tmp_path):
+    source, _, _ = make(tmp_path, shards=2)
+    save_lora(tmp_path / "adapter", {"lm_head": (70, 48)})
+    for name in ("x.gguf", "x.bin", "tokenizer.bin"):
+        (tmp_path / name).write_bytes(POINTER)
+    for path in (tmp_path / "x.gguf", tmp_path / "x.bin"):
+        with pytest.raises(ConvertError, match=f"{path.name} is a git-lfs pointer"):
+            run(path, tmp_path)
+    with pytest.raises(ConvertError, match="tokenizer.bin is a git-lfs pointer"):
+        convert(source, tmp_path / "out.llm", tokenizer=tmp_path / "tokenizer.bin")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        kept = (tmp_path / "adapter" / name).read_bytes()
+        (tmp_path / "adapter" / name).write_bytes(POINTER)
+        with pytest.raises(ConvertError, match=f"{name} is a git-lfs pointer"):
+            run(source, tmp_path, lora=[tmp_path / "adapter"])
+        (tmp_path / "adapter" / name).write_bytes(kept)
+    (source / "model-00002-of-00002.safetensors").write_bytes(POINTER)
+    with pytest.raises(ConvertError, match="model-00002-of-00002.safetensors is a git-lfs pointer"):
+        run(source, tmp_path)
+    (source / "model.safetensors.index.json").write_bytes(POINTER)
+    with pytest.raises(ConvertError, match="index.json is a git-lfs pointer"):
+        run(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"]
+)
+def test_what_stands_in_place_of_a_file_is_named(tmp_path, name):
+    source, _, _ = make(tmp_path)
+    (source / "tokenizer.json").write_text("{}")
+    path = source / name
+    for make_it, message in (
+        (lambda: path.mkdir(), "is a directory, not a file"),
+        (lambda: path.symlink_to("../blobs/gone"), "is a link to ../blobs/gone, which does not exist"),
+        (lambda: os.mkfifo(path), "is a pipe, not a file"),  # which is not waited for
+    ):
+        path.unlink(missing_ok=True)
+        make_it()
+        with pytest.raises(ConvertError, match=f"{name} {message}"):
+            convert(source, tmp_path / "out.llm")
+        if path.is_dir():
+            path.rmdir()
+
+
+def test_an_empty_or_short_file_is_called_so(tmp_path):
+    source, _, _ = make(tmp_path)
+    text = (source / "config.json").read_text()
+    for name in ("config.json", "model.safetensors"):
+        kept = (source / name).read_bytes()
+        (source / name).write_bytes(b"")
+        with pytest.raises(ConvertError, match=f"{name}: truncated, it is empty"):
+            run(source, tmp_path)
+        (source / name).write_bytes(kept)
+    for content, message in (
+        (text[: len(text) // 2], "config.json: not valid JSON"),
+        ("Entry not found", "it begins with 'Entry not found'"),
+        ("[" * 100_000, "config.json: not valid JSON"),
+        ('{"a": ' + "1" * 5000 + "}", "config.json: not valid JSON"),
+    ):
+        (source / "config.json").write_text(content)
+        with pytest.raises(ConvertError, match=message):
+            run(source, tmp_path)
+    (tmp_path / "x.gguf").write_bytes(b"")
+    with pytest.raises(ConvertError, match="x.gguf: truncated, it is empty"):
+        run(tmp_path / "x.gguf", tmp_path)
+
+
+def test_a_mistyped_path_is_first_of_all_no_file(tmp_path, monkeypatch, capsys):
+    hub = types.ModuleType("huggingface_hub")
+
+    def fail(name, allow_patterns):
+        raise RuntimeError("Cannot reach the hub")
+
+    hub.snapshot_download = fail
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["models/smolm2"], ["--plan", "models/smolm2"]):
+        assert command.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert said.index("no such file or directory") < said.index("models/smolm2: cannot be downloaded")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for name in ("models/smolm2", "./models/x", "/nowhere/models/x", "smolm2", "smolm2.gguf"):
+        assert command.main([name]) == 1
+        assert f"{name}: no such file or directory" in capsys.readouterr().err
+    source, _, _ = make(tmp_path)
+    for options in (["--lora", "nowhere"], ["--tokenizer", "nowhere"], ["--chat-template", "nowhere"]):
+        assert command.main([str(source), "out.llm", *options]) == 1
+        assert "nowhere: no such" in capsys.readouterr().err.lower()
+    assert command.main([str(source), "nowhere/out.llm", "--no-tokenizer"]) == 1
+    assert "nowhere: no such directory" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8_are_no_obstacle(tmp_path):
+    parent = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    parent.mkdir()
+    source, _, _ = make(parent)
+    os.rename(source, parent / os.fsdecode(b"mod\xe8le"))
+    source = parent / os.fsdecode(b"mod\xe8le")
+    save_lora(parent / os.fsdecode(b"\xe0"), {"lm_head": (70, 48)})
+    out = parent / os.fsdecode(b"\xe9.llm")
+    done = run_command([source, out, "--no-tokenizer", "--lora", parent / os.fsdecode(b"\xe0")])
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "caf\\udce9" in done.stdout
+    sections = Flat(out).sections()
+    assert sections[lib.LLM_NAME].decode() == "mod\ufffdle"
+    assert "lora: \ufffd\n" in sections[lib.LLM_ABOUT].decode()
+    (source / "model.safetensors").unlink()
+    done = run_command([source, "--no-tokenizer"])
+    assert done.returncode == 1 and "mod\\udce8le: there is no model.safetensors" in done.stderr
+
+
+def test_control_characters_of_a_source_do_not_reach_the_terminal(tmp_path, capsys):
+    source, _, _ = make(tmp_path, change=put_all("a\x1b]0;title\x07", np.ones(3)))
+    assert command.main([str(source), str(tmp_path / "x.llm"), "--no-tokenizer"]) == 1
+    said = capsys.readouterr().err
+    assert "a\\x1b]0;title\\x07" in said and "\x1b" not in said
+
+
+def test_adapter_keys_with_the_name_of_the_adapter_are_read_without_it(tmp_path):
+    """As model.state_dict() has them; save_pretrained leaves the name out."""
+    source, _, _ = make(tmp_path)
+    halves = save_lora(tmp_path / "a", {"lm_head": (70, 48)})["lm_head"]
+    expected = run(source, tmp_path, lora=[tmp_path / "a"])[0].values("LLM_OUTPUT", 0, 0)
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    A, B = "base_model.model.lm_head.lora_A", "base_model.model.lm_head.lora_B"
+
+    def save_as(*names):
+        save_safetensors(weights, dict(zip(names, halves, strict=False)))
+
+    for name in ("default", "other"):
+        save_as(f"{A}.{name}.weight", f"{B}.{name}.weight")
+        found = run(source, tmp_path, lora=[tmp_path / "a"])[0].values("LLM_OUTPUT", 0, 0)
+        assert np.array_equal(found, expected)
+    save_as(f"{A}.one.weight", f"{B}.two.weight")
+    with pytest.raises(ConvertError, match="several adapters, one, two: one can be merged"):
+        run(source, tmp_path, lora=[tmp_path / "a"])
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ConvertError, match="no adapter_model.safetensors in it .adapter_model.bin: pickle"):
+        run(source, tmp_path, lora=[tmp_path / "a"])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Hostile numbers and patterns: refused before they cost anything
+
+
+def test_expressions_for_names_match_what_re_matches():
+    names = ["model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj", "lm_head", "q_proj", ""]
+    for text in (
+        "q_proj",
+        "proj",
+        ".*proj",
+        r".*\.(q|k)_proj",
+        r"layers\.\d+\..*",
+        r"layers\.(0|1[0-9])\.mlp.down_proj",
+        "^model.layers.0.self_attn.q_proj",
+        "^q_proj",
+        "layers.[^0].*",
+        "(lm_)?head",
+        ".*",
+        "self.attn.q_proj$",
+        "model(?=.layers).*",
+        "(?!model)l.*",
+        r"\w{2}_head",
+        "",
+    ):
+        expression = pattern.NamePattern(text, "the expression", 10_000)
+        found = [expression.matches(name) for name in names]
+        assert found == [re.match(rf"(.*\.)?({text})$", name) is not None for name in names], text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(",
+        "(a+)+$",
+        "(.*)*x",
+        "(a|a)*b",
+        "(" * 5000 + ")" * 5000,
+        "[" * 5000,
+        ".*" * 500 + "x",
+        "." * 16000,
+        "[^a]" * 4000,
+        "a{4000000000}",
+        r"(a)\1",
+        "x" * 100_000,
+        "é" * 10 + "*" * 3,
+    ],
+)
+def test_expressions_of_an_adapter_end_in_a_result_or_an_error_soon(tmp_path, text):
+    source, _, _ = make(tmp_path)
+    save_lora(tmp_path / "adapter", {"lm_head": (70, 48)}, alpha_pattern={text: 1})
+    start = time.monotonic()
+    try:
+        run(source, tmp_path, lora=[tmp_path / "adapter"])
+    except ConvertError as error:
+        assert "alpha_pattern" in str(error) and len(str(error)) < 1000
+    assert time.monotonic() - start < 20
+
+
+def test_an_expression_that_would_take_long_is_refused_by_its_steps():
+    expression = pattern.NamePattern(".*" * 500 + "x", "the expression", 1_000_000)
+    with pytest.raises(ValueError, match="takes too long to match"):
+        for _ in range(1000):
+            expression.matches("a." * 500)
+
+
+@pytest.mark.parametrize("text", ["(" * 1000, "[" * 1000, "." * 5000, "[^a]" * 2000, "a" * 100_000])
+def test_expressions_of_tokenizers_are_bounded(text):
+    with pytest.raises(ValueError, match="expression"):
+        pattern.Parser(text).parse()
+
+
+def gguf_string(text):
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+ARCHITECTURE = gguf_string("general.architecture") + struct.pack("<I", 8) + gguf_string("llama")
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        struct.pack("<QQ", 1 << 60, 0),
+        struct.pack("<QQ", 0, 1 << 60),
+        struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1 << 60),
+        struct.pack("<QQ", 0, 2) + ARCHITECTURE + gguf_string("a") + struct.pack("<IQ", 8, (1 << 64) - 1),
+        struct.pack("<QQ", 0, 2) + ARCHITECTURE + gguf_string("a") + struct.pack("<IIQ", 9, 0, 1 << 60),
+        struct.pack("<QQ", 0, 2) + ARCHITECTURE + gguf_string("a") + struct.pack("<IIQ", 9, 8, 1 << 60),
+        struct.pack("<QQ", 0, 2) + ARCHITECTURE + gguf_string("a") + struct.pack("<IIQ", 9, 9, 1 << 60),
+        struct.pack("<QQ", 0, 2) + ARCHITECTURE + gguf_string("a") + struct.pack("<I", 77),
+        struct.pack("<QQ", 1, 0) + gguf_string("x") + struct.pack("<I", 0xFFFFFFFF),
+        struct.pack("<QQ", 1, 0) + gguf_string("x") + struct.pack("<IQQIQ", 2, 1 << 62, 1 << 62, 0, 0),
+        struct.pack("<QQ", 0, 2) + ARCHITECTURE * 2,
+    ],
+)
+def test_absurd_counts_in_a_gguf_header_are_refused_at_once(tmp_path, tail):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<I", 3) + tail + bytes(64))
+    tracemalloc.start()
+    start = time.monotonic()
+    with pytest.raises(ConvertError, match="x.gguf"):
+        convert(path, tmp_path / "out.llm")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6 and time.monotonic() - start < 5
+
+
+def test_gguf_metadata_is_what_the_gguf_library_reads(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    config = LLAMA | {"hidden_size": 64, "intermediate_size": 96}
+    tensors = make_tensors("llama", config)
+    path = save_gguf(tmp_path / "tiny.gguf", "llama", config, tensors, gguf.GGMLQuantizationType.Q8_0)
+    metadata, infos = gguf_header.read(sources.File(path))
+    reader = gguf.GGUFReader(path)
+    theirs = {key: f.contents() for key, f in reader.fields.items() if not key.startswith("GGUF.")}
+    assert metadata == theirs and len(theirs) > 8
+    assert [(i.name, i.shape[::-1], i.kind, i.offset) for i in infos] == [
+        (t.name, tuple(t.shape.tolist()), int(t.tensor_type), t.data_offset) for t in reader.tensors
+    ]
+
+
+def test_tensors_without_numbers_cost_nothing(tmp_path):
+    """A shape with a 0 may have any other numbers."""
+    source, _, _ = make(tmp_path)
+    path = source / "model.safetensors"
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header, end = json.loads(data[8 : 8 + length]), len(data) - 8 - length
+    for name in ("x.mlp.experts.gate_up_proj", "evil{e.__class__}.mlp.experts.down_proj"):
+        for shape in ([1 << 50, 0], [1 << 50, 2, 0], [0, 1 << 62]):
+            entry = {"dtype": "F32", "shape": shape, "data_offsets": [end, end]}
+            text = json.dumps(header | {name: entry}).encode()
+            path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+            with pytest.raises(ConvertError, match="not part of a Llama model"):
+                run(source, tmp_path)
+    assert sources.Tensor("x", (1 << 62, 0, 1 << 62)).rows == 0
+
+
+def test_a_model_of_a_million_tensors_is_missed_at_once(tmp_path):
+    change = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 1024, "num_hidden_layers": 1024}
+    source, _, _ = make(tmp_path, change=lambda c, t: c.update(change))
+    start = time.monotonic()
+    with pytest.raises(ConvertError, match="more than 1000 tensors are missing"):
+        run(source, tmp_path)
+    assert time.monotonic() - start < 10
+
+
+HOSTILE_TEXTS = (
+    *("4000000000", "4611686018427387904", "99999999999999999999", "1" + "0" * 400, "1" * 5000),
+    *("-1", "0", "-4e9", "0.5", "NaN", "Infinity", "-Infinity", "1e400", "1e300", "1e-320", "1.0000001"),
+    *("true", "false", "null", '""', '"2"', '"x"', r'"\ud800"', r'"\u0000"', "[]", "{}", "[1]", "[[1]]"),
+    *("[" * 900 + "]" * 900, "[" * 100_000, '"' + "x" * 100_000 + '"', "[" + "0," * 50_000 + "0]"),
+    *('{"rope_type": "llama3"}', '{"rope_type": "linear", "factor": 1e-320}', '{"rope_theta": 1e300}'),
+    '{"rope_type": "yarn", "factor": 1e300, "beta_fast": 1e-300}',
+    '{"rope_type": "longrope", "long_factor": [1e400], "short_factor": "x"}',
+    '{"full_attention": {"rope_type": "dynamic", "factor": NaN}}',
+)
+HOSTILE_KEYS = sorted(
+    {key for f in families.FAMILIES.values() for key in (*f.defaults, *f.switches, *f.only, f.ffn)}
+    | {*LLAMA, *families.DEFAULTS, "layer_types", "no_rope_layers", "num_experts", "num_local_experts"}
+    | {"rope_scaling", "rope_parameters", "rotary_dim", "partial_rotary_factor", "text_config"}
+    | {"embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"}
+    | {"original_max_position_embeddings", "routed_scaling_factor", "license", "description"}
+)
+FUZZ = """
+import contextlib, io, json, resource, sys
+from pyllm.tools import convert, plan
+plan.read_speed = lambda threads: 1e9
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
+limit = peak() * 1024 + (1 << 29)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for line in sys.stdin:
+    path, text = json.loads(line)
+    open(path, "w").write(text)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = convert.main(["--plan", path])
+    print(json.dumps([status, out.getvalue()[:200], err.getvalue()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, limits memory")
+def test_hostile_configurations_end_in_a_plan_or_one_sentence(tmp_path):
+    """800 configurations with a value of another kind or size, in 512 MiB of memory."""
+    rng, cases = random.Random(4), []
+    base = LLAMA | {"num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 2}
+    for n in range(800):
+        config = base | {"architectures": [sorted(families.FAMILIES)[n % len(families.FAMILIES)]]}
+        config[rng.choice(HOSTILE_KEYS)] = "@@"
+        cases.append(json.dumps(config).replace('"@@"', rng.choice(HOSTILE_TEXTS)))
+    path = str(tmp_path / "config.json")
+    given = "".join(json.dumps([path, text]) + "\n" for text in cases)
+    start = time.monotonic()
+    code = [sys.executable, "-W", "error", "-c", FUZZ]
+    done = subprocess.run(code, input=given, capture_output=True, text=True, cwd="/")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and len(answers) == len(cases), done.stderr
+    for (status, out, err), text in zip(answers, cases, strict=True):
+        assert (status, bool(out), err.count("\n")) in ((0, True, 0), (1, False, 1)), (text[:500], err)
+        assert len(err) < 2500 and err.isprintable() or err.endswith("\n") and err[:-1].isprintable()
+    assert {status for status, _, _ in answers} == {0, 1}
+    assert time.monotonic() - start < 120
+
+
+def test_damaged_gguf_headers_are_converted_or_refused(tmp_path):
+    config = LLAMA | {"max_position_embeddings": 32}
+    path = save_gguf(tmp_path / "tiny.gguf", "llama", config, make_tensors("llama", config))
+    data, numbers = path.read_bytes(), (0, 1, 1 << 32, 1 << 40, 1 << 63, (1 << 64) - 1)
+    for seed in range(150):
+        rng, changed = random.Random(seed), bytearray(data)
+        for _ in range(rng.choice((1, 2, 4))):
+            at = rng.randrange(4, 4000)
+            changed[at : at + 8] = struct.pack("<Q", rng.choice(numbers))
+        path.write_bytes(changed)
+        try:
+            run(path, tmp_path)
+        except (ConvertError, OSError):
+            pass
+    assert not list(tmp_path.glob(".*"))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from pyllm._llm import lib
@@ -30,6 +30,7 @@ from . import plan as planning
 from .sources import ConvertError, Source
 
 DTYPES = tuple(flatfile.DTYPES)
+MAX_LINE = 2000  # characters of an error
 MAX_MISSING = 1000  # tensors; a configuration may name millions
 
 
@@ -506,9 +507,19 @@ def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], object]]:
 # The command
 
 
+class Parser(argparse.ArgumentParser):
+    """Its own print_help does not say when stdout takes nothing."""
+
+    def print_help(self, file: Any = None) -> None:
+        if file is None:
+            say(self.format_help().rstrip("\n"))
+        else:
+            super().print_help(file)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="pyllm-convert",
         description="Converts a model to the flat file that pyllm runs.",
         epilog="The error printed at the end is |w - stored| over all matrix weights, w being the source's "
@@ -602,6 +613,7 @@ def printable(text: str, stream: TextIO) -> str:
 def complain(text: str) -> None:
     """One line on stderr, if there is one."""
     line = f"pyllm-convert: {' '.join(text.split())}"
+    line = line if len(line) <= MAX_LINE else line[:MAX_LINE] + " ..."  # names come from the file
     try:
         if sys.stderr is not None:
             print(printable(line, sys.stderr), file=sys.stderr, flush=True)

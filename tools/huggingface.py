@@ -215,7 +215,7 @@ def read_texts(source: Source) -> None:
     for key, value in (("license", license_of(folder, config)), ("description", config.get("description"))):
         if isinstance(value, str) and value.strip():
             source.about[key] = value
-    if any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "tekken.json")):
+    if any(os.path.lexists(folder / file) for file in ("tokenizer.json", "tokenizer.model", "tekken.json")):
         source.tokenizer = lambda template: tokenizer(folder, template)
 
 

@@ -236,7 +236,7 @@ def half_split(tensor: Tensor, n_heads: int) -> Tensor:
     """The rows of a q or k projection whose heads pair elements (2i, 2i + 1) for the rotation, in the order
     that pairs i with i + head_dim / 2. Undoes LlamaModel.permute of llama.cpp's converter, and Meta's own
     order."""
-    if tensor.rows % (2 * n_heads):  # as above
+    if not tensor.rows or tensor.rows % (2 * n_heads):  # as above
         return tensor
     return in_heads(tensor, np.arange(tensor.rows // n_heads).reshape(-1, 2).T.reshape(-1))
 
