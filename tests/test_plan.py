@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -284,3 +285,28 @@ def test_the_configuration_of_a_gguf_file_is_in_it(tmp_path, capsys):
     assert run(tmp_path / "tiny.gguf") == 0
     planned = plan.make(json.loads((tiny(tmp_path / "tiny") / "config.json").read_text()))
     assert f"{planned.parameters:,}\n" in capsys.readouterr().out
+
+
+def test_numbers_beyond_the_format_are_refused_before_they_cost_memory(tmp_path):
+    tracemalloc.start()
+    try:
+        for key, value, message in (
+            ("num_hidden_layers", 4_000_000_000, "n_layers is 4000000000"),
+            ("head_dim", 4_000_000_000, "head_dim is 4000000000"),
+            ("vocab_size", 4_000_000_000, "vocab_size is 4000000000"),
+            ("max_position_embeddings", 2**62, "max_position_embeddings is"),
+            ("num_attention_heads", 10**400, "num_attention_heads is a number of more than 64 bits"),
+            ("rms_norm_eps", 10**400, "rms_norm_eps is a number of more than 64 bits"),
+        ):
+            for family in ("LlamaForCausalLM", "SmolLM3ForCausalLM", "Qwen3ForCausalLM"):
+                with pytest.raises(ConvertError, match=message):
+                    plan.make(LLAMA | {"architectures": [family], key: value})
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_switches_that_are_no_truth_values_are_refused():
+    for key in ("attention_bias", "tie_word_embeddings"):
+        with pytest.raises(ConvertError, match=f"{key} is 'false', not true or false"):
+            plan.make(LLAMA | {key: "false"})

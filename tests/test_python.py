@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import math
 import multiprocessing
@@ -940,6 +941,45 @@ def test_saved_sessions_continue_elsewhere(llm, tmp_path):
         llm.session().save(tmp_path / "absent" / "s.kv")
     with pytest.raises(FileNotFoundError):
         llm.session().load(tmp_path / "absent.kv")
+
+
+def test_saved_sessions_replace_only_regular_files_and_keep_what_they_were(llm, tmp_path):
+    file, link = tmp_path / "s.kv", tmp_path / "link"
+    link.symlink_to("s.kv")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    with llm.session() as s:
+        s.eval([1, 2, 3])
+        s.save(link)  # a link that leads nowhere yet
+        assert link.is_symlink() and not file.is_symlink()
+        file.chmod(0o600)
+        s.save(os.fsencode(link))
+        assert link.is_symlink() and file.stat().st_mode & 0o777 == 0o600
+        before = file.read_bytes()
+        for path in (tmp_path / "fifo", tmp_path / "folder", "/dev/null"):
+            kept = os.lstat(path)
+            with pytest.raises(OSError, match="not a file that can be replaced"):
+                s.save(path)
+            assert (os.lstat(path).st_mode, os.lstat(path).st_ino) == (kept.st_mode, kept.st_ino)
+        assert file.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "folder", "link", "s.kv"]
+
+
+def test_a_session_that_cannot_be_saved_leaves_what_was_there(llm, tmp_path, monkeypatch):
+    file = tmp_path / "s.kv"
+    file.write_bytes(b"precious")
+
+    def full(fd, data, offset):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with llm.session() as s:
+        for error in (full, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt())):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pwrite", error)
+                with pytest.raises((OSError, KeyboardInterrupt)) as caught:
+                    s.save(file)
+                assert getattr(caught.value, "filename", str(file)) == str(file)
+            assert file.read_bytes() == b"precious" and os.listdir(tmp_path) == ["s.kv"]
 
 
 def test_damaged_saved_sessions_are_refused(llm, tmp_path):
