@@ -1,18 +1,20 @@
 /* main.c - the command `pyllm`.
  *
- * Owns the command line, the terminal and the texts that a user sees; all that it knows of models is llm.h.
+ * Owns the command line and the texts that a user sees; all that it knows of models is llm.h, of terminals
+ * terminal.h.
  * Generated text and results go to stdout, everything else to stderr. Exit status: 0; 1 for a failure; 2 for
  * a command line that makes no sense; 130 after Ctrl-C. A function that returns a status has reported its
  * failure. Reading order: options, text, the open model, generating, one section for each command, main. */
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* clock_gettime, sigaction, readlink under -std=c11 */
+#define _GNU_SOURCE /* clock_gettime, vasprintf, readlink under -std=c11 */
 #endif
 #include "llm.h"
+#include "terminal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,14 +31,22 @@
 
 enum { OK = 0, FAILED = 1, USAGE = 2, INTERRUPTED = 130, END_OF_INPUT = 256 /* of read_message only */ };
 
-/* Prints a line on stderr and returns `status`. */
+/* Prints a line on stderr, escaped since it may name what a file says, and returns `status`. */
 __attribute__((format(printf, 2, 3))) static int report(int status, const char *format, ...) {
+    char *line = NULL, *escaped = NULL;
     va_list args;
     va_start(args, format);
-    fputs("pyllm: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    int n = vasprintf(&line, format, args);
     va_end(args);
+    if (n >= 0 && (escaped = malloc(4 * (size_t)n + 1))) {
+        *escape(escaped, line, (size_t)n, ONE_LINE) = 0;
+        fprintf(stderr, "pyllm: %s\n", escaped);
+    } else {
+        fputs("pyllm: out of memory\n", stderr);
+    }
+    if (n >= 0)
+        free(line);
+    free(escaped);
     return status;
 }
 
@@ -102,7 +112,7 @@ static const option OPTIONS[] = {
     {"temperature", 't', REAL, SAMPLES, AT(sampling.temperature), 0, 1000, "T",
      "0: always the most likely token"},
     {"top-k", 0, COUNT, SAMPLES, AT(sampling.top_k), 0, UINT32_MAX, "K",
-     "draw from the K most likely tokens; 0: off"},
+     "draw from the K most likely tokens; 0 or -1: off"},
     {"top-p", 0, REAL, SAMPLES, AT(sampling.top_p), 1e-6, 1, "P",
      "draw from the fewest tokens whose probabilities reach P; 1: off"},
     {"min-p", 0, REAL, SAMPLES, AT(sampling.min_p), 0, 1, "P",
@@ -114,8 +124,9 @@ static const option OPTIONS[] = {
     {"frequency-penalty", 0, REAL, SAMPLES, AT(sampling.frequency_penalty), -1e3, 1e3, "X",
      "the same for each time they were generated; 0: off"},
     {"seed", 0, SEED, SAMPLES, AT(sampling.seed), 0, 0, "N",
-     "the same seed gives the same text (default: a random one)"},
-    {"stop", 0, LIST, SAMPLES, AT(stops), 0, 0, "TEXT", "end before this text; may be given several times"},
+     "the same seed gives the same text (default, and -1: a random one)"},
+    {"stop", 0, LIST, SAMPLES, AT(stops), 0, 0, "TEXT",
+     "end before this text, or at this token; may be given several times"},
     {"system", 0, TEXT, CHAT, AT(system), 0, 0, "TEXT", "the system message"},
     {"hide-thinking", 0, FLAG, CHAT, AT(hide_thinking), 0, 0, NULL,
      "print replies without the reasoning before </think>"},
@@ -150,20 +161,43 @@ typedef struct command {
     const char *name;
     unsigned bit, needs;
     int (*run)(run *r);
-    const char *argument; /* NULL: takes none; in brackets: may be left out */
-    const char *help, *details;
+    const char *argument;       /* NULL: takes none; in brackets: may be left out */
+    const char *help, *details; /* details: a paragraph; NULL: none */
 } command;
 
 static settings default_settings(void) {
     return (settings){.sampling = llm_sampling_default(), .prompt_tokens = 512, .repeat = 5};
 }
 
+/* Prints words from this column on, in lines of at most 80 columns that begin at `indent`, and a newline. */
+static void print_wrapped(FILE *out, const char *words, size_t column, size_t indent) {
+    for (size_t n; *words; words += n, words += *words == ' ') {
+        n = strcspn(words, " ");
+        if (column > indent && column + 1 + n > 80) {
+            fprintf(out, "\n%*s", (int)indent, "");
+            column = indent;
+        } else if (column > indent) {
+            fputc(' ', out);
+            column++;
+        }
+        fprintf(out, "%.*s", (int)n, words);
+        column += n;
+    }
+    fputc('\n', out);
+}
+
 static void print_help(const command *c) {
+    enum { COLUMN = 30 }; /* where the texts of the options begin */
     settings defaults = default_settings();
     printf("usage: pyllm %s [OPTIONS]%s%s\n\n%s.\n", c->name, c->argument ? " " : "",
         c->argument ? c->argument : "", c->help);
-    printf("%s%s\noptions:\n", *c->details ? "\n" : "", c->details);
+    if (c->details) {
+        putchar('\n');
+        print_wrapped(stdout, c->details, 0, 0);
+    }
+    puts("\noptions:");
     for (const option *x = OPTIONS; x < OPTIONS + N_OPTIONS; x++) {
+        char help[256];
         const void *field = (const char *)&defaults + x->field;
         double value = x->kind == REAL    ? *(const float *)field
                        : x->kind == COUNT ? *(const uint32_t *)field
@@ -171,43 +205,47 @@ static void print_help(const command *c) {
         if (!(x->commands & c->bit))
             continue;
         printf(x->letter ? "  -%c, " : "      ", x->letter);
-        printf("--%s %-*s %s", x->name, 20 - (int)strlen(x->name), x->value ? x->value : "", x->help);
-        printf(value != 0 ? " (default: %g)\n" : "\n", value);
+        printf("--%s %-*s ", x->name, COLUMN - 10 - (int)strlen(x->name), x->value ? x->value : "");
+        snprintf(help, sizeof help, value != 0 ? "%s (default: %g)" : "%s", x->help, value);
+        print_wrapped(stdout, help, COLUMN, COLUMN);
     }
 }
 
-/* Sets the field of one option from its text. */
-static int set_option(settings *o, const option *x, const char *text) {
+/* Sets the field of one option from what was given; `hint` ends the message about a number. */
+static int set_option(settings *o, const option *x, const char *given, const char *hint) {
     void *field = (char *)o + x->field;
     char *end = NULL;
     if (x->kind == FLAG) {
         *(int *)field = 1;
     } else if (x->kind == TEXT) {
-        *(const char **)field = text;
+        *(const char **)field = given;
     } else if (x->kind == LIST) {
-        o->stops[o->n_stops++] = text;
-        if (!*text)
+        o->stops[o->n_stops++] = given;
+        if (!*given)
             return report(USAGE, "--%s must not be empty", x->name);
     } else if (x->kind == REAL) {
-        float value = strtof(text, &end);
-        if (end == text || *end || !(value >= (float)x->low && value <= (float)x->high)) /* NaN fails this */
-            return report(
-                USAGE, "--%s takes a number from %g to %g, not '%s'", x->name, x->low, x->high, text);
+        float value = strtof(given, &end);
+        if (end == given || *end || !(value >= (float)x->low && value <= (float)x->high)) /* NaN fails this */
+            return report(USAGE, "--%s takes a number from %g to %g, not '%s'%s", x->name, x->low, x->high,
+                given, hint);
         *(float *)field = value;
     } else {
-        int digits = *text >= '0' && *text <= '9'; /* strtoull takes signs and spaces */
+        int digits = *given >= '0' && *given <= '9'; /* strtoull takes signs and spaces */
+        int unset = x->low == 0 && !strcmp(given, "-1"); /* off, or random: as other programs have it */
         unsigned long long low = (unsigned long long)x->low, high = UINT64_MAX, value;
         if (x->kind == COUNT)
             high = (unsigned long long)x->high;
         errno = 0;
-        value = strtoull(text, &end, 10);
-        if (!digits || *end || errno || value < low || value > high)
-            return report(
-                USAGE, "--%s takes a whole number from %llu to %llu, not '%s'", x->name, low, high, text);
-        if (x->kind == COUNT)
+        value = unset ? 0 : strtoull(given, &end, 10);
+        if (!unset && (!digits || *end || errno || value < low || value > high))
+            return report(USAGE, "--%s takes a whole number from %llu to %llu, not '%s'%s", x->name, low,
+                high, given, hint);
+        if (x->kind == COUNT) {
             *(uint32_t *)field = (uint32_t)value;
-        else
-            *(uint64_t *)field = value, o->has_seed = 1;
+        } else {
+            *(uint64_t *)field = value;
+            o->has_seed = !unset;
+        }
     }
     return OK;
 }
@@ -230,6 +268,7 @@ static const option *find_option(const command *c, const char *arg, const char *
 
 static int parse(settings *o, const command *c, int argc, char **argv) {
     int plain = 0; /* after "--" nothing is an option */
+    const char *dashes = c->argument ? "; put -- before an argument that begins with a dash" : "";
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i], *value = NULL;
         if (!plain && !strcmp(arg, "--")) {
@@ -237,13 +276,13 @@ static int parse(settings *o, const command *c, int argc, char **argv) {
         } else if (!plain && arg[0] == '-' && arg[1]) {
             const option *x = find_option(c, arg, &value);
             if (!x)
-                return report(
-                    USAGE, "'pyllm %s' has no option '%s'; see pyllm %s --help", c->name, arg, c->name);
+                return report(USAGE, "'pyllm %s' has no option '%s'; see pyllm %s --help%s", c->name, arg,
+                    c->name, dashes);
             if (x->kind == FLAG && value)
                 return report(USAGE, "--%s takes no value", x->name);
             if (x->kind != FLAG && !value && !(value = ++i < argc ? argv[i] : NULL))
                 return report(USAGE, "--%s needs a value (%s)", x->name, x->value);
-            if (set_option(o, x, value) != OK)
+            if (set_option(o, x, value, value == arg + 2 ? dashes : "") != OK)
                 return USAGE;
         } else if (!c->argument || o->text) {
             return report(USAGE, "'pyllm %s' takes %s, and '%s' is one too many%s", c->name,
@@ -260,31 +299,6 @@ static int parse(settings *o, const command *c, int argc, char **argv) {
 /* ---------------------------------------------------------------------------------------------------------
  * Text */
 
-/* A growing text. When memory runs out `failed` is set and stays; it is looked at once, at the end. */
-typedef struct text {
-    char *data; /* (len,), may hold NUL */
-    size_t len, capacity;
-    int failed;
-} text;
-
-static void append(text *t, const char *data, size_t n) {
-    if (n > t->capacity - t->len) {
-        size_t capacity = t->capacity ? t->capacity : 256;
-        while (capacity - t->len < n && capacity <= SIZE_MAX / 2)
-            capacity *= 2;
-        char *grown = capacity - t->len < n ? NULL : realloc(t->data, capacity);
-        if (!grown) {
-            t->failed = 1;
-            return;
-        }
-        t->data = grown;
-        t->capacity = capacity;
-    }
-    if (n)
-        memcpy(t->data + t->len, data, n);
-    t->len += n;
-}
-
 /* Appends a whole file; "-" is standard input. */
 static int read_file(text *t, const char *path) {
     char buffer[65536];
@@ -298,29 +312,8 @@ static int read_file(text *t, const char *path) {
     if (in != stdin)
         fclose(in);
     if (error)
-        return report(FAILED, "%s: %s", path, strerror(error));
+        return report(FAILED, "%s: %s", in == stdin ? "standard input" : path, strerror(error));
     return t->failed ? report(FAILED, "out of memory for the text") : OK;
-}
-
-/* Writes n bytes to out with control characters made visible and, if quoted, quotes and backslashes too;
- * returns the new end. `out` needs 4 * n bytes. Model files are untrusted: what they say must not reach a
- * terminal raw. */
-static char *escape(char *out, const char *data, size_t n, int quoted) {
-    for (size_t i = 0; i < n; i++) {
-        unsigned char c = (unsigned char)data[i];
-        const char *letter = c ? strchr("\nn\tt\rr", c) : NULL;
-        if (c < 32 && letter)
-            *out++ = '\\', *out++ = letter[1];
-        else if (c < 32 || c == 127)
-            out += sprintf(out, "\\x%02x", c);
-        else if (c >= 0x80 && c < 0xa0 && i && (unsigned char)data[i - 1] == 0xc2) /* U+0080 to U+009F */
-            out += sprintf(out - 1, "\\x%02x", c) - 1;                             /* in place of the 0xc2 */
-        else if (quoted && (c == '"' || c == '\\'))
-            *out++ = '\\', *out++ = (char)c;
-        else
-            *out++ = (char)c;
-    }
-    return out;
 }
 
 /* A number of bytes for people, valid until the fourth call after it. */
@@ -349,11 +342,13 @@ struct run {
     text input;                /* the argument, or the file that it names */
     uint32_t *tokens;          /* (n,) its tokens */
     size_t n;
-    float *logits;    /* (vocab_size,) after the last token of sequence 0 */
-    uint32_t *cached; /* (context,) the tokens of sequence 0 */
-    char *piece;      /* one token's text */
-    char *visible;    /* the same in quotes, with escapes */
-    void *taken[8];   /* what `take` gave */
+    float *logits;         /* (vocab_size,) after the last token of sequence 0 */
+    uint32_t *cached;      /* (context,) the tokens of sequence 0 */
+    char *piece;           /* one token's text */
+    char *visible;         /* the same in quotes, with escapes */
+    uint32_t *stop_tokens; /* (n_stop_tokens,) of --stop */
+    size_t n_stop_tokens;
+    void *taken[8]; /* what `take` gave */
     int n_taken;
     char err[256];
 };
@@ -404,6 +399,8 @@ static int open_session(run *r, uint32_t context) {
 static int run_command(const command *c, const settings *o) {
     run r = {.o = o};
     int status = OK;
+    if (c->bit == CHAT)
+        open_terminal(); /* before anything takes time: what is typed meanwhile must not be cut */
     if (o->model)
         r.model = llm_open(o->model, r.err, sizeof r.err);
     else
@@ -449,6 +446,67 @@ static int encode(run *r, const text *t, uint32_t flags) {
     }
 }
 
+/* A token's text in quotes, with escapes, valid until the next call. Bytes that are no whole UTF-8 are
+ * escaped too. */
+static const char *visible_token(run *r, uint32_t token) {
+    llm_decoder d = {.started = 1}; /* keeps a leading space */
+    size_t n = llm_decode(r->tokenizer, &d, token, 1, r->piece, llm_token_max_bytes(r->tokenizer));
+    char *out = r->visible;
+    *out++ = '"';
+    out = escape(out, r->piece, n, QUOTED);
+    for (uint32_t i = 0; i < d.n_held && i < sizeof d.held; i++)
+        out += sprintf(out, "\\x%02x", d.held[i]);
+    strcpy(out, "\"");
+    return r->visible;
+}
+
+/* Whether a control token's text is in `stop`; an unknown token, which any text may become, is not meant. */
+static int names_control(run *r, const char *stop, uint32_t token) {
+    llm_decoder d = {.started = 1};
+    if (!llm_token_is_special(r->tokenizer, token))
+        return 0;
+    size_t n = llm_decode(r->tokenizer, &d, token, 1, r->piece, llm_token_max_bytes(r->tokenizer));
+    return n && memmem(stop, strlen(stop), r->piece, n) != NULL;
+}
+
+/* Finds the control tokens among the stop texts. They have no text, so that they are looked for by id; and
+ * what has one together with other text can never come. `shown`: (2,) those that have a text after all, or
+ * NULL. */
+static int find_stop_tokens(run *r, const uint32_t *shown) {
+    r->stop_tokens = take(r, r->o->n_stops, sizeof *r->stop_tokens);
+    if (!r->stop_tokens)
+        return FAILED;
+    for (size_t i = 0; i < r->o->n_stops; i++) {
+        const char *stop = r->o->stops[i];
+        text t = {0};
+        append(&t, stop, strlen(stop));
+        int status = encode(r, &t, LLM_SPECIAL | LLM_NO_BOS);
+        free(t.data);
+        if (status != OK)
+            return status;
+        for (size_t j = 0; j < r->n; j++) {
+            uint32_t token = r->tokens[j];
+            if ((shown && (token == shown[0] || token == shown[1])) || !names_control(r, stop, token))
+                continue;
+            if (r->n > 1)
+                return report(FAILED,
+                    "--stop '%s' can never come: %s is a control token, which has no text; it can be a "
+                    "--stop "
+                    "of its own",
+                    stop, visible_token(r, token));
+            r->stop_tokens[r->n_stop_tokens++] = token;
+        }
+    }
+    return OK;
+}
+
+static int is_stop(const run *r, uint32_t token) {
+    for (size_t i = 0; i < r->n_stop_tokens; i++)
+        if (r->stop_tokens[i] == token)
+            return 1;
+    return llm_token_is_stop(r->tokenizer, token);
+}
+
 /* Reads the argument: itself, or standard input for "-", less one newline at the end if `strip`. */
 static int read_argument(run *r, int strip) {
     const char *argument = r->o->text ? r->o->text : "";
@@ -477,20 +535,6 @@ static int read_prompt(run *r) {
     return status;
 }
 
-/* A token's text in quotes, with escapes, valid until the next call. Bytes that are no whole UTF-8 are
- * escaped too. */
-static const char *visible_token(run *r, uint32_t token) {
-    llm_decoder d = {.started = 1}; /* keeps a leading space */
-    size_t n = llm_decode(r->tokenizer, &d, token, 1, r->piece, llm_token_max_bytes(r->tokenizer));
-    char *out = r->visible;
-    *out++ = '"';
-    out = escape(out, r->piece, n, 1);
-    for (uint32_t i = 0; i < d.n_held && i < sizeof d.held; i++)
-        out += sprintf(out, "\\x%02x", d.held[i]);
-    strcpy(out, "\"");
-    return r->visible;
-}
-
 /* Prints a section of text, control characters escaped, its first line after the label, the others below. */
 static int print_section(run *r, uint32_t tag, const char *label) {
     size_t size, n;
@@ -501,7 +545,7 @@ static int print_section(run *r, uint32_t tag, const char *label) {
         char *line = malloc(4 * n + 1);
         if (!line)
             return report(FAILED, "out of memory");
-        *escape(line, data, n, 0) = 0;
+        *escape(line, data, n, ONE_LINE) = 0;
         printf("%-18s%s\n", label, line);
         free(line);
         n += newline != NULL;
@@ -511,24 +555,6 @@ static int print_section(run *r, uint32_t tag, const char *label) {
 
 /* ---------------------------------------------------------------------------------------------------------
  * Generating */
-
-/* Set by Ctrl-C. A second one before anybody looked ends the process as if there were no handler. */
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int number) {
-    if (interrupted) {
-        signal(number, SIG_DFL);
-        raise(number);
-    }
-    interrupted = 1;
-}
-
-static void catch_interrupts(void) {
-    struct sigaction action = {.sa_handler = on_interrupt}, old; /* no SA_RESTART: a read must return */
-    sigemptyset(&action.sa_mask);
-    if (!sigaction(SIGINT, NULL, &old) && old.sa_handler != SIG_IGN) /* nohup and background jobs ignore it */
-        sigaction(SIGINT, &action, NULL);
-}
 
 static double seconds(void) {
     struct timespec t;
@@ -560,7 +586,8 @@ typedef struct writer {
     enum place place;
     const char *const *marks; /* (2,) the texts around the reasoning; NULL: it is a text like any other */
     const uint32_t *visible;  /* (2,) with marks: control tokens to print, those of the marks */
-    int hide, dim;            /* how the reasoning is printed: not at all, or dimmed */
+    int hide;                 /* the reasoning is not printed */
+    int tty; /* stdout is a terminal: control characters are escaped, the reasoning is dimmed */
 } writer;
 
 /* Where `word` begins in data[from .. end), or an end of that which may become it; else `end`. */
@@ -582,12 +609,28 @@ static size_t skip_space(const char *data, size_t from, size_t end) {
     return from;
 }
 
+/* Prints n bytes: as they are, but on a terminal with escapes. */
+static void print_text(const char *data, size_t n, int tty) {
+    enum { PART = 256 };
+    char visible[4 * PART + 1];
+    while (tty && n) {
+        size_t m = n < PART ? n : PART;
+        while (m < n && m > PART - 4 && (data[m] & 0xc0) == 0x80) /* no character is cut */
+            m--;
+        fwrite(visible, 1, (size_t)(escape(visible, data, m, LINES) - visible), stdout);
+        data += m;
+        n -= m;
+    }
+    if (n)
+        fwrite(data, 1, n, stdout);
+}
+
 /* Prints up to `end`. */
 static void print(writer *w, size_t end, int thought) {
-    int dim = thought && w->dim;
+    int dim = thought && w->tty;
     if (end > w->shown && !(thought && w->hide)) {
         fputs(dim ? "\033[2m" : "", stdout);
-        fwrite(w->text.data + w->shown, 1, end - w->shown, stdout);
+        print_text(w->text.data + w->shown, end - w->shown, w->tty);
         fputs(dim ? "\033[22m" : "", stdout);
     }
     w->shown = end;
@@ -670,7 +713,7 @@ static int generate(run *r, size_t reused, uint64_t seed, writer *w) {
     double prompted = seconds();
     while (status == OK) {
         uint32_t token = llm_sample(sampler, r->logits);
-        if (llm_token_is_stop(r->tokenizer, token))
+        if (is_stop(r, token))
             break;
         made++;
         int special = w->marks && (token == w->visible[0] || token == w->visible[1]);
@@ -700,13 +743,15 @@ static int generate(run *r, size_t reused, uint64_t seed, writer *w) {
 }
 
 static int run_generate(run *r) {
-    writer w = {.stopped = 0};
-    int status = read_prompt(r);
+    writer w = {.tty = isatty(STDOUT_FILENO)};
+    int status = find_stop_tokens(r, NULL);
+    if (status == OK)
+        status = read_prompt(r);
     if (status != OK)
         return status;
     catch_interrupts();
-    if (!r->o->no_echo && r->input.len)
-        fwrite(r->input.data, 1, r->input.len, stdout);
+    if (!r->o->no_echo)
+        print_text(r->input.data, r->input.len, w.tty);
     fflush(stdout);
     status = generate(r, 0, choose_seed(r->o), &w);
     free(w.text.data);
@@ -742,28 +787,29 @@ typedef struct chat {
     const char *const *marks;     /* (2,) of MARKS */
     uint32_t mark_tokens[2];      /* UINT32_MAX: the mark is no token */
     int begun;                    /* the prompt ends inside the reasoning */
-    int dim;                      /* stdout is a terminal */
+    int tty;                      /* stdout is a terminal */
     turn *turns;                  /* (n_turns,) the last one waits for its reply */
     size_t n_turns, capacity;
     size_t first; /* the oldest turn that is still in the context */
 } chat;
 
-/* Reads one message: a line, and those after it while they end with a backslash. Returns OK, INTERRUPTED or
- * END_OF_INPUT. */
-static int read_message(text *message, int tty) {
+/* Reads one message: a line, and those after it while they end with a backslash. Returns OK, FAILED,
+ * INTERRUPTED or END_OF_INPUT. */
+static int read_message(text *message) {
     const char *prompt = "> ";
     for (message->len = 0;; prompt = ". ") {
-        int byte = EOF;
-        if (tty)
-            fputs(prompt, stderr);
-        while (!interrupted && (byte = getchar()) != EOF && byte != '\n')
-            append(message, &(char){(char)byte}, 1);
-        if (interrupted) { /* what was typed is dropped */
-            clearerr(stdin);
+        switch (read_line(message, prompt)) {
+        case LINE_FAILED:
+            return report(FAILED, "standard input: %s", strerror(errno));
+        case LINE_INTERRUPTED: /* what was typed is dropped */
             return INTERRUPTED;
-        }
-        if (byte == EOF)
+        case LINE_END:
             return message->len ? OK : END_OF_INPUT;
+        case LINE_READ:
+            break;
+        }
+        if (message->failed)
+            return report(FAILED, "out of memory for the message");
         if (!message->len || message->data[message->len - 1] != '\\')
             return OK;
         message->data[message->len - 1] = '\n';
@@ -813,7 +859,7 @@ static int open_chat(chat *c) {
         char *line = take(c->r, size, 4);
         if (!line)
             return FAILED;
-        *escape(line, why, size, 0) = 0;
+        *escape(line, why, size, ONE_LINE) = 0;
         return report(FAILED, "this model cannot chat here: %s", line);
     }
     if (!at && llm_section(c->r->model, LLM_CHAT_PARTS, &size))
@@ -925,7 +971,7 @@ static int encode_turns(chat *c) {
 static int answer(chat *c, uint64_t seed) {
     run *r = c->r;
     size_t room = r->context / 4, forgotten = 0, same = 0, length = llm_length(r->session, 0);
-    writer w = {.marks = c->marks, .visible = c->mark_tokens, .hide = r->o->hide_thinking, .dim = c->dim};
+    writer w = {.marks = c->marks, .visible = c->mark_tokens, .hide = r->o->hide_thinking, .tty = c->tty};
     int status = encode_turns(c);
     room = r->o->max_tokens && r->o->max_tokens < room ? r->o->max_tokens : room;
     for (; status == OK && r->n + room > r->context && c->first + 1 < c->n_turns; forgotten++) {
@@ -977,17 +1023,29 @@ static int add_turn(chat *c, text *message) {
     return OK;
 }
 
+// clang-format off
+static const char CHAT_HELP[] =
+    "/reset  forget the conversation\n"
+    "/exit   leave (so does Ctrl-D)\n"
+    "/help   print this list\n"
+    "A \\ at the end of a line continues the message on the next line. A pasted text of\n"
+    "several lines is one message, sent by Enter. Ctrl-C ends a reply. Ctrl-W deletes a\n"
+    "word, Ctrl-U the line.\n";
+// clang-format on
+
 static int run_chat(run *r) {
-    chat c = {.r = r, .dim = isatty(STDOUT_FILENO)};
+    chat c = {.r = r, .tty = isatty(STDOUT_FILENO)};
     text message = {0};
     int status = open_chat(&c), hinted = 0, tty = isatty(STDIN_FILENO);
     uint64_t seed = choose_seed(r->o);
     if (status == OK)
+        status = find_stop_tokens(r, c.mark_tokens);
+    if (status == OK)
         catch_interrupts();
     while (status == OK) {
-        status = read_message(&message, tty);
+        status = read_message(&message);
         if (status == INTERRUPTED && !hinted) {
-            interrupted = 0; /* before the hint invites the next one */
+            forget_interrupt(); /* before the hint invites the next one */
             hinted = 1;
             fputs("\n(Ctrl-C again or Ctrl-D leaves)\n", stderr);
             status = OK;
@@ -996,23 +1054,19 @@ static int run_chat(run *r) {
         hinted = 0;
         if ((status == END_OF_INPUT && tty) || status == INTERRUPTED)
             fputc('\n', stderr);
-        if (status == OK && message.failed)
-            status = report(FAILED, "out of memory for the message");
         if (status != OK || is_line(&message, "/exit"))
             break;
         if (is_line(&message, "/reset")) {
             drop_turns(&c, 0);
         } else if (is_line(&message, "/help")) {
-            fputs("/reset  forget the conversation\n/exit   leave (so does Ctrl-D)\n/help   print this list\n"
-                  "A \\ at the end of a line continues the message on the next line. Ctrl-C ends a reply.\n",
-                stderr);
+            fputs(CHAT_HELP, stderr);
         } else if (message.len) {
             status = add_turn(&c, &message);
             if (status == OK)
                 status = answer(&c, seed + c.n_turns - 1); /* each reply its own random numbers */
             if (status == INTERRUPTED) {                   /* what there is of the reply is kept */
                 status = OK;
-                interrupted = 0;
+                forget_interrupt();
             }
         }
     }
@@ -1340,49 +1394,45 @@ static int run_bench(run *r) {
 /* ---------------------------------------------------------------------------------------------------------
  * main */
 
+// clang-format off
 static const command COMMANDS[] = {
     {"generate", GENERATE, TOKENIZER | SESSION, run_generate, "[TEXT]", "continue a text",
-        "TEXT is the prompt, - reads it from standard input (less one newline at its end); without it the "
-        "model\n"
-        "begins a text by itself. Special tokens such as <|im_end|> are recognised in it.\n"},
+     "TEXT is the prompt, - reads it from standard input (less one newline at its end); without it the model "
+     "begins a text by itself. Special tokens such as <|im_end|> are recognised in it. Before a TEXT that "
+     "begins with a dash, put --."},
     {"chat", CHAT, TOKENIZER | SESSION, run_chat, NULL, "talk with a chat model",
-        "Reads messages from standard input, one a line; a \\ at the end of a line continues it on the next. "
-        "/reset\n"
-        "starts over, /help lists such commands, /exit or Ctrl-D leaves; Ctrl-C ends a reply. When the "
-        "context is\n"
-        "full, the oldest turns are forgotten, the system message never.\n"},
+     "Reads messages from standard input, one a line; a \\ at the end of a line continues it on the next, and "
+     "at a terminal a pasted text of several lines is one message. /reset starts over, /help lists such "
+     "commands, /exit or Ctrl-D leaves; Ctrl-C ends a reply. When the context is full, the oldest turns are "
+     "forgotten, the system message never."},
     {"next", NEXT, TOKENIZER | SESSION, run_next, "TEXT", "show the most likely next tokens of a text",
-        "TEXT is the prompt, - reads it from standard input (less one newline at its end).\n"},
-    {"info", INFO, 0, run_info, NULL, "show what is in a model file, and the memory it needs", ""},
+     "TEXT is the prompt, - reads it from standard input (less one newline at its end)."},
+    {"info", INFO, 0, run_info, NULL, "show what is in a model file, and the memory it needs", NULL},
     {"tokenize", TOKENIZE, TOKENIZER, run_tokenize, "TEXT", "show the tokens of a text",
-        "One line a token: its id and its text. TEXT - reads standard input, as it is.\n"},
+     "One line a token: its id and its text. TEXT - reads standard input, as it is."},
     {"perplexity", PERPLEXITY, TOKENIZER | SESSION, run_perplexity, "FILE",
-        "measure how well the model predicts a text",
-        "Reads FILE (- is standard input) in windows of the context, each --stride positions after the one "
-        "before.\n"
-        "Every token is predicted once, in the first window that has it, from all that is before it there. A "
-        "window\n"
-        "begins with BOS if the model's tokenizer adds one; without it the first token is not predicted. The "
-        "error\n"
-        "is one standard error, with tokens taken as independent.\n"},
+     "measure how well the model predicts a text",
+     "Reads FILE (- is standard input) in windows of the context, each --stride positions after the one "
+     "before. Every token is predicted once, in the first window that has it, from all that is before it "
+     "there. A window begins with BOS if the model's tokenizer adds one; without it the first token is not "
+     "predicted. The error is one standard error, with tokens taken as independent."},
     {"bench", BENCH, 0, run_bench, NULL, "measure the speed of a model on this machine",
-        "Prefill, decode and the speed of reading memory are measured in turn, --repeat times. The "
-        "percentage is\n"
-        "decode's: the bytes of weights that a token needs, times tokens a second, of the bytes that the "
-        "same\n"
-        "threads can read from memory in a second. It can pass 100 % when the weights fit into the "
-        "caches.\n"},
+     "Prefill, decode and the speed of reading memory are measured in turn, --repeat times. The percentage is "
+     "decode's: the bytes of weights that a token needs, times tokens a second, of the bytes that the same "
+     "threads can read from memory in a second. It can pass 100 % when the weights fit into the caches."},
 };
+// clang-format on
 enum { N_COMMANDS = sizeof COMMANDS / sizeof *COMMANDS };
 
 static void print_usage(FILE *out) {
     fputs("usage: pyllm COMMAND [OPTIONS] [TEXT]\n\ncommands:\n", out);
     for (int i = 0; i < N_COMMANDS; i++)
         fprintf(out, "  %-12s %s\n", COMMANDS[i].name, COMMANDS[i].help);
-    fputs("\npyllm COMMAND --help lists the options of a command. pyllm --version prints the version. Any "
-          "other\n"
-          "COMMAND runs the program pyllm-COMMAND.\n",
-        out);
+    fputc('\n', out);
+    print_wrapped(out,
+        "pyllm COMMAND --help lists the options of a command. pyllm --version prints the version. Any other "
+        "COMMAND runs the program pyllm-COMMAND.",
+        0, 0);
 }
 
 /* Runs the program pyllm-NAME, looked for beside this one, then on PATH. argv[0] is NAME. Returns only if
@@ -1413,17 +1463,30 @@ static int run_external(char **argv) {
                            : report(FAILED, "%s: %s", program, strerror(errno));
 }
 
-/* Text that could not be written is a failure, reported unless nobody wanted it any more (pyllm ... |
- * head). */
+/* A standard descriptor that is closed would be given to the next file or pipe that is opened. */
+static void hold_descriptors(void) {
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            open("/dev/null", (fd ? O_RDONLY : O_WRONLY) | O_CLOEXEC); /* so that using it still fails */
+}
+
+/* Text that could not be written is a failure, reported unless nobody wanted it any more, as in
+ * `pyllm ... | head`. */
 static int finish(int status) {
+    errno = 0;
     if (!fflush(stdout) && !ferror(stdout))
         return status;
-    return errno == EPIPE ? FAILED : report(FAILED, "cannot write to standard output: %s", strerror(errno));
+    if (errno == EPIPE)
+        return FAILED;
+    if (!errno) /* it failed earlier */
+        return report(FAILED, "cannot write to standard output");
+    return report(FAILED, "cannot write to standard output: %s", strerror(errno));
 }
 
 int main(int argc, char **argv) {
     settings o = default_settings();
     const command *c = COMMANDS;
+    hold_descriptors();
     if (argc < 2) {
         print_usage(stderr);
         return USAGE;

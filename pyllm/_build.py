@@ -78,7 +78,7 @@ def build_command(out: Path, version: str) -> None:
     """Compiles the command `pyllm` to `out`, with the built-in model inside."""
     model = ROOT / "pyllm" / "models" / "stories.llm"
     defines = [f'-DPYLLM_VERSION="{version}"', f'-DPYLLM_BUILTIN="{model}"']
-    sources = [str(ROOT / name) for name in [*LIBRARY, "csrc/main.c"]]
+    sources = [str(ROOT / name) for name in [*LIBRARY, "csrc/terminal.c", "csrc/main.c"]]
     command = [*compiler(), *CFLAGS, *openmp_flags(), *defines, *sources, "-lm", "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
