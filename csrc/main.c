@@ -230,7 +230,7 @@ static int set_option(settings *o, const option *x, const char *given, const cha
                 given, hint);
         *(float *)field = value;
     } else {
-        int digits = *given >= '0' && *given <= '9'; /* strtoull takes signs and spaces */
+        int digits = *given >= '0' && *given <= '9';     /* strtoull takes signs and spaces */
         int unset = x->low == 0 && !strcmp(given, "-1"); /* off, or random: as other programs have it */
         unsigned long long low = (unsigned long long)x->low, high = UINT64_MAX, value;
         if (x->kind == COUNT)
@@ -609,6 +609,15 @@ static size_t skip_space(const char *data, size_t from, size_t end) {
     return from;
 }
 
+/* The first error of writing to stdout, which stdio does not keep. */
+static int output_error;
+
+static void flush_output(void) {
+    errno = 0;
+    if ((fflush(stdout) || ferror(stdout)) && !output_error)
+        output_error = errno;
+}
+
 /* Prints n bytes: as they are, but on a terminal with escapes. */
 static void print_text(const char *data, size_t n, int tty) {
     enum { PART = 256 };
@@ -674,7 +683,7 @@ static void show(writer *w, const settings *o, const char *data, size_t n, int l
     }
     t->len = stop;
     print_parts(w, last || w->stopped ? stop : hold, last || w->stopped);
-    fflush(stdout);
+    flush_output();
 }
 
 /* Appends n tokens to sequence 0, looking at Ctrl-C between chunks. Fills r->logits: those after the last. */
@@ -730,7 +739,7 @@ static int generate(run *r, size_t reused, uint64_t seed, writer *w) {
     if (!w->stopped)
         show(w, o, r->piece, llm_decode_end(&decoder, r->piece, room), 1);
     putchar('\n');
-    fflush(stdout);
+    flush_output();
     if (o->verbose) {
         double prefill = prompted - start, decode = seconds() - prompted;
         fprintf(stderr, "pyllm: seed %" PRIu64 "; prompt of %zu tokens, %zu of them run in %.2f s (%.1f/s); ",
@@ -752,7 +761,7 @@ static int run_generate(run *r) {
     catch_interrupts();
     if (!r->o->no_echo)
         print_text(r->input.data, r->input.len, w.tty);
-    fflush(stdout);
+    flush_output();
     status = generate(r, 0, choose_seed(r->o), &w);
     free(w.text.data);
     return status;
@@ -1473,14 +1482,13 @@ static void hold_descriptors(void) {
 /* Text that could not be written is a failure, reported unless nobody wanted it any more, as in
  * `pyllm ... | head`. */
 static int finish(int status) {
-    errno = 0;
-    if (!fflush(stdout) && !ferror(stdout))
+    flush_output();
+    if (!ferror(stdout))
         return status;
-    if (errno == EPIPE)
+    if (output_error == EPIPE)
         return FAILED;
-    if (!errno) /* it failed earlier */
-        return report(FAILED, "cannot write to standard output");
-    return report(FAILED, "cannot write to standard output: %s", strerror(errno));
+    return report(FAILED, "cannot write to standard output%s%s", output_error ? ": " : "",
+        output_error ? strerror(output_error) : "");
 }
 
 int main(int argc, char **argv) {

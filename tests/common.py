@@ -24,27 +24,34 @@ SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
 
 
 def byte_tokenizer(
-    flags: int, bos: int, eos: int, special: list[bytes] = SPECIAL, strip: int = 0
+    flags: int,
+    bos: int,
+    eos: int,
+    special: list[bytes] = SPECIAL,
+    strip: int = 0,
+    texts: dict[int, bytes] | None = None,
 ) -> dict[int, bytes]:
     """The sections of a tokenizer whose tokens are the 256 bytes and the special ones.
 
     flags  LLM_ADD_BOS or 0
-    strip  of the special tokens: LLM_ADDED_LSTRIP, LLM_ADDED_RSTRIP, which need LLM_CLASSES"""
-    texts = [bytes([i]) for i in range(256)] + special
-    starts = np.cumsum([0] + [len(t) for t in texts]).astype("<u4")
-    order = sorted(range(256), key=lambda i: texts[i])
+    strip  of the special tokens: LLM_ADDED_LSTRIP, LLM_ADDED_RSTRIP, which need LLM_CLASSES
+    texts  what these ids of bytes decode to instead"""
+    own = texts or {}
+    pieces = [own.get(i, bytes([i])) for i in range(256)] + special
+    starts = np.cumsum([0] + [len(piece) for piece in pieces]).astype("<u4")
+    order = sorted(range(256), key=lambda i: pieces[i])
     added, at = struct.pack("<II", len(special), 0), 0
     for text in sorted(special):
         added += struct.pack("<IIII", 256 + special.index(text), lib.LLM_ADDED_SPECIAL | strip, at, len(text))
         at += len(text)
+    head = struct.pack("<8I", lib.LLM_BYTE_LEVEL | flags, len(pieces), bos, eos, NONE, 0, 0, 0)
     return {
-        lib.LLM_TOKENIZER: struct.pack("<8I", lib.LLM_BYTE_LEVEL | flags, len(texts), bos, eos, NONE, 0, 0, 0)
-        + np.arange(256, dtype="<u4").tobytes(),
+        lib.LLM_TOKENIZER: head + np.arange(256, dtype="<u4").tobytes(),
         lib.LLM_TOKEN_STARTS: starts.tobytes(),
-        lib.LLM_TOKEN_BYTES: b"".join(texts),
+        lib.LLM_TOKEN_BYTES: b"".join(pieces),
         lib.LLM_TOKEN_TYPES: bytes(256) + bytes([lib.LLM_TOKEN_SPECIAL]) * len(special),
         lib.LLM_TOKEN_ORDER: np.array(order, dtype="<u4").tobytes(),
-        lib.LLM_MERGE_STARTS: bytes(4 * (len(texts) + 1)),
+        lib.LLM_MERGE_STARTS: bytes(4 * (len(pieces) + 1)),
         lib.LLM_MERGES: b"",
         lib.LLM_ADDED: added + b"".join(sorted(special)),
     }

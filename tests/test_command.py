@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import math
 import os
 import re
+import select
 import shutil
 import signal
 import stat
 import struct
 import subprocess
+import termios
 import threading
+import time
+import unicodedata
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-from common import BOS, COMMAND, IM_END, NONE, SPECIAL, byte_tokenizer
+from common import BOS, COMMAND, IM_END, IM_START, NONE, SPECIAL, byte_tokenizer
 from pyllm._llm import ffi, lib
 from reference import (
     FP16,
@@ -89,6 +96,7 @@ def tiny_model(
     bos: int = BOS,
     eos: int = IM_END,
     flags: int = lib.LLM_ADD_BOS,
+    texts: dict[int, bytes] | None = None,
     **arguments,
 ) -> bytes:
     """A flat file of random weights over byte_tokenizer, that can chat if `parts` are given."""
@@ -96,7 +104,7 @@ def tiny_model(
         lib.LLM_NAME: b"Tiny",
         lib.LLM_ABOUT: b"family: test\nlicence: \x1b[31mnone",
         lib.LLM_STOP: struct.pack("<I", IM_END),
-        **byte_tokenizer(flags, bos, eos),
+        **byte_tokenizer(flags, bos, eos, texts=texts),
     }
     if parts:
         sections[lib.LLM_CHAT_PARTS] = "".join(part + "\0" for part in parts).encode()
@@ -232,7 +240,19 @@ def test_help_of_a_command_lists_its_options_on_stdout(run, command):
     assert err == b"" and out.startswith(f"usage: pyllm {command} ".encode())
     listed = re.findall(r"^  (?:-\w, |    )(--[\w-]+)", out.decode(), re.MULTILINE)
     assert sorted(listed) == sorted(name for name, commands in OPTIONS.items() if command in commands.split())
-    assert max(map(len, out.decode().splitlines())) <= 140
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_is_filled_to_the_width_of_a_terminal(run, command):
+    """A line ends where the next word would not fit into 80 columns, or where its paragraph ends."""
+    out = run(*([command] if command else []), "--help")[0].decode()
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for line, below in zip(lines, lines[1:], strict=False):
+        names = below.startswith(("  -", "      -")) or re.match(r"  \w+  +\w", below)
+        if line and below and not names and line not in ("commands:", "options:"):
+            assert len(line) + 1 + len(below.split()[0]) > 80, (line, below)
+    assert not re.search(r"\S  +\S", re.sub(r"^  .{28}", "", out, flags=re.MULTILINE).split("commands:")[0])
 
 
 def test_help_wins_over_what_is_missing(run):
@@ -268,10 +288,10 @@ def test_version(run):
         (["generate", "--top-p=0"], "--top-p"),
         (["generate", "--top-p=1.01"], "--top-p"),
         (["generate", "--min-p=2"], "--min-p"),
-        (["generate", "--top-k=-1"], "--top-k"),
+        (["generate", "--top-k=-2"], "--top-k"),
         (["generate", "--top-k=4294967296"], "--top-k"),
         (["generate", "--repeat-penalty=0"], "--repeat-penalty"),
-        (["generate", "--seed=-1"], "--seed"),
+        (["generate", "--seed=-2"], "--seed"),
         (
             ["generate", "--seed=18446744073709551616"],
             "--seed takes a whole number from 0 to 18446744073709551615",
@@ -298,6 +318,30 @@ def test_usage_errors_name_what_is_wrong(run, arguments, message):
     out, err = run(*arguments, rc=2)
     assert out == b"" and err.count(b"\n") == 1
     assert message in err.decode()
+
+
+@pytest.mark.parametrize("prompt", ["-5 degrees", "--- title", "-t is hot", "-very", "--stop here", "---"])
+@pytest.mark.parametrize("command", ["generate", "next", "tokenize"])
+def test_a_prompt_that_begins_with_a_dash_is_told_of_two_dashes(run, tiny, command, prompt):
+    if command == "generate" or prompt != "-t is hot":
+        err = run(command, prompt, rc=2)[1]
+        assert err.count(b"\n") == 1 and b"put -- before an argument that begins with a dash" in err
+    assert run(command, "-m", tiny, "--", prompt)[0]
+
+
+def test_minus_one_means_random_or_off(run, tiny):
+    base = ["generate", "-m", tiny, "ab", "-n", "40"]
+    seeds = {re.search(rb"seed (\d+);", run(*base, "--seed", "-1", "-v")[1])[1] for _ in range(3)}
+    assert len(seeds) == 3
+    assert run(*base, "--seed", "5", "--top-k", "-1") == run(*base, "--seed=5", "--top-k=0")
+    assert run(*base, "--seed", "5", "--top-k=-1") != run(*base, "--seed=5", "--top-k=2")
+
+
+def test_of_an_option_given_twice_the_last_one_counts(run, tiny):
+    base = ["generate", "-m", tiny, "ab", "-n", "20"]
+    assert run(*base, "--seed", "1", "--seed", "2", "-t", "0", "-t", "1") == run(*base, "--seed=2", "-t1")
+    assert run(*base, "--seed", "-1", "--seed", "2") == run(*base, "--seed", "2")
+    assert len({run(*base, "--seed", "2", "--seed", "-1") for _ in range(3)}) > 1
 
 
 def test_values_may_follow_in_three_ways(run, tiny):
@@ -488,6 +532,50 @@ def test_stop_ends_before_the_text(run, tiny):
         assert generate(run, tiny, *arguments, *other) == text[: text.index(stop)]
 
 
+@pytest.fixture(scope="session")
+def controls(tmp_path_factory) -> str:
+    """The path of a model that ends at no token by itself, and soon makes <|im_start|> and <|im_end|>."""
+    path = tmp_path_factory.mktemp("controls") / "controls.llm"
+    path.write_bytes(tiny_model(more={lib.LLM_STOP: b""}, eos=NONE, context=1024))
+    return str(path)
+
+
+def sampled(run, path: str, command: str, *arguments: str, input: bytes = b"") -> bytes:
+    flags = ["-n", "400", "-t", "3", "--top-p", "1", "--seed", "3"]
+    return run(command, "-m", path, *flags, *arguments, input=input)[0]
+
+
+@pytest.mark.parametrize("command", [["generate", "--no-echo", "ab"], ["chat"]], ids=lambda x: x[0])
+def test_a_stop_text_that_is_a_control_token_stops_at_that_token(run, controls, tmp_path, command):
+    """As a model does whose file names this token as the one that ends a text."""
+    whole = sampled(run, controls, *command, input=b"Hello")
+    ends = {}
+    for name, token in (("<|im_end|>", IM_END), ("<|im_start|>", IM_START)):
+        path = tmp_path / "stops.llm"
+        path.write_bytes(
+            tiny_model(more={lib.LLM_STOP: struct.pack("<I", token)}, eos=NONE, context=1024)
+        )
+        expected = sampled(run, str(path), *command, input=b"Hello")
+        ends[name] = sampled(run, controls, *command, "--stop", name, input=b"Hello")
+        assert ends[name] == expected and len(expected) < len(whole)
+        assert whole.startswith(expected[:-1])
+    both = ["--stop", "<|im_start|>", "--stop", "never there", "--stop", "<|im_end|>"]
+    assert sampled(run, controls, *command, *both, input=b"Hello") == min(ends.values(), key=len)
+
+
+@pytest.mark.parametrize("stop", ["<|im_end|>\n", "x<|im_end|>", "<|im_end|><|im_start|>"])
+@pytest.mark.parametrize("command", [["generate", "ab"], ["chat"]], ids=lambda x: x[0])
+def test_a_stop_text_with_a_control_token_in_it_is_an_error(run, controls, command, stop):
+    out, err = run(*command, "-m", controls, "--stop", "fine", "--stop", stop, rc=1)
+    assert out == b"" and err.count(b"\n") == 1
+    assert stop.replace("\n", "\\n").encode() in err and b'"<|im_end|>" is a control token' in err
+
+
+def test_a_stop_text_that_almost_is_a_control_token_is_text(run, controls):
+    text = sampled(run, controls, "generate", "--no-echo", "ab")
+    assert sampled(run, controls, "generate", "--no-echo", "ab", "--stop", "<|im_end|") == text
+
+
 def test_text_held_back_for_a_stop_that_does_not_come_is_printed(run, tiny):
     arguments = ["ab", "-n", "60", "--seed", "6", "--no-echo"]
     text = generate(run, tiny, *arguments)
@@ -620,13 +708,53 @@ def test_a_closed_pipe_is_quiet_where_sigpipe_is_ignored(pyllm_binary, endless):
     assert (process.wait(), err) == (1, b"")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_output_that_cannot_be_written_is_an_error(pyllm_binary, tiny):
-    for arguments in (["generate", "-m", tiny, "ab", "-n", "5"], ["--help"], ["info", "-m", tiny]):
-        with open("/dev/full", "wb") as full:
-            done = subprocess.run([pyllm_binary, *arguments], stdout=full, stderr=subprocess.PIPE)
-        assert done.returncode == 1
-        assert done.stderr.startswith(b"pyllm: cannot write to standard output: ")
+WRITING = {
+    "generate": ["generate", "-n", "5", "ab"],
+    "chat": ["chat", "-n", "5"],
+    "next": ["next", "ab"],
+    "tokenize": ["tokenize", "x" * 20_000],  # more than stdio's buffer
+    "info": ["info"],
+    "--help": ["--help"],
+    "generate --help": ["generate", "--help"],
+    "--version": ["--version"],
+}
+
+
+@pytest.mark.parametrize("command", WRITING)
+@pytest.mark.parametrize("where", ["/dev/full", "closed"])
+def test_output_that_cannot_be_written_is_an_error_that_says_why(pyllm_binary, tiny, command, where):
+    if where != "closed" and not os.path.exists(where):
+        pytest.skip("needs /dev/full")
+    arguments = WRITING[command] + ([] if command.startswith("-") else ["-m", tiny])
+    to = ">&-" if where == "closed" else f">{where}"
+    shell = ["sh", "-c", f'exec "$@" {to}', "sh", pyllm_binary, *arguments]
+    done = subprocess.run(shell, input=b"Hello\nHello\n", stderr=subprocess.PIPE)
+    why = os.strerror(errno.EBADF if where == "closed" else errno.ENOSPC)
+    assert (done.returncode, done.stderr.decode()) == (1, f"pyllm: cannot write to standard output: {why}\n")
+
+
+READING = {
+    "generate": ["generate", "-"],
+    "next": ["next", "-"],
+    "tokenize": ["tokenize", "-"],
+    "perplexity": ["perplexity", "-"],
+    "chat": ["chat"],
+}
+
+
+@pytest.mark.parametrize("command", READING)
+@pytest.mark.parametrize("source", ["directory", "closed", "write-only"])
+def test_input_that_cannot_be_read_is_an_error_that_says_why(pyllm_binary, tiny, tmp_path, command, source):
+    redirect = {
+        "directory": f"<'{tmp_path}'",
+        "closed": "<&-",
+        "write-only": f"0>'{tmp_path}/file'",
+    }[source]
+    shell = ["sh", "-c", f'exec "$@" {redirect}', "sh", pyllm_binary, *READING[command], "-m", tiny]
+    done = subprocess.run(shell, capture_output=True, timeout=120)
+    why = os.strerror(errno.EISDIR if source == "directory" else errno.EBADF)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == f"pyllm: standard input: {why}\n"
 
 
 # ----------------------------------------------------------------------------------------------------------
