@@ -483,7 +483,8 @@ static enum line edit_line(text *line, const char *prompt) {
             show_again(&e, 0);
         } else if (c == INTERRUPT) {
             return LINE_INTERRUPTED;
-        } else if (c < 0) {
+        } else if (c < 0) { /* the terminal is gone */
+            line->len = 0;
             return c == NO_MORE ? LINE_END : LINE_FAILED;
         } else if (c == '\r' || (c == '\n' && last != '\r')) {
             last = c;

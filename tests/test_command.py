@@ -218,6 +218,120 @@ class Model:
         return out + ffi.buffer(buffer, lib.llm_decode_end(decoder, buffer, room))[:]
 
 
+class Terminal:
+    """The command in a terminal of its own, where Ctrl-C and Ctrl-Z work. `out`: its stdout, if that is not
+    the terminal."""
+
+    def __init__(self, command: list[str], out: int | None = None, **environment: str):
+        self.main, self.side = os.openpty()
+        fcntl.ioctl(self.side, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+        self.before = termios.tcgetattr(self.side)
+        self.seen = b""
+        self.process = subprocess.Popen(
+            command,
+            stdin=self.side,
+            stdout=self.side if out is None else out,
+            stderr=self.side,
+            start_new_session=True,
+            preexec_fn=self.prepare,
+            env={**os.environ, "OMP_WAIT_POLICY": "passive", "TERM": "xterm", **environment},
+        )
+
+    @staticmethod
+    def prepare() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+
+    def exchange(self, data: bytes = b"") -> bytes:
+        """Sends some of data, or reads; returns what is still to be sent. Fails when neither goes on."""
+        read, write, _ = select.select([self.main], [self.main] if data else [], [], 60)
+        assert read or write, f"nothing comes after {self.seen[-500:]}"
+        if read:
+            self.seen += os.read(self.main, 65536)
+        return data[os.write(self.main, data[:256]) :] if write else data
+
+    def send(self, data: bytes) -> None:
+        while data:
+            data = self.exchange(data)
+
+    def wait_for(self, text: bytes) -> bytes:
+        """What comes up to `text` and that itself."""
+        while text not in self.seen:
+            self.exchange()
+        before, _, self.seen = self.seen.partition(text)
+        return before + text
+
+    def end(self) -> bytes:
+        """Waits until the command ends; all that came and was not waited for."""
+        give_up = time.monotonic() + 60
+        while self.process.poll() is None or select.select([self.main], [], [], 0)[0]:
+            if select.select([self.main], [], [], 0.02)[0]:
+                self.seen += os.read(self.main, 65536)
+            assert time.monotonic() < give_up, f"does not end after {self.seen[-500:]}"
+        return self.seen
+
+    def is_as_before(self) -> bool:
+        return termios.tcgetattr(self.side) == self.before
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.main)
+        os.close(self.side)
+
+
+@pytest.fixture
+def terminal(pyllm_binary) -> Iterator:
+    """terminal(*arguments, out=None, **environment) -> Terminal, with the command in it."""
+    opened = []
+
+    def terminal(*arguments: str, **more) -> Terminal:
+        opened.append(Terminal([pyllm_binary, *arguments], **more))
+        return opened[-1]
+
+    yield terminal
+    for each in opened:
+        each.close()
+
+
+def is_hostile(c: str) -> bool:
+    """Whether Unicode says that a character is a control, ends a line, or overrides the direction of text."""
+    overrides = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return unicodedata.category(c) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(c) in overrides
+
+
+def on_terminal(data: bytes) -> bytes:
+    """What a terminal should get for this output: escapes, and the kernel's carriage returns."""
+    out = ""
+    for c in data.decode(errors="surrogateescape"):
+        if "\udc80" <= c <= "\udcff":
+            out += f"\\x{ord(c) - 0xdc00:02x}"
+        elif c == "\r":
+            out += "\\r"
+        elif is_hostile(c) and c not in "\n\t":
+            out += f"\\u{ord(c):04x}" if ord(c) > 127 else f"\\x{ord(c):02x}"
+        else:
+            out += c
+    return out.replace("\n", "\r\n").encode()
+
+
+HOSTILE = [c.encode() for c in map(chr, range(0x11000)) if not "\ud800" <= c <= "\udfff" and is_hostile(c)]
+ATTACKS = [b"\x1b[2J", b"\x1b]0;title\x07", "\u009b31m".encode(), b"a\rb", b"x\x7f\x08", "\u202e".encode()]
+# Text on both sides of what a token may cut, so that characters come in two pieces.
+HALVES = [b"<%c\xc2" % c for c in range(65, 85)] + [b"\x9b%c>" % c for c in range(65, 85)]
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory) -> str:
+    """The path of a model that makes control characters of all kinds."""
+    texts = dict(enumerate((HOSTILE + ATTACKS + HALVES)[:250], 3))
+    path = tmp_path_factory.mktemp("hostile") / "hostile.llm"
+    path.write_bytes(tiny_model(texts=texts, more={lib.LLM_STOP: b""}, eos=NONE, context=4096))
+    return str(path)
+
+
 # ----------------------------------------------------------------------------------------------------------
 # The command line
 
@@ -252,7 +366,6 @@ def test_help_is_filled_to_the_width_of_a_terminal(run, command):
         names = below.startswith(("  -", "      -")) or re.match(r"  \w+  +\w", below)
         if line and below and not names and line not in ("commands:", "options:"):
             assert len(line) + 1 + len(below.split()[0]) > 80, (line, below)
-    assert not re.search(r"\S  +\S", re.sub(r"^  .{28}", "", out, flags=re.MULTILINE).split("commands:")[0])
 
 
 def test_help_wins_over_what_is_missing(run):
@@ -639,6 +752,61 @@ def test_sampling_flags_reach_the_sampler(run, tiny):
         ["--top-k", "3"],
     ):
         assert generate(run, tiny, *base, "-t", "1", *flags) != plain
+
+
+def test_control_characters_are_escaped_on_a_terminal_and_nowhere_else(run, terminal, hostile):
+    """The same text through a pipe, where the bytes stay what they are."""
+    arguments = ["-m", hostile, "ab", "-n", "700", "-t", "3", "--top-p", "1", "--seed", "1"]
+    plain = generate(run, hostile, *arguments[2:]) + b"\n"
+    assert len({c for c in plain.decode() if is_hostile(c)}) > 40
+    assert re.search("<.\u009b.>", plain.decode())  # a character in two tokens
+    assert terminal("generate", *arguments).end() == on_terminal(plain)
+
+
+def test_a_prompt_with_control_characters_is_escaped_on_a_terminal(run, terminal, tiny, tmp_path):
+    prompt = b"a\x1b[31m\r\n\tb \xc2\x9b c \xff\xc2 \xe2\x80\xae " + "caf\u00e9 \u05d0\u200f".encode()
+    plain = generate(run, tiny, "-", "-n", "3", "-t", "0", input=prompt) + b"\n"
+    assert plain.startswith(prompt)
+    (tmp_path / "prompt").write_bytes(prompt)
+    shell = terminal("generate", "-m", tiny, prompt, "-n", "3", "-t", "0")
+    assert shell.end() == on_terminal(plain)
+
+
+def test_text_of_a_prompt_longer_than_a_part_is_escaped_as_a_whole(run, terminal, tiny):
+    prompt = "\u00e9".join("x" * (n % 7) for n in range(300)) + "\U0001f600\u0085" * 50
+    arguments = ["generate", "-m", tiny, prompt, "-n", "1", "-t", "0", "--context", "4000"]
+    assert terminal(*arguments).end() == on_terminal(run(*arguments)[0])
+
+
+@pytest.mark.parametrize(
+    "command", [["info"], ["next", "ab", "-n", "259"], ["tokenize", "\x1b \u009b \u202e \r"], ["bench"]], ids=str
+)
+def test_nothing_of_a_model_reaches_a_terminal_raw(terminal, hostile, tmp_path, command):
+    path, name = tmp_path / "named.llm", b"".join(ATTACKS + HOSTILE) + b"\xff\xc2"
+    data = tiny_model(more={lib.LLM_NAME: name, lib.LLM_ABOUT: name, lib.LLM_CHAT_WHY: name}, context=4096)
+    path.write_bytes(data)
+    bench = ["--prompt-tokens", "4", "-n", "2", "--repeat", "1"] if command == ["bench"] else []
+    for model in (hostile, str(path)):
+        out = terminal(*command, "-m", model, *bench).end().decode()
+        assert len(out) > 50 and not [c for c in out.replace("\r\n", "") if is_hostile(c)]
+
+
+def test_errors_name_files_and_texts_without_raw_control_characters(run, tmp_path):
+    nasty = "".join(a.decode() for a in ATTACKS)
+    path = tmp_path / "why.llm"
+    path.write_bytes(tiny_model(None, {lib.LLM_CHAT_WHY: nasty.encode()}))
+    for arguments, rc in (
+        (["info", "-m", f"/nonexistent/{nasty}"], 1),
+        (["perplexity", f"/nonexistent/{nasty}"], 1),
+        (["chat", "-m", str(path)], 1),
+        (["generate", "--seed", nasty], 2),
+        (["generate", f"--{nasty}"], 2),
+        (["generate", "a", nasty], 2),
+        ([nasty], 2),
+    ):
+        err = run(*arguments, rc=rc)[1]
+        assert on_terminal(nasty.encode()) in err and err.count(b"\n") == 1
+        assert not [c for c in err[:-1].decode() if is_hostile(c)]
 
 
 def read_some(process, n: int) -> bytes:
@@ -1178,6 +1346,279 @@ def test_chat_on_a_terminal_shows_prompts_on_stderr(pyllm_binary, chatty):
     assert process.returncode == 0
     assert out == expected_chat(chatty, CHATML, None, ["one\ntwo"])
     assert err == b"> . > \n"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_chat_reads_lines_with_either_line_end(run, chatty, end):
+    given = [b"one\\", b"two", b"/reset", b"Hello", b"/exit", b"never"]
+    out, err = run("chat", "-m", chatty, "-t", "0", "-n", "6", input=end.join(given))
+    assert err == b""
+    assert out == expected_chat(chatty, CHATML, None, ["one\ntwo"]) + expected_chat(
+        chatty, CHATML, None, ["Hello"]
+    )
+    last = end.join([b"Hello", b"/exit" + end.replace(b"\n", b"")])  # without a newline
+    assert run("chat", "-m", chatty, "-t", "0", "-n", "6", input=last)[0] == expected_chat(
+        chatty, CHATML, None, ["Hello"]
+    )
+
+
+def test_chat_takes_any_bytes_and_lengths(run, chatty):
+    for user in ("nul \0 inside", "carriage \r return", "\\ backslash", "x" * 900):
+        out, err = run("chat", "-m", chatty, "-t", "0", "-n", "6", input=user.encode())
+        assert err == b"" and out == expected_chat(chatty, CHATML, None, [user])
+    err = run("chat", "-m", chatty, input=b"x" * 1_000_000)[1]
+    assert b"this message makes 1000" in err
+
+
+def test_chat_ends_where_the_terminal_is_gone(pyllm_binary, chatty):
+    main, side = os.openpty()
+    process = subprocess.Popen(
+        [pyllm_binary, "chat", "-m", chatty], stdin=side, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    os.close(side)
+    assert process.stderr.read(2) == b"> "
+    os.write(main, b"half a line")
+    os.close(main)
+    assert finish(process)[0] == b""
+    assert process.returncode >= 0
+
+
+class Chat:
+    """A chat of temperature 0 in a terminal, with 6 tokens a reply; the replies go into a pipe."""
+
+    def __init__(self, terminal, path: str, *arguments: str, **environment: str):
+        self.path = path
+        self.out, write = os.pipe()
+        self.terminal = terminal(
+            "chat", "-m", path, "-t", "0", "-n", "6", *arguments, out=write, **environment
+        )
+        os.close(write)
+        self.terminal.wait_for(b"> ")
+
+    def type(self, data: bytes) -> None:
+        self.terminal.send(data)
+
+    def leave(self, data: bytes = b"\x04", rc: int = 0) -> bytes:
+        """Types data, Ctrl-D by default, and returns all replies. The terminal is as it was before."""
+        self.type(data)
+        self.terminal.end()
+        assert self.terminal.process.returncode == rc
+        assert self.terminal.is_as_before()
+        out = b""
+        while more := os.read(self.out, 65536):
+            out += more
+        os.close(self.out)
+        return out
+
+
+def test_a_long_line_typed_at_a_terminal_is_not_cut(terminal, chatty):
+    """The kernel's own line editing keeps 4,095 bytes of it."""
+    chat = Chat(terminal, chatty)
+    for n in (4095, 4096, 20_000):
+        text = "caf\u00e9 " * (n // 6)
+        data = (CHATML[2] + text + CHATML[3]).encode()
+        tokens = len(Model(chatty).encode(data, lib.LLM_SPECIAL | lib.LLM_NO_BOS))
+        chat.type(text.encode() + b"\r")
+        chat.terminal.wait_for(b"this message makes %d tokens, more than the context of 1024" % tokens)
+    assert chat.leave() == b""
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_a_pasted_text_of_several_lines_is_one_message(terminal, chatty, end):
+    chat = Chat(terminal, chatty)
+    chat.type(b"See: \x1b[200~" + end.join([b"one", b"/exit", b"", b"\tthr\xc3\xa9\xc3\xa9"]))
+    chat.type(b"\x1b[201~ end\r")
+    chat.terminal.wait_for(b"> ")
+    chat.type(b"\x1b[200~/reset" + end + b"\x1b[201~\r")  # a whole line, with its end
+    chat.terminal.wait_for(b"> ")
+    chat.type(b"Hello\r")
+    expected = expected_chat(chatty, CHATML, None, ["See: one\n/exit\n\n\tthr\u00e9\u00e9 end"])
+    assert chat.leave() == expected + expected_chat(chatty, CHATML, None, ["Hello"])
+
+
+def test_a_long_paste_is_one_message(terminal, chatty):
+    chat = Chat(terminal, chatty)
+    chat.type(b"\x1b[200~" + b"line\r" * 20_000 + b"\x1b[201~\r")
+    chat.terminal.wait_for(b"this message makes 1000")
+    assert chat.leave() == b""
+
+
+@pytest.mark.parametrize(
+    "typed, text",
+    [
+        (b"Hexx\x7f\x08llo", "Hello"),
+        ("caf\u00e9\u00e9\x7f \U0001f600\U0001f601\x7f".encode(), "caf\u00e9 \U0001f600"),
+        (b"\x7f\x7f\x7fHi", "Hi"),
+        (b"never mind\x15Hi", "Hi"),
+        (b"one two  \x17three", "one three"),
+        (b"a \x1b[A\x1b[D\x1b[1;5C\x1bOP\x1b[3~\x1b[[Ab\x1b", "a b"),
+        (b"\x1bHi \x1b\x1b[Athere", "Hi there"),
+        (b"tab\there\x01\x05\x0c\x00", "tab\there"),
+        (b"x" * 300 + b"\x7f" * 298 + b"y", "xxy"),
+        (b"\x1b[200~a\rb\x1b[201~\x7f\x7fc", "ac"),
+        (b"\xc3\x28\xff", "\ufffd(\ufffd"),
+        (b"one\\\rtwo\\\nthree", "one\ntwo\nthree"),
+        (b"one\\\r\ntwo", "one\ntwo"),
+    ],
+    ids=repr,
+)
+def test_keys_edit_the_line_at_a_terminal(terminal, chatty, typed, text):
+    chat = Chat(terminal, chatty)
+    chat.type(typed + b"\r")
+    chat.terminal.wait_for(b"\n> ")
+    assert chat.leave() == expected_chat(chatty, CHATML, None, [text])
+
+
+def test_what_is_typed_or_pasted_is_echoed_without_control_characters(terminal, chatty):
+    chat = Chat(terminal, chatty)
+    chat.type(b"\x1b[200~a\x1b[31m\x9b\xc2\x9b\rb\x07" + "\u202e\u05d0".encode() + b"\x1b[201~!\r")
+    shown = chat.terminal.wait_for(b"!\r\n")
+    assert shown == b"a\\x1b[31m\\x9b\\u009b\r\n. b\\x07\\u202e" + "\u05d0!\r\n".encode()
+    chat.leave()
+
+
+def test_the_terminal_is_asked_to_mark_pastes_and_told_to_stop(terminal, chatty):
+    for environment, marks in ({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False):
+        session = terminal("chat", "-m", chatty, **environment)
+        shown = session.wait_for(b"> ")
+        assert (b"\x1b[?2004h" in shown) == marks
+        session.send(b"/exit\r")
+        assert session.end().endswith(b"\x1b[?2004l") == marks and session.is_as_before()
+
+
+def test_a_terminal_without_echo_stays_without(terminal, chatty, pyllm_binary):
+    session = terminal("chat", "-m", chatty, "-t", "0", "-n", "1", TERM="dumb")
+    session.wait_for(b"> ")
+    session.send(b"/exit\r")
+    session.end()
+    quiet = termios.tcgetattr(session.side)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(session.side, termios.TCSANOW, quiet)
+    process = subprocess.Popen(
+        [pyllm_binary, "chat", "-m", chatty, "-t", "0", "-n", "1"],
+        stdin=session.side,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    session.seen = b""
+    assert process.stderr.read(2) == b"> "
+    session.send(b"secret\x7f\r/exit\r")
+    process.stderr.read()
+    assert process.wait() == 0
+    assert not session.exchange(b"\n") and b"secre" not in session.seen
+    assert termios.tcgetattr(session.side) == quiet
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGSEGV])
+@pytest.mark.parametrize("when", ["at the prompt", "in a reply"])
+@emulated
+def test_a_signal_that_ends_chat_leaves_the_terminal_as_it_was(terminal, endless, number, when):
+    session = terminal("chat", *endless)
+    session.wait_for(b"> ")
+    assert not session.is_as_before()
+    if when == "in a reply":
+        session.send(b"Hello\r")
+        session.wait_for(b"Hello\r\n")
+        session.exchange()
+    session.process.send_signal(number)
+    session.end()
+    assert session.process.returncode == -number and session.is_as_before()
+
+
+@pytest.mark.parametrize("when", ["at the prompt", "in a reply"])
+def test_ctrl_c_twice_at_a_terminal_leaves_it_as_it_was(terminal, endless, when):
+    session = terminal("chat", *endless)
+    session.wait_for(b"> ")
+    if when == "in a reply":
+        session.send(b"Hello\r")
+        session.wait_for(b"Hello\r\n")
+        session.exchange()
+        session.send(b"\x03")
+        session.wait_for(b"\n> ")
+    session.send(b"dropped\x03")
+    session.wait_for(b"(Ctrl-C again or Ctrl-D leaves)\r\n> ")
+    session.send(b"\x03")
+    session.end()
+    assert session.process.returncode == 130 and session.is_as_before()
+
+
+def test_ctrl_c_drops_what_was_typed(terminal, chatty):
+    chat = Chat(terminal, chatty)
+    for dropped in (b"never", b"\x1b[200~never\rsent", b"never\\\rsent"):
+        chat.type(dropped)
+        if b"200~" not in dropped:
+            chat.terminal.wait_for(dropped[-3:])
+        chat.type(b"\x03")
+        chat.terminal.wait_for(b"leaves)\r\n> ")
+        chat.type(b"Hello\r/reset\r")
+        chat.terminal.wait_for(b"> ")
+        chat.terminal.wait_for(b"> ")
+    assert chat.leave() == expected_chat(chatty, CHATML, None, ["Hello"]) * 3
+
+
+def test_ctrl_c_right_after_a_reply_is_not_lost(pyllm_binary, tiny):
+    """It comes while the next line begins to be waited for; lost, it would do nothing before that line."""
+    process = start(pyllm_binary, "chat", "-m", tiny, "-n", "1", "-t", "0")
+    timer = threading.Timer(120, process.kill)
+    timer.start()
+    for _ in range(40):
+        process.stdin.write(b"/reset\nHello\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == b"\n"
+        assert b"Ctrl-C again" in process.stderr.readline()
+    assert finish(process)[1] == b""
+    assert process.returncode == 0
+    timer.cancel()
+
+
+@emulated
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_chat_can_be_suspended_and_goes_on(pyllm_binary, chatty):
+    """With the terminal as it was before for whoever gets it meanwhile."""
+    script = """
+        set -m; "$@"; echo "stopped $?"; stty -a; read line; echo "read:$line"; fg >/dev/null; echo "ended $?"
+    """
+    command = ["bash", "-c", script, "bash", pyllm_binary, "chat", "-m", chatty, "-t", "0", "-n", "6"]
+    session = Terminal(command)
+    try:
+        session.wait_for(b"> ")
+        session.send(b"Hel")
+        session.wait_for(b"Hel")
+        session.send(b"\x1a")
+        modes = session.wait_for(b"stopped 148").partition(b"stopped")[0] + session.wait_for(b"echoctl")
+        assert b"\x1b[?2004l" in modes
+        assert {b"icanon", b"echo", b"icrnl"} <= set(modes.replace(b";", b"").split())
+        session.send(b"typed to the shell\n")
+        session.wait_for(b"read:typed to the shell")
+        session.wait_for(b"> Hel")  # shown anew
+        session.send(b"lo\r")
+        reply = session.wait_for(b"\n> ").partition(b"lo\r\n")[2][: -len(b"> ")]
+        assert reply == on_terminal(expected_chat(chatty, CHATML, None, ["Hello"]))
+        session.send(b"\x04")
+        assert b"ended 0" in session.end() and session.is_as_before()
+    finally:
+        session.close()
+
+
+def test_replies_are_escaped_on_a_terminal_and_the_reasoning_is_dimmed(run, terminal, tmp_path, hostile):
+    path = tmp_path / "thinks.llm"
+    parts = [*CHATML, "<think>"]
+    texts = dict(enumerate((HOSTILE + ATTACKS + HALVES)[:250], 3))
+    path.write_bytes(tiny_model(parts, {lib.LLM_STOP: b""}, texts=texts, eos=NONE, context=4096))
+    for model, dim in ((hostile, False), (str(path), True)):
+        arguments = ["chat", "-m", model, "-n", "300", "-t", "3", "--top-p", "1", "--seed", "1"]
+        expected = on_terminal(run(*arguments, input=b"Hello")[0])
+        session = terminal(*arguments)
+        session.wait_for(b"> ")
+        session.send(b"Hello\r")
+        session.wait_for(b"Hello\r\n")
+        reply = session.wait_for(b"\r\n> ")[: -len(b"> ")]
+        assert (b"\x1b[2m" in reply) == dim
+        assert reply.replace(b"\x1b[2m", b"").replace(b"\x1b[22m", b"") == expected
+        session.send(b"\x04")
+        session.end()
 
 
 def test_ctrl_c_in_chat_ends_the_reply_only(pyllm_binary, endless):
