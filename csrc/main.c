@@ -299,6 +299,19 @@ static int parse(settings *o, const command *c, int argc, char **argv) {
 /* ---------------------------------------------------------------------------------------------------------
  * Text */
 
+/* Appends what is typed or pasted at a terminal until Ctrl-D. */
+static int read_typed(text *t) {
+    enum line got;
+    open_terminal();
+    while ((got = read_line(t, "")) == LINE_READ && !t->failed)
+        append(t, "\n", 1);
+    int error = errno;
+    close_terminal();
+    if (got == LINE_FAILED)
+        return report(FAILED, "standard input: %s", strerror(error));
+    return t->failed ? report(FAILED, "out of memory for the text") : OK;
+}
+
 /* Appends a whole file; "-" is standard input. */
 static int read_file(text *t, const char *path) {
     char buffer[65536];
@@ -306,6 +319,8 @@ static int read_file(text *t, const char *path) {
     FILE *in = strcmp(path, "-") ? fopen(path, "rb") : stdin;
     if (!in)
         return report(FAILED, "%s: %s", path, strerror(errno));
+    if (in == stdin && isatty(STDIN_FILENO))
+        return read_typed(t);
     while (!t->failed && (n = fread(buffer, 1, sizeof buffer, in)) > 0)
         append(t, buffer, n);
     int error = ferror(in) ? errno : 0;

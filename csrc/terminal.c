@@ -215,6 +215,11 @@ void open_terminal(void) {
         terminal.early = 0;
 }
 
+void close_terminal(void) {
+    give_terminal_back();
+    terminal.out = -1;
+}
+
 /* ---------------------------------------------------------------------------------------------------------
  * Ctrl-C */
 
@@ -312,12 +317,13 @@ typedef struct editor {
 
 /* Writes what is shown for the character at data (n > 0,) to out (at most 16 bytes) and the columns that it
  * takes to *columns. Returns its length. */
-static size_t appearance(const char *data, size_t n, char *out, size_t *out_size, size_t *columns) {
+static size_t appearance(
+    const editor *e, const char *data, size_t n, char *out, size_t *out_size, size_t *columns) {
     uint32_t c = 0;
     size_t size = character(data, n, &c), length = size ? size : 1;
     int width = size && c >= 0x80 && !is_control(c) ? wcwidth((wchar_t)c) : -1;
     if (*data == '\n')
-        *out_size = (size_t)sprintf(out, "\n. ");
+        *out_size = (size_t)sprintf(out, *e->prompt ? "\n. " : "\n");
     else if (*data == '\t')
         *out_size = (size_t)sprintf(out, "    ");
     else
@@ -341,7 +347,7 @@ static void show_new(editor *e) {
     char out[16];
     size_t size, columns;
     while (e->shown < e->line->len && !is_unfinished(e->line->data + e->shown, e->line->len - e->shown)) {
-        e->shown += appearance(e->line->data + e->shown, e->line->len - e->shown, out, &size, &columns);
+        e->shown += appearance(e, e->line->data + e->shown, e->line->len - e->shown, out, &size, &columns);
         if (terminal.echoes)
             put(out, size);
     }
@@ -363,10 +369,10 @@ static place find_cursor(const editor *e) {
     char out[16];
     for (size_t at = e->start; at < e->shown;) {
         int newline = e->line->data[at] == '\n';
-        at += appearance(e->line->data + at, e->shown - at, out, &size, &columns);
+        at += appearance(e, e->line->data + at, e->shown - at, out, &size, &columns);
         if (newline || p.column + columns > wide) {
             p.row++;
-            p.column = newline ? 2 : 0;
+            p.column = newline && *e->prompt ? 2 : 0;
         }
         p.column += newline ? 0 : columns;
     }
@@ -484,7 +490,7 @@ static enum line edit_line(text *line, const char *prompt) {
         } else if (c == INTERRUPT) {
             return LINE_INTERRUPTED;
         } else if (c < 0) { /* the terminal is gone */
-            line->len = 0;
+            line->len = e.start;
             return c == NO_MORE ? LINE_END : LINE_FAILED;
         } else if (c == '\r' || (c == '\n' && last != '\r')) {
             last = c;
@@ -492,7 +498,9 @@ static enum line edit_line(text *line, const char *prompt) {
                 put("\n", 1);
             line->len -= line->len > e.start && line->data[line->len - 1] == '\n'; /* of a paste */
             return LINE_READ;
-        } else if (c == 'D' - '@' && line->len == e.start) {
+        } else if (c == 'D' - '@' && (line->len == e.start || !*prompt)) {
+            if (terminal.echoes && line->len > e.start && line->data[line->len - 1] != '\n')
+                put("\n", 1);
             return LINE_END;
         } else if (c == '\b' || c == 0x7f) {
             shorten(&e, last_character(&e));

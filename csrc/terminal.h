@@ -35,17 +35,18 @@ void forget_interrupt(void);
  * 4,095 bytes, and cannot tell a pasted newline from a typed one. However the process ends, or while it is
  * suspended, the terminal is as it was before. */
 void open_terminal(void);
+void close_terminal(void);
 
 enum line {
     LINE_READ,
-    LINE_END, /* of the input, or Ctrl-D in an empty line */
+    LINE_END, /* of the input, by Ctrl-D at a terminal */
     LINE_INTERRUPTED,
     LINE_FAILED /* errno says why */
 };
 
 /* Appends a line of standard input, of any length, without its line end; the last one needs none. At a
- * terminal `prompt` goes to stderr before, and a pasted text of several lines is one line. Nothing but this
- * may read standard input. */
+ * terminal `prompt` goes to stderr before, and a pasted text of several lines is one line; with an empty prompt
+ * Ctrl-D ends the input anywhere, and what is before it stays. Nothing but this may read standard input. */
 enum line read_line(text *line, const char *prompt);
 
 #endif

@@ -227,6 +227,7 @@ class Terminal:
         fcntl.ioctl(self.side, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
         self.before = termios.tcgetattr(self.side)
         self.seen = b""
+        self.give_up = time.monotonic() + 300
         self.process = subprocess.Popen(
             command,
             stdin=self.side,
@@ -246,7 +247,8 @@ class Terminal:
     def exchange(self, data: bytes = b"") -> bytes:
         """Sends some of data, or reads; returns what is still to be sent. Fails when neither goes on."""
         read, write, _ = select.select([self.main], [self.main] if data else [], [], 60)
-        assert read or write, f"nothing comes after {self.seen[-500:]}"
+        going = (read or write) and time.monotonic() < self.give_up
+        assert going, f"nothing that is waited for comes after {self.seen[-500:]}"
         if read:
             self.seen += os.read(self.main, 65536)
         return data[os.write(self.main, data[:256]) :] if write else data
@@ -264,11 +266,10 @@ class Terminal:
 
     def end(self) -> bytes:
         """Waits until the command ends; all that came and was not waited for."""
-        give_up = time.monotonic() + 60
         while self.process.poll() is None or select.select([self.main], [], [], 0)[0]:
             if select.select([self.main], [], [], 0.02)[0]:
                 self.seen += os.read(self.main, 65536)
-            assert time.monotonic() < give_up, f"does not end after {self.seen[-500:]}"
+            assert time.monotonic() < self.give_up, f"does not end after {self.seen[-500:]}"
         return self.seen
 
     def is_as_before(self) -> bool:
@@ -653,25 +654,26 @@ def controls(tmp_path_factory) -> str:
     return str(path)
 
 
-def sampled(run, path: str, command: str, *arguments: str, input: bytes = b"") -> bytes:
-    flags = ["-n", "250", "-t", "3", "--top-p", "1", "--seed", "3"]
-    return run(command, "-m", path, *flags, *arguments, input=input)[0]
+def sampled(run, path: str, command: list[str], *arguments: str, seed: int = 0) -> bytes:
+    flags = ["-n", "100", "-t", "3", "--top-p", "1", "--seed", str(seed)]
+    return run(*command, "-m", path, *flags, *arguments, input=b"Hello")[0]
 
 
 @pytest.mark.parametrize("command", [["generate", "--no-echo", "ab"], ["chat"]], ids=lambda x: x[0])
-def test_a_stop_text_that_is_a_control_token_stops_at_that_token(run, controls, tmp_path, command):
-    """As a model does whose file names this token as the one that ends a text."""
-    whole = sampled(run, controls, *command, input=b"Hello")
-    ends = {}
-    for name, token in (("<|im_end|>", IM_END), ("<|im_start|>", IM_START)):
-        path = tmp_path / "stops.llm"
-        path.write_bytes(tiny_model(more={lib.LLM_STOP: struct.pack("<I", token)}, eos=NONE, context=1024))
-        expected = sampled(run, str(path), *command, input=b"Hello")
-        ends[name] = sampled(run, controls, *command, "--stop", name, input=b"Hello")
-        assert ends[name] == expected and len(expected) < len(whole)
-        assert whole.startswith(expected[:-1])
-    both = ["--stop", "<|im_start|>", "--stop", "never there", "--stop", "<|im_end|>"]
-    assert sampled(run, controls, *command, *both, input=b"Hello") == min(ends.values(), key=len)
+@pytest.mark.parametrize("stops", [{"<|im_end|>": IM_END}, {"<|im_end|>": IM_END, "<|im_start|>": IM_START}])
+def test_a_stop_text_that_is_a_control_token_stops_at_that_token(run, controls, tmp_path, command, stops):
+    """As a model does whose file names this token as one that ends a text."""
+    path = tmp_path / "stops.llm"
+    ids = struct.pack(f"<{len(stops)}I", *stops.values())
+    path.write_bytes(tiny_model(more={lib.LLM_STOP: ids}, eos=NONE, context=1024))
+    options = ["--stop", "never there"] + [word for name in stops for word in ("--stop", name)]
+    for seed in range(100):  # until the model makes such a token
+        whole = sampled(run, controls, command, seed=seed)
+        expected = sampled(run, str(path), command, seed=seed)
+        assert sampled(run, controls, command, *options, seed=seed) == expected
+        if expected != whole:
+            break
+    assert len(expected) < len(whole) and whole.startswith(expected[:-1])
 
 
 @pytest.mark.parametrize("stop", ["<|im_end|>\n", "x<|im_end|>", "<|im_end|><|im_start|>"])
@@ -683,8 +685,8 @@ def test_a_stop_text_with_a_control_token_in_it_is_an_error(run, controls, comma
 
 
 def test_a_stop_text_that_almost_is_a_control_token_is_text(run, controls):
-    text = sampled(run, controls, "generate", "--no-echo", "ab")
-    assert sampled(run, controls, "generate", "--no-echo", "ab", "--stop", "<|im_end|") == text
+    text = sampled(run, controls, ["generate", "ab"])
+    assert sampled(run, controls, ["generate", "ab"], "--stop", "<|im_end|") == text
 
 
 def test_text_held_back_for_a_stop_that_does_not_come_is_printed(run, tiny):
@@ -1436,6 +1438,36 @@ def test_a_pasted_text_of_several_lines_is_one_message(terminal, chatty, end):
     assert chat.leave() == expected + expected_chat(chatty, CHATML, None, ["Hello"])
 
 
+@pytest.mark.parametrize("command", [["tokenize", "--ids", "--no-bos"], ["perplexity"]], ids=lambda x: x[0])
+def test_text_typed_for_a_dash_is_not_cut(run, terminal, tiny, command):
+    text = ("caf\u00e9 " * 900 + "\n\t12 lines\n" * 12).encode()
+    expected = on_terminal(run(*command, "-m", tiny, "-", input=text)[0])
+    session = terminal(*command, "-m", tiny, "-")
+    session.wait_for(b"\x1b[?2004h")
+    session.send(text.replace(b"\n", b"\r", 1))
+    session.send(b"\x04")
+    assert session.end().endswith(b"\x1b[?2004l" + expected)
+    assert session.is_as_before()
+
+
+@pytest.mark.parametrize(
+    "typed, text",
+    [
+        (b"ab\rc\x04", b"ab\nc"),
+        (b"ab\r\x04", b"ab\n"),
+        (b"\x04", b""),
+        (b"\x1b[200~a\rb\r\x1b[201~\x04", b"a\nb\n"),
+        (b"\x1b[200~a\rb\x1b[201~\x7fc\r\x04", b"a\nc\n"),
+    ],
+)
+def test_ctrl_d_ends_a_text_typed_for_a_dash(terminal, tiny, typed, text):
+    session = terminal("tokenize", "--ids", "--no-bos", "-m", tiny, "-")
+    session.wait_for(b"\x1b[?2004h")
+    session.send(typed)
+    session.wait_for(b"\x1b[?2004l")
+    assert session.end() == b" ".join(b"%d" % c for c in text) + b"\r\n"
+
+
 def test_a_long_paste_is_one_message(terminal, chatty):
     chat = Chat(terminal, chatty)
     chat.type(b"\x1b[200~" + b"line\r" * 20_000 + b"\x1b[201~\r")
@@ -1570,6 +1602,46 @@ def test_ctrl_c_right_after_a_reply_is_not_lost(pyllm_binary, tiny):
         assert b"Ctrl-C again" in process.stderr.readline()
     assert finish(process)[1] == b""
     assert process.returncode == 0
+    timer.cancel()
+
+
+LATE = """
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <signal.h>
+    #include <sys/select.h>
+
+    int select(int n, fd_set *read, fd_set *write, fd_set *except, struct timeval *timeout) {
+        static int calls;
+        int (*wait)(int, fd_set *, fd_set *, fd_set *, struct timeval *) = dlsym(RTLD_NEXT, "select");
+        if (!calls++)
+            raise(SIGINT);
+        return wait(n, read, write, except, timeout);
+    }
+"""
+
+
+@emulated
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
+def test_ctrl_c_between_the_look_at_it_and_the_wait_is_not_lost(pyllm_binary, tiny, tmp_path):
+    """The signal comes when the wait for input is called, before it begins to wait."""
+    (tmp_path / "late.c").write_text(LATE)
+    shim = str(tmp_path / "late.so")
+    subprocess.run(["gcc", "-shared", "-fPIC", str(tmp_path / "late.c"), "-o", shim, "-ldl"], check=True)
+    asan = os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
+    process = subprocess.Popen(
+        [pyllm_binary, "chat", "-m", tiny],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env={**os.environ, "LD_PRELOAD": shim, "ASAN_OPTIONS": asan},
+    )
+    timer = threading.Timer(30, process.kill)
+    timer.start()
+    assert process.stderr.readline() == b"\n"
+    assert b"Ctrl-C again" in process.stderr.readline()
+    assert finish(process) == (b"", b"") and process.returncode == 0
     timer.cancel()
 
 
