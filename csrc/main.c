@@ -505,9 +505,8 @@ static int find_stop_tokens(run *r, const uint32_t *shown) {
                 continue;
             if (r->n > 1)
                 return report(FAILED,
-                    "--stop '%s' can never come: %s is a control token, which has no text; it can be a "
-                    "--stop "
-                    "of its own",
+                    "--stop '%s' can never come: %s is a control token, which has no text; let it be a stop "
+                    "text of its own",
                     stop, visible_token(r, token));
             r->stop_tokens[r->n_stop_tokens++] = token;
         }
@@ -1153,6 +1152,16 @@ static void print_token(run *r, const char *label, int64_t token) {
         printf("%-18s%" PRId64 " %s\n", label, token, visible_token(r, (uint32_t)token));
 }
 
+static void print_stops(run *r) {
+    enum { SHOWN = 16 };
+    size_t n;
+    const uint32_t *stops = llm_token_stops(r->tokenizer, &n);
+    for (size_t i = 0; i < n && i < SHOWN; i++)
+        print_token(r, "ends a text", stops[i]);
+    if (n > SHOWN)
+        printf("%-18s%zu more\n", "", n - SHOWN);
+}
+
 /* What sets the model apart from Llama. */
 static void print_variant(const llm_header *h) {
     static const struct {
@@ -1241,9 +1250,7 @@ static int run_info(run *r) {
     } else if (open_tokenizer(r) == OK) {
         print_token(r, "BOS", llm_token_bos(r->tokenizer));
         print_token(r, "EOS", llm_token_eos(r->tokenizer));
-        for (uint32_t id = 0; id < llm_token_count(r->tokenizer); id++)
-            if (llm_token_is_stop(r->tokenizer, id))
-                print_token(r, "ends a text", id);
+        print_stops(r);
     } else {
         return FAILED;
     }
