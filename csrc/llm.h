@@ -227,7 +227,8 @@ enum llm_section_tag {
     LLM_PATTERN = 24,
     LLM_CLASSES = 25,
     LLM_NFC = 26,
-    LLM_NORMALIZER = 27
+    LLM_NORMALIZER = 27,
+    LLM_AROUND = 28
 };
 
 /* ---------------------------------------------------------------------------------------------------------
@@ -359,6 +360,8 @@ uint64_t llm_read_memory(const uint64_t *words, size_t n, uint32_t threads);
  *   LLM_CLASSES       llm_class_head, llm_class[n_classes], llm_range[n_ranges]. Optional unless something
  *                     refers to a class. Class 0 is the white space that LLM_ADDED_LSTRIP and RSTRIP take
  *                     along, class 1 what LLM_ADDED_WORD takes for part of a word.
+ *   LLM_AROUND        llm_around_head, uint32[n_before + n_after]: the tokens that go before a text in place of
+ *                     BOS, and after it in place of EOS; of a side without any it is BOS or EOS. Optional.
  *   LLM_NFC           llm_nfc_head, llm_nfc_char[n_chars] sorted by code, uint32 points[n_points],
  *                     llm_nfc_pair[n_pairs] sorted. Hangul syllables are left out. Only with
  *                     LLM_NORMALIZE_NFC. */
@@ -474,6 +477,12 @@ typedef struct llm_range {
     uint32_t first, last;
 } llm_range;
 
+enum { LLM_MAX_AROUND = 16 };
+
+typedef struct llm_around_head {
+    uint32_t n_before, n_after; /* up to LLM_MAX_AROUND each */
+} llm_around_head;
+
 typedef struct llm_nfc_head {
     uint32_t n_chars, n_points, n_pairs;
 } llm_nfc_head;
@@ -498,8 +507,8 @@ void llm_tokenizer_close(llm_tokenizer *tokenizer); /* NULL is allowed */
 /* Flags of llm_encode. By default a BOS (and for the few models that want it an EOS) is added where the
  * Hugging Face tokenizer adds it. */
 enum llm_encode_flag {
-    LLM_NO_BOS = 1, /* never add BOS or EOS */
-    LLM_BOS = 2,    /* add BOS, unless the text's own first token is already BOS; no EOS */
+    LLM_NO_BOS = 1, /* never add BOS or EOS, nor what LLM_AROUND has in their place */
+    LLM_BOS = 2,    /* add BOS (LLM_AROUND: all before), unless the text itself begins so; nothing after */
     LLM_SPECIAL = 4 /* recognise special (control) tokens in the text; without it they are plain text */
 };
 

@@ -1322,18 +1322,22 @@ static int score_window(
 static int run_perplexity(run *r) {
     const settings *o = r->o;
     size_t vocab = r->h->vocab_size, bos = 0, chunk = ((size_t)32 << 20) / (vocab * sizeof(float)), done = 1;
-    uint32_t first[8];
+    uint32_t first[LLM_MAX_AROUND], all[2 * LLM_MAX_AROUND];
     score s = {0};
     int status = read_file(&r->input, o->text);
     if (status == OK)
         status = encode(r, &r->input, encode_flags(o) | LLM_NO_BOS);
     if (status != OK)
         return status;
-    if (llm_encode(r->tokenizer, "", 0, encode_flags(o), first, 8, r->err, sizeof r->err) > 0) {
-        bos = first[0] == llm_token_bos(r->tokenizer);
-        done = !bos;
+    /* what begins every text, where a text begins with it by default */
+    int64_t n_first = llm_encode(r->tokenizer, "", 0, LLM_BOS, first, LLM_MAX_AROUND, r->err, sizeof r->err);
+    int64_t n_all =
+        llm_encode(r->tokenizer, "a", 1, encode_flags(o), all, 2 * LLM_MAX_AROUND, r->err, sizeof r->err);
+    if (n_first > 0 && n_all > n_first && !memcmp(first, all, (size_t)n_first * sizeof *first)) {
+        bos = (size_t)n_first;
+        done = 0;
     }
-    if (r->n + bos < 2 || r->context < 2)
+    if (r->n + bos < 2 || r->context < bos + 1 + !bos)
         return report(
             FAILED, "%s: %zu tokens in a context of %u: none to predict", o->text, r->n, r->context);
     chunk = chunk < 1 ? 1 : chunk > 256 ? 256 : chunk; /* 32 MiB of logits at a time */
@@ -1346,7 +1350,7 @@ static int run_perplexity(run *r) {
     catch_interrupts();
     for (size_t at = 0; status == OK && done < r->n; at += stride) {
         size_t n = r->n - at < room ? r->n - at : room;
-        window[0] = first[0];
+        memcpy(window, first, bos * sizeof *window);
         memcpy(window + bos, r->tokens + at, n * sizeof *window);
         status = score_window(r, window, n + bos, done - at + bos, chunk, rows, &s);
         done = at + n;

@@ -36,6 +36,8 @@ struct llm_tokenizer {
     const uint32_t *nfc_points;
     const llm_nfc_pair *nfc_pairs;
     const uint32_t *stops;
+    const uint32_t *before, *after; // (n_before,), (n_after,): LLM_AROUND, else BOS and EOS
+    size_t n_before, n_after;
     size_t n_order, n_added, n_raw, normalizer_size, n_classes, n_stages, n_code, n_stops, max_bytes;
     size_t n_nfc_chars, n_nfc_points, n_nfc_pairs;
     uint32_t ascii[128];         // the token of each ASCII character alone, or NO_TOKEN
@@ -170,7 +172,8 @@ typedef struct encoder {
     const llm_tokenizer *t;
     uint32_t flags, *tokens;
     size_t capacity, n_tokens;
-    int need_bos;      // the first token has to be BOS
+    int need_before;   // the first tokens have to be t->before; of those ...
+    size_t n_own;      // ... the text itself has brought so many
     int after_unknown; // the symbol before in this piece was an unknown character
     buffer valid, normal[2], prefixed, symbols, heap, points;
     memory *memories;  // (n_code,)
@@ -222,15 +225,30 @@ static void append_code(encoder *e, buffer *b, uint32_t code) {
     append_normal(e, b, s, n);
 }
 
+static void put_ids(encoder *e, const uint32_t *ids, size_t n) {
+    for (size_t i = 0; i < n; i++, e->n_tokens++)
+        if (e->n_tokens < e->capacity)
+            e->tokens[e->n_tokens] = ids[i];
+}
+
+// Ends the wait for what goes before the text: all of it, unless the text has brought it, then what it did.
+static void put_before(encoder *e) {
+    const llm_tokenizer *t = e->t;
+    e->need_before = 0;
+    put_ids(e, t->before, t->n_before);
+    if (e->n_own < t->n_before)
+        put_ids(e, t->before, e->n_own);
+}
+
 static void emit(encoder *e, uint32_t id) {
-    if (e->need_bos) {
-        e->need_bos = 0;
-        if (id != e->t->info->bos)
-            emit(e, e->t->info->bos);
+    if (e->need_before && id == e->t->before[e->n_own]) {
+        if (++e->n_own == e->t->n_before)
+            put_before(e);
+        return;
     }
-    if (e->n_tokens < e->capacity)
-        e->tokens[e->n_tokens] = id;
-    e->n_tokens++;
+    if (e->need_before)
+        put_before(e);
+    put_ids(e, &id, 1);
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -885,14 +903,14 @@ int64_t llm_encode(const llm_tokenizer *t, const char *text, size_t len, uint32_
     }
     e.steps = (uint64_t)len * 2000 + 1000000;
     e.room = len * 64 + 4096;
-    if (by_default && info->flags & LLM_ADD_BOS && info->bos != NO_TOKEN)
-        emit(&e, info->bos);
-    e.need_bos = !(flags & LLM_NO_BOS) && flags & LLM_BOS && info->bos != NO_TOKEN;
+    if (by_default && info->flags & LLM_ADD_BOS)
+        put_ids(&e, t->before, t->n_before);
+    e.need_before = !(flags & LLM_NO_BOS) && flags & LLM_BOS && t->n_before > 0;
     cut(&e, RAW, bytes, len, 1);
-    if (e.need_bos)
-        emit(&e, info->bos);
-    if (by_default && info->flags & LLM_ADD_EOS && info->eos != NO_TOKEN)
-        emit(&e, info->eos);
+    if (e.need_before)
+        put_before(&e);
+    if (by_default && info->flags & LLM_ADD_EOS)
+        put_ids(&e, t->after, t->n_after);
     buffer all[] = {e.valid, e.normal[0], e.normal[1], e.prefixed, e.symbols, e.heap, e.points};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i].data);
@@ -1169,6 +1187,35 @@ static int load_added(llm_tokenizer *t, loader *l) {
     return 1;
 }
 
+static int load_around(llm_tokenizer *t, loader *l) {
+    t->before = &t->info->bos;
+    t->after = &t->info->eos;
+    t->n_before = t->info->bos != NO_TOKEN;
+    t->n_after = t->info->eos != NO_TOKEN;
+    if (!section(l, LLM_AROUND, "LLM_AROUND"))
+        return 1;
+    const llm_around_head *head = take(l, 1, sizeof *head);
+    if (!head)
+        return 0;
+    if (head->n_before > LLM_MAX_AROUND || head->n_after > LLM_MAX_AROUND)
+        return damaged(l, "is too long");
+    const uint32_t *ids = take(l, (size_t)head->n_before + head->n_after, sizeof *ids);
+    if (!ids)
+        return 0;
+    for (uint32_t i = 0; i < head->n_before + head->n_after; i++)
+        if (ids[i] >= t->info->n_tokens)
+            return damaged(l, "names a token that does not exist");
+    if (head->n_before) {
+        t->before = ids;
+        t->n_before = head->n_before;
+    }
+    if (head->n_after) {
+        t->after = ids + head->n_before;
+        t->n_after = head->n_after;
+    }
+    return 1;
+}
+
 static int load_classes(llm_tokenizer *t, loader *l) {
     if (!section(l, LLM_CLASSES, "LLM_CLASSES"))
         return 1;
@@ -1248,8 +1295,8 @@ llm_tokenizer *llm_tokenizer_open(const llm_model *model, char *err, size_t errl
     loader l = {.model = model, .err = err, .errlen = errlen};
     if (!t)
         fail(err, errlen, "out of memory");
-    if (t && load_tokens(t, &l) && load_merges(t, &l) && load_added(t, &l) && load_classes(t, &l) &&
-        load_pattern(t, &l) && load_normalizer(t, &l))
+    if (t && load_tokens(t, &l) && load_merges(t, &l) && load_added(t, &l) && load_around(t, &l) &&
+        load_classes(t, &l) && load_pattern(t, &l) && load_normalizer(t, &l))
         return t;
     free(t);
     return NULL;

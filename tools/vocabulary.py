@@ -21,16 +21,21 @@ from typing import Any
 
 import numpy as np
 
-from . import pattern, unicode_tables
+from . import auto_tokenizer, pattern, unicode_tables
+from .auto_tokenizer import Found, Pieces, read_json
 
 NONE = 0xFFFFFFFF
 METASPACE = "\u2581"
+# The files that a directory may have its tokenizer in; tekken.json counts where there is no other
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 # enum llm_section_tag
 STOP = 3
 TOKENIZER, STARTS, BYTES, TYPES, ORDER, MERGE_STARTS, MERGES, ADDED, PATTERN, CLASSES, NFC, NORMALIZER = (
     range(16, 28)
 )
+AROUND = 28
+MAX_AROUND = 16  # tokens that go before a text, or after it
 # enum llm_vocabulary_flag
 BYTE_LEVEL, BYTE_FALLBACK, FUSE_UNKNOWN, WHOLE_WORDS, ADD_BOS, ADD_EOS = 1, 2, 4, 8, 16, 32
 PREFIX_SPACE, PREFIX_FIRST, STRIP_SPACE, STRIP_SPACES = 64, 128, 256, 512
@@ -94,6 +99,7 @@ class Vocabulary:
     eos: int | None = None
     unknown: int | None = None
     stops: list[int] = field(default_factory=list)
+    around: tuple[list[int], list[int]] = ([], [])  # what goes before and after a text, where that is known
 
     def find(self, text: str | None) -> int | None:
         """The id of a token by its text."""
@@ -166,6 +172,10 @@ class Vocabulary:
         }
         if self.stops:
             out[STOP] = pack(sorted(set(self.stops)))
+        if max(map(len, self.around)) > 1:
+            if beyond := [i for side in self.around for i in side if i >= n]:
+                raise ValueError(f"the tokenizer puts the token {beyond[0]} around texts, which it does not have")
+            out[AROUND] = pack([*map(len, self.around), *self.around[0], *self.around[1]])
         if self.added:
             out[ADDED] = self.added_section()
         if pattern_bytes:
@@ -399,8 +409,14 @@ def read_decoder(vocabulary: Vocabulary, steps: list[dict[str, Any]], whole: Any
 
 def read_post_processor(vocabulary: Vocabulary, steps: list[dict[str, Any]]) -> None:
     where = "tokenizer.json: the post-processor"
+    before: list[int] = []
+    after: list[int] = []
     for step in steps:
         if step.get("type") == "ByteLevel":
+            continue
+        if step.get("type") in ("BertProcessing", "RobertaProcessing"):
+            first, last = (as_ids(get(step, key, list, where)[1:]) for key in ("cls", "sep"))
+            before, after = first + before, after + last
             continue
         if step.get("type") != "TemplateProcessing":
             raise unsupported("post-processor", step)
@@ -412,12 +428,16 @@ def read_post_processor(vocabulary: Vocabulary, steps: list[dict[str, Any]]) -> 
             name = get(get(item, "SpecialToken", dict, where), "id", str, where)
             token = get(get(step, "special_tokens", dict, where), name, dict, where)
             sides[-1] += as_ids(get(token, "ids", list, where))
-        if len(sides) != 2 or len(sides[0]) > 1 or len(sides[1]) > 1:
+        if len(sides) != 2:
             raise unsupported("post-processor", step)
-        for ids, flag, name in ((sides[0], ADD_BOS, "bos"), (sides[1], ADD_EOS, "eos")):
-            if ids:
-                vocabulary.flags |= flag
-                setattr(vocabulary, name, ids[0])
+        before, after = sides[0] + before, after + sides[1]
+    if max(len(before), len(after)) > MAX_AROUND:
+        raise ValueError(f"{where} puts more than {MAX_AROUND} tokens before or after a text")
+    vocabulary.around = (before, after)
+    for ids, flag, key in ((before, ADD_BOS, "bos"), (after, ADD_EOS, "eos")):
+        vocabulary.flags |= flag * bool(ids)
+        if len(ids) == 1:
+            setattr(vocabulary, key, ids[0])
 
 
 def read_model(vocabulary: Vocabulary, model: Mapping[str, Any]) -> None:
@@ -493,15 +513,14 @@ def read_added(vocabulary: Vocabulary, items: Iterable[Mapping[str, Any]], where
         known.add(text)
 
 
-def from_tokenizer_json(spec: Mapping[str, Any], extra_added: Iterable[Mapping[str, Any]] = ()) -> Vocabulary:
-    """A Vocabulary from the contents of a tokenizer.json, and from further added tokens in the same form."""
+def from_tokenizer_json(spec: Mapping[str, Any]) -> Vocabulary:
+    """A Vocabulary from the contents of a tokenizer.json."""
     out = Vocabulary()
     read_added(
         out,
         get(spec, "added_tokens", list, "tokenizer.json") if spec.get("added_tokens") else [],
         "tokenizer.json: an added token",
     )
-    read_added(out, extra_added, "tokenizer_config.json: an added token")
     read_normalizer(out, flat_list(spec.get("normalizer"), "normalizers", "normalizer"))
     out.program = new_program(out.metaspace, any(item.single_word for item in out.added))
     by_normalizer = out.metaspace
@@ -699,60 +718,9 @@ def from_pieces(
     return out
 
 
-def proto_fields(data: bytes, where: str) -> list[tuple[int, Any]]:
-    """The fields of a protobuf message: numbers, or the bytes of messages, texts and fixed-width values."""
-    out: list[tuple[int, Any]] = []
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        number = 0
-        for shift in range(0, 70, 7):
-            if at >= len(data):
-                break
-            at += 1
-            number |= (data[at - 1] & 0x7F) << shift
-            if data[at - 1] < 0x80:
-                return number
-        raise ValueError(f"{where} is not a sentencepiece model: it ends inside a number")
-
-    while at < len(data):
-        key = varint()
-        if key & 7 == 0:
-            out.append((key >> 3, varint()))
-            continue
-        size = {1: 8, 5: 4}.get(key & 7)
-        if key & 7 == 2:
-            size = varint()
-        if size is None or size > len(data) - at:
-            raise ValueError(f"{where} is not a sentencepiece model: it has a field of a wrong size")
-        out.append((key >> 3, data[at : at + size]))
-        at += size
-    return out
-
-
-def from_sentencepiece(data: bytes, where: str, legacy: bool = True) -> Vocabulary:
-    """A Vocabulary from the bytes of a tokenizer.model."""
-    pieces: list[tuple[str, float, int]] = []
-    trainer: dict[int, Any] = {}
-    normalizer: dict[int, Any] = {}
-    try:
-        for number, value in proto_fields(data, where):
-            if number == 1:
-                piece = dict(proto_fields(value, where))
-                score = struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0
-                pieces.append((piece.get(1, b"").decode("utf-8"), score, piece.get(3, NORMAL)))
-            elif number in (2, 3):
-                (trainer if number == 2 else normalizer).update(proto_fields(value, where))
-    except (TypeError, AttributeError, UnicodeDecodeError, struct.error) as error:
-        raise ValueError(f"{where} is not a sentencepiece model ({error})") from None
-    if not pieces:
-        raise ValueError(f"{where} is not a sentencepiece model: it has no pieces")
-    if trainer.get(3, 1) != 2:
-        kinds = {1: "unigram", 3: "word", 4: "char"}
-        raise ValueError(
-            f"{where} is a {kinds.get(trainer.get(3, 1), 'strange')} model; only bpe is supported"
-        )
+def from_sentencepiece(model: Pieces, where: str, legacy: bool = True) -> Vocabulary:
+    """A Vocabulary from a tokenizer.model."""
+    trainer, normalizer = model.trainer, model.normalizer
     if normalizer.get(2):
         name = normalizer.get(1, b"?").decode("utf-8", "replace")
         raise ValueError(f"{where} normalises by {name!r}; only 'identity' is supported")
@@ -762,40 +730,18 @@ def from_sentencepiece(data: bytes, where: str, legacy: bool = True) -> Vocabula
         )
     prefix = bool(normalizer.get(3, 1))
     out = from_pieces(
-        pieces,
+        model.pieces,
         prefix=prefix,
         prefix_first=prefix and not legacy,
         trim=bool(normalizer.get(4, 1)),
         byte_fallback=bool(trainer.get(35, 0)),
     )
-    for name, number, default in (("bos", 41, 1), ("eos", 42, 2)):
-        value = trainer.get(number, default)
-        setattr(out, name, value if value < len(pieces) else None)
+    out.bos, out.eos = model.special_id(41, 1), model.special_id(42, 2)
     return out
 
 
 # ----------------------------------------------------------------------------------------------------------
 # Entry points
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
-    return value
-
-
-def content(token: Any) -> str | None:
-    """The text of a token in tokenizer_config.json, which is a string or an object."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
 
 
 def as_ids(value: Any) -> list[int]:
@@ -816,18 +762,6 @@ def add_stops(out: Vocabulary, ids: list[int], template: str) -> None:
         out.eos = ids[0]
 
 
-def config_added(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The added tokens of a tokenizer_config.json in the form that tokenizer.json has them in."""
-    decoder = config.get("added_tokens_decoder")
-    if not isinstance(decoder, dict):
-        return []
-    return [
-        {**item, "id": int(number)}
-        for number, item in decoder.items()
-        if isinstance(item, dict) and number.isdigit()
-    ]
-
-
 def chat_templates(path: Path) -> dict[str, str]:
     """The chat templates of a model's directory by name, in the order in which transformers looks:
     chat_template.jinja and additional_chat_templates, else those of tokenizer_config.json, else that of
@@ -846,57 +780,49 @@ def chat_templates(path: Path) -> dict[str, str]:
 
 
 def from_directory(path: Path, template: str | None = None) -> dict[int, bytes]:
-    """The tokenizer sections from a model's directory: its tokenizer.json, tokenizer.model or tekken.json.
+    """The tokenizer sections from a model's directory, from all of its files that have a say.
     template: the one whose ends of turns are stop tokens; None: the directory's own."""
     path = Path(path)
-    config = read_json(path / "tokenizer_config.json")
-    names = read_json(path / "special_tokens_map.json") | config
-    adds_bos = str(config.get("tokenizer_class")).startswith(("Llama", "CodeLlama", "Gemma"))
-    if (path / "tokenizer.json").is_file():
-        spec = read_json(path / "tokenizer.json")
-        out = from_tokenizer_json(spec, config_added(config))
-        adds_bos = adds_bos and spec.get("post_processor") is None
-        templated = spec.get("post_processor") is not None
-    elif (path / "tokenizer.model").is_file():
-        legacy = config.get("legacy") is not False
-        out = from_sentencepiece((path / "tokenizer.model").read_bytes(), "tokenizer.model", legacy)
-        known = {item.text: item for item in out.added}
-        more = config_added(config)
-        more += [
-            {"content": text, "id": i, "normalized": True}
-            for text, i in read_json(path / "added_tokens.json").items()
-        ]
-        for item in more:
-            if item.get("special") and item.get("content") in known:
-                known[item["content"]].special = True
-        read_added(out, more, "tokenizer_config.json or added_tokens.json: an added token")
-        for item in out.added:
-            item.match = item.text.replace(METASPACE, " ") if item.normalized else ""
-        out.special |= {item.id for item in out.added if item.special}
-        adds_bos = adds_bos or "tokenizer_class" not in config
-        templated = False
+    if any((path / name).is_file() for name in TOKENIZER_FILES[:-1]):
+        found = auto_tokenizer.read(path)
+        out = from_found(found)
+        named = found.named
     elif (path / "tekken.json").is_file():
         out = from_tekken(read_json(path / "tekken.json"))
-        adds_bos, templated = True, False
+        out.flags |= ADD_BOS * (out.bos is not None)
+        named = {}
     else:
-        raise ValueError(f"{path} has no tokenizer.json, tokenizer.model or tekken.json")
-    for name, flag in (("bos", ADD_BOS), ("eos", ADD_EOS)):
-        number = out.find(content(names.get(f"{name}_token")))
-        if number is not None and (getattr(out, name) is None or not out.flags & flag):
+        raise ValueError(f"{path} has no tokenizer.json, tokenizer.model, vocab.json or tekken.json")
+    stops = [] if out.eos is None else [out.eos]
+    for name, side in zip(("bos", "eos"), out.around, strict=True):
+        number = out.find(named.get(f"{name}_token"))
+        if number is not None and len(side) != 1:
             setattr(out, name, number)
-    # transformers lets these two, when one is given, stand in for the post-processor of tokenizer.json
-    if "add_bos_token" in config or "add_eos_token" in config or not templated:
-        bos = config.get("add_bos_token", adds_bos and not templated)
-        out.flags &= ~(ADD_BOS | ADD_EOS)
-        out.flags |= ADD_BOS * bool(bos and out.bos is not None)
-        out.flags |= ADD_EOS * bool(config.get("add_eos_token") and out.eos is not None)
-    stops = [i for i in (out.eos, out.find(content(names.get("eos_token")))) if i is not None]
+        if number is not None and name == "eos":
+            stops.append(number)
     main = read_json(path / "config.json")
     inner = main.get("text_config")  # of models that also see
     for source in (read_json(path / "generation_config.json"), main, inner):
         stops += as_ids(source.get("eos_token_id")) if isinstance(source, dict) else []
     add_stops(out, stops, "\n".join(chat_templates(path).values()) if template is None else template)
     return out.sections()
+
+
+def from_found(found: Found) -> Vocabulary:
+    """A Vocabulary from what auto_tokenizer found."""
+    if found.pieces is None:
+        return from_tokenizer_json(found.spec)
+    out = from_sentencepiece(found.pieces, "tokenizer.model", found.legacy)
+    listed = found.spec["added_tokens"]
+    known = {item["id"] for item in listed}
+    kinds = {i: kind for i, (_, _, kind) in enumerate(found.pieces.pieces)}
+    out.added = [a for a in out.added if a.id not in known and kinds.get(a.id) == USER_DEFINED]
+    read_added(out, listed, "the tokenizer's files: an added token")
+    for item in out.added:
+        item.match = item.text.replace(METASPACE, " ") if item.normalized else ""
+    out.special |= {item.id for item in out.added if item.special}
+    read_post_processor(out, [found.spec["post_processor"]])
+    return out
 
 
 LLAMA3 = (
@@ -1220,23 +1146,43 @@ class Engine:
 NO_BOS, WITH_SPECIAL = 1, 4  # enum llm_encode_flag
 
 
-def open_reference(source: Path) -> Any:
-    """The tokenizer of a directory as the tokenizers library has it, with what tokenizer_config.json adds."""
-    from tokenizers import AddedToken, Tokenizer
-
+def auto_tokenizer_of(source: Path) -> Any:
+    """The tokenizers library's part of what transformers makes of a directory, or None: where transformers 5
+    is not installed, or cannot read the directory without running its code."""
+    if importlib.util.find_spec("transformers") is None:
+        return None
     try:
-        reference = Tokenizer.from_file(str(source / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"the tokenizers library cannot read tokenizer.json ({error})") from None
-    reference.no_truncation()
-    reference.no_padding()
-    known = {token.content for token in reference.get_added_tokens_decoder().values()}
-    keys = ("special", "normalized", "lstrip", "rstrip", "single_word")
-    items = config_added(read_json(source / "tokenizer_config.json"))
-    for item in sorted(items, key=lambda item: item["id"]):
-        if item.get("content") and item["content"] not in known:
-            reference.add_tokens([AddedToken(item["content"], **{k: bool(item.get(k)) for k in keys})])
-    return reference
+        import transformers
+
+        if int(transformers.__version__.split(".")[0]) < 5:  # whose rules were others
+            return None
+        level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        try:
+            found = transformers.AutoTokenizer.from_pretrained(
+                str(source), local_files_only=True, trust_remote_code=False
+            )
+        finally:
+            transformers.logging.set_verbosity(level)
+    except Exception:  # of a dozen kinds; the directory may need code of its own, or a library
+        return None
+    return getattr(found, "backend_tokenizer", None)
+
+
+def open_reference(source: Path, found: Found) -> tuple[Any, str]:
+    """The tokenizer of a directory as the tokenizers library has it, and who made it."""
+    from tokenizers import Tokenizer
+
+    reference, who = auto_tokenizer_of(source), "the transformers library"
+    if reference is None and found.pieces is None:
+        try:
+            reference, who = Tokenizer.from_str(json.dumps(found.spec)), "the tokenizers library"
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"the tokenizers library cannot read tokenizer.json ({error})") from None
+    if reference is not None:
+        reference.no_truncation()
+        reference.no_padding()
+    return reference, who
 
 
 def own_texts(n: int, decode: Callable[[list[list[int]]], list[str]]) -> list[str]:
@@ -1250,9 +1196,8 @@ def own_texts(n: int, decode: Callable[[list[list[int]]], list[str]]) -> list[st
     return out
 
 
-def verify_json(engine: Engine, source: Path) -> str:
-    """verify, against tokenizer.json."""
-    reference, who = open_reference(source), "the tokenizers library"
+def verify_json(engine: Engine, reference: Any, who: str, around: bool) -> str:
+    """verify, against a tokenizer of the tokenizers library. around: with what goes before and after a text."""
     added = reference.get_added_tokens_decoder()
     for number, token in sorted(added.items()):
         text = token.content
@@ -1270,6 +1215,10 @@ def verify_json(engine: Engine, source: Path) -> str:
     odd = {i for i, token in added.items() if token.special and token.normalized}
     n = 1 + max(reference.get_vocab(with_added_tokens=True).values(), default=0)
     own = own_texts(n, reference.decode_batch)
+    reference.encode_special_tokens = False
+    if around:
+        ids = [e.ids for e in reference.encode_batch(texts)]
+        first_difference([engine.encode(t, WITH_SPECIAL) for t in texts], ids, texts, "the text", who)
     for given, split, flags in ((texts, True, NO_BOS), (texts + own, False, NO_BOS | WITH_SPECIAL)):
         reference.encode_special_tokens = split
         ids = [e.ids for e in reference.encode_batch(given, add_special_tokens=False)]
@@ -1298,22 +1247,25 @@ def verify_sentencepiece(engine: Engine, source: Path) -> str:
 
 
 def verify(file: Path, source: Path) -> str:
-    """Encodes hard texts with a flat file's tokenizer and with the library that its source was made for.
+    """Encodes hard texts with a flat file's tokenizer and as transformers' AutoTokenizer encodes them; where
+    that is not installed, with the library that the tokenizer was made for.
 
     Returns a sentence that says what was checked. Raises ValueError, naming the first text that differs.
     """
     source = Path(source)
-    for name, library, check in (
-        ("tokenizer.json", "tokenizers", verify_json),
-        ("tokenizer.model", "sentencepiece", verify_sentencepiece),
-    ):
-        if not (source / name).is_file():
-            continue
-        if importlib.util.find_spec(library) is None:
-            return f"tokenizer: not checked (the {library} library is not installed)"
-        engine = Engine(Path(file))
-        try:
-            return check(engine, source)
-        finally:
-            engine.close()
-    return "tokenizer: not checked (there is no reference library for this source)"
+    if not source.is_dir() or not any((source / name).is_file() for name in TOKENIZER_FILES[:-1]):
+        return "tokenizer: not checked (there is no reference library for this source)"
+    if importlib.util.find_spec("tokenizers") is None:
+        return "tokenizer: not checked (the tokenizers library is not installed)"
+    found = auto_tokenizer.read(source)
+    reference, who = open_reference(source, found)
+    engine = Engine(Path(file))
+    try:
+        told = ""
+        if found.pieces is not None and importlib.util.find_spec("sentencepiece") is not None:
+            told = verify_sentencepiece(engine, source)
+        if reference is not None:
+            told = verify_json(engine, reference, who, not found.own_bos) if not told else told
+        return told or "tokenizer: not checked (the sentencepiece library is not installed)"
+    finally:
+        engine.close()
