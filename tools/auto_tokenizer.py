@@ -10,7 +10,6 @@ of such code."""
 from __future__ import annotations
 
 import json
-import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -223,7 +222,9 @@ class Special:
     named: dict[str, Any]  # by name: strings, objects, None
     extra: list[Any]
     decoder: dict[int, Token]  # added_tokens_decoder, or what stands in for it
-    old: bool = False  # extra is additional_special_tokens of special_tokens_map.json, which tokenizer.model hides
+    old: bool = (
+        False  # extra is additional_special_tokens of special_tokens_map.json, which tokenizer.model hides
+    )
 
     def tokens(self, known: Iterable[str]) -> list[Token]:
         """Those to add to a tokenizer that has added tokens of these texts, in this order."""
@@ -233,14 +234,13 @@ class Special:
         for value in (*self.named.values(), *self.extra):
             if value is not None and text_of(value) not in seen:
                 out.append(as_token(value, where, special=isinstance(value, str)))
-                seen.add(out[-1]["content"])
         named = {text_of(value) for value in self.named.values()}
         return [{**token, "special": token["special"] or token["content"] in named} for token in out]
 
 
 def special_tokens(folder: Path, config: Mapping[str, Any], listed: list[Any]) -> Special:
-    """Special from tokenizer_config.json; where that has no added_tokens_decoder, from special_tokens_map.json,
-    added_tokens.json and the tokens that tokenizer.json has `listed` too."""
+    """Special from tokenizer_config.json; where that has no added_tokens_decoder, also from
+    special_tokens_map.json, added_tokens.json and the tokens that tokenizer.json has `listed`."""
     init = dict(config)
     if "additional_special_tokens" in init and not init.get("extra_special_tokens"):
         init["extra_special_tokens"] = init.pop("additional_special_tokens")
@@ -378,6 +378,10 @@ def gemma(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
+    return byte_level(config, regex=True)
+
+
 NFC = {"normalizer": {"type": "NFC"}}
 DIGITS = {"type": "Digits", "individual_digits": True}
 END = "<|endoftext|>"
@@ -387,12 +391,16 @@ END = "<|endoftext|>"
 class Recipe:
     """A class of transformers that builds its tokenizer itself."""
 
-    parts: Callable[[Mapping[str, Any]], dict[str, Any]]  # of tokenizer_config.json: the parts but the vocabulary
+    parts: Callable[
+        [Mapping[str, Any]], dict[str, Any]
+    ]  # of tokenizer_config.json: the parts but the vocabulary
     names: tuple[tuple[str, str | None], ...]  # the special tokens, where tokenizer_config.json does not say
     unknown: bool = False  # the model has the unknown token
     adds_bos: bool = False
     replaces: bool = False  # the post-processor of tokenizer.json too
-    renews: str = ""  # the special tokens lose the switches that files give them: "all", or "texts" without any
+    renews: str = (
+        ""  # the special tokens lose the switches that files give them: "all", or "texts" without any
+    )
 
 
 def names(**given: str | None) -> tuple[tuple[str, str | None], ...]:
@@ -417,16 +425,16 @@ RECIPES: dict[str, Recipe] = {
     "Qwen3_5Tokenizer": Recipe(
         lambda config: NFC | byte_level(config, split(QWEN35), regex=False), names(unk=END, eos=END, pad=END)
     ),
-    "GPT2Tokenizer": Recipe(lambda config: byte_level(config, regex=True), names(unk=END, bos=END, eos=END)),
-    "CodeGenTokenizer": Recipe(lambda config: byte_level(config, regex=True), names(unk=END, bos=END, eos=END)),
+    "GPT2Tokenizer": Recipe(gpt2, names(unk=END, bos=END, eos=END)),
+    "CodeGenTokenizer": Recipe(gpt2, names(unk=END, bos=END, eos=END)),
     "GPTNeoXTokenizer": Recipe(
-        lambda config: NFC | byte_level(config, regex=True),
+        lambda config: NFC | gpt2(config),
         names(unk=END, bos=END, eos=END, pad="<|padding|>"), replaces=True,
     ),
     "CohereTokenizer": Recipe(
         lambda config: NFC | byte_level(config, DIGITS, regex=True),
-        names(unk="<UNK>", bos="<BOS_TOKEN>", eos="<|END_OF_TURN_TOKEN|>", pad="<PAD>", cls="<CLS>", sep="<SEP>",
-              mask="<MASK_TOKEN>"),
+        names(unk="<UNK>", bos="<BOS_TOKEN>", eos="<|END_OF_TURN_TOKEN|>", pad="<PAD>", cls="<CLS>",
+              sep="<SEP>", mask="<MASK_TOKEN>"),
         renews="texts",
     ),
 }  # fmt: skip
@@ -441,7 +449,12 @@ def class_of(config: Mapping[str, Any], model: Mapping[str, Any], tokenizer_json
     hub = given.removesuffix("Fast") if isinstance(given, str) else None
     mapped = config.get("auto_map")
     own_code = bool(mapped.get("AutoTokenizer") if isinstance(mapped, dict) else mapped)
-    if not own_code and hub == "LlamaTokenizer" and model_type not in WRONG_CLASS and '"ByteLevel"' in tokenizer_json:
+    if (
+        not own_code
+        and hub == "LlamaTokenizer"
+        and model_type not in WRONG_CLASS
+        and '"ByteLevel"' in tokenizer_json
+    ):
         return BACKEND
     if not own_code and hub and registered and registered != hub:
         chosen = registered if registered == BACKEND or model_type in WRONG_CLASS else hub
@@ -463,7 +476,9 @@ class Found:
     named: dict[str, str]  # the texts of the special tokens by name
     pieces: Pieces | None = None  # a tokenizer.model that works as sentencepiece does
     legacy: bool = True  # of pieces: every text between special tokens begins with a space
-    own_bos: bool = False  # BOS is as the directory's own code, or no file at all, has it: not as transformers
+    own_bos: bool = (
+        False  # BOS is as the directory's own code, or no file at all, has it: not as transformers
+    )
 
 
 def template(before: list[tuple[str, int]], after: list[tuple[str, int]]) -> dict[str, Any]:
@@ -477,7 +492,7 @@ def template(before: list[tuple[str, int]], after: list[tuple[str, int]]) -> dic
 
 
 def read(folder: Path) -> Found:
-    """The tokenizer of a directory that has a tokenizer.json, a tokenizer.model, or vocab.json with merges.txt."""
+    """The tokenizer of a directory with a tokenizer.json, a tokenizer.model, or vocab.json and merges.txt."""
     config, model = read_json(folder / "tokenizer_config.json"), read_json(folder / "config.json")
     file = folder / "tokenizer.json"
     given = read_json(file)
@@ -497,8 +512,8 @@ def read(folder: Path) -> Found:
         kind = hub  # transformers gives up here
     if kind not in RECIPES:
         raise ValueError(
-            f"vocab.json and merges.txt do not say how text is split, and the tokenizer_class {hub or None!r} is not "
-            "known; " + ", ".join(RECIPES) + " are"
+            f"vocab.json and merges.txt do not say how text is split, and the tokenizer_class {hub or None!r} "
+            "is not known; " + ", ".join(RECIPES) + " are"
         )
     vocab = read_json(folder / "vocab.json")
     return rebuild(kind, vocab, read_merges(folder / "merges.txt"), None, config, special)
@@ -546,7 +561,9 @@ def from_json(
     added.add(special.tokens(added.ids))
     custom = hub in CUSTOM and given.get("post_processor") is None
     post, texts = settle(added, special, given.get("post_processor"), (custom, False), False)
-    return Found(kind, given | {"added_tokens": added.listed(), "post_processor": post}, texts, own_bos=custom)
+    return Found(
+        kind, given | {"added_tokens": added.listed(), "post_processor": post}, texts, own_bos=custom
+    )
 
 
 def rebuild(
@@ -573,7 +590,12 @@ def rebuild(
             added.add([as_token(text_of(value), "", special=True)])
     parts = recipe.parts(config)
     unknown = text_of(special.named.get("unk_token"))
-    model = {"type": "BPE", "vocab": vocab, "merges": merges, "unk_token": unknown if recipe.unknown else None}
+    model = {
+        "type": "BPE",
+        "vocab": vocab,
+        "merges": merges,
+        "unk_token": unknown if recipe.unknown else None,
+    }
     spec = {"normalizer": None} | parts | {"model": model | parts["model"]}
     explicit = not given and ("add_bos_token" in config or "add_eos_token" in config)
     asked = {} if given else config
@@ -586,16 +608,16 @@ def rebuild(
 def from_pieces(
     model: Pieces, kind: str, hub: str, bare: bool, config: Mapping[str, Any], special: Special
 ) -> Found:
-    """A directory with a tokenizer.model. bare: nothing else is there, and BOS is added as by all the programs
-    that read such models."""
+    """A directory with a tokenizer.model. bare: nothing else is there, and BOS is added as by all the
+    programs that read such models."""
     control, user = PROTO_KINDS["CONTROL"], PROTO_KINDS["USER_DEFINED"]
     own = [
         {"content": text, "special": sort == control, "normalized": False}
         for text, _, sort in model.pieces
         if sort in (control, user)
     ]
-    if special.old or not special.extra:
-        special.extra = own
+    theirs = [] if special.old else special.extra
+    special.extra = theirs or own
     if kind in RECIPES:
         vocab = {text: i for i, (text, _, _) in enumerate(model.pieces)}
         return rebuild(kind, vocab, generate_merges(vocab), None, config, special)
@@ -606,13 +628,16 @@ def from_pieces(
         (renamed[i] if i in renamed and renamed[i] not in kept else text, score, sort)
         for i, (text, score, sort) in enumerate(model.pieces)
     ]
-    numbers = {"bos_token": (41, 1, 46, "<s>"), "eos_token": (42, 2, 47, "</s>"), "unk_token": (40, 0, 45, "<unk>")}
+    numbers = {
+        "bos_token": (41, 1, 46, "<s>"),
+        "eos_token": (42, 2, 47, "</s>"),
+        "unk_token": (40, 0, 45, "<unk>"),
+    }
     for key, (number, default, place, text) in numbers.items():
         if model.special_id(number, default) is not None:
             special.named.setdefault(key, model.text(place, text))
     special.named = {key: special.named[key] for key in (*NAMED, *special.named) if key in special.named}
-    users = {text for text, _, sort in model.pieces if sort == user}
-    special.extra = [value for value in special.extra if text_of(value) not in users]
+    special.extra = theirs or [token for token in own if token["special"]]
     if model.normalizer.get(3, 1):
         special.decoder = {i: {**token, "normalized": False} for i, token in special.decoder.items()}
     added = Added({text: i for i, (text, _, _) in enumerate(model.pieces)})

@@ -174,7 +174,7 @@ class Vocabulary:
             out[STOP] = pack(sorted(set(self.stops)))
         if max(map(len, self.around)) > 1:
             if beyond := [i for side in self.around for i in side if i >= n]:
-                raise ValueError(f"the tokenizer puts the token {beyond[0]} around texts, which it does not have")
+                raise ValueError(f"the post-processor adds the token {beyond[0]}, which does not exist")
             out[AROUND] = pack([*map(len, self.around), *self.around[0], *self.around[1]])
         if self.added:
             out[ADDED] = self.added_section()
@@ -813,14 +813,14 @@ def from_found(found: Found) -> Vocabulary:
     if found.pieces is None:
         return from_tokenizer_json(found.spec)
     out = from_sentencepiece(found.pieces, "tokenizer.model", found.legacy)
-    listed = found.spec["added_tokens"]
-    known = {item["id"] for item in listed}
-    kinds = {i: kind for i, (_, _, kind) in enumerate(found.pieces.pieces)}
-    out.added = [a for a in out.added if a.id not in known and kinds.get(a.id) == USER_DEFINED]
-    read_added(out, listed, "the tokenizer's files: an added token")
+    users = [item for item in out.added if not item.special]
+    out.added = []
+    read_added(out, found.spec["added_tokens"], "the tokenizer's files: an added token")
+    out.added += users  # also one that is an added token: what is cut out first
+    out.program = new_program(True, any(item.single_word for item in out.added))
     for item in out.added:
         item.match = item.text.replace(METASPACE, " ") if item.normalized else ""
-    out.special |= {item.id for item in out.added if item.special}
+    out.special = {item.id for item in out.added if item.special}
     read_post_processor(out, [found.spec["post_processor"]])
     return out
 
@@ -1196,8 +1196,9 @@ def own_texts(n: int, decode: Callable[[list[list[int]]], list[str]]) -> list[st
     return out
 
 
-def verify_json(engine: Engine, reference: Any, who: str, around: bool) -> str:
-    """verify, against a tokenizer of the tokenizers library. around: with what goes before and after a text."""
+def verify_json(engine: Engine, reference: Any, who: str, around: bool, as_text: bool) -> str:
+    """verify, against a tokenizer of the tokenizers library. around: with what goes before and after a text;
+    as_text: with special tokens as plain text."""
     added = reference.get_added_tokens_decoder()
     for number, token in sorted(added.items()):
         text = token.content
@@ -1219,7 +1220,8 @@ def verify_json(engine: Engine, reference: Any, who: str, around: bool) -> str:
     if around:
         ids = [e.ids for e in reference.encode_batch(texts)]
         first_difference([engine.encode(t, WITH_SPECIAL) for t in texts], ids, texts, "the text", who)
-    for given, split, flags in ((texts, True, NO_BOS), (texts + own, False, NO_BOS | WITH_SPECIAL)):
+    rounds = [(texts, True, NO_BOS)] * as_text + [(texts + own, False, NO_BOS | WITH_SPECIAL)]
+    for given, split, flags in rounds:
         reference.encode_special_tokens = split
         ids = [e.ids for e in reference.encode_batch(given, add_special_tokens=False)]
         first_difference([engine.encode(t, flags) for t in given], ids, given, "the text", who)
@@ -1231,13 +1233,20 @@ def verify_json(engine: Engine, reference: Any, who: str, around: bool) -> str:
     return f"tokenizer: {len(texts)} hard texts encode as {who} encodes them, and so do all {n} tokens"
 
 
-def verify_sentencepiece(engine: Engine, source: Path) -> str:
-    """verify, against tokenizer.model."""
+def verify_sentencepiece(engine: Engine, source: Path, found: Found) -> str:
+    """verify, against tokenizer.model, which knows only its own texts of pieces that were renamed."""
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
     texts = hard_strings() + own_texts(processor.get_piece_size(), processor.decode)
-    if read_json(source / "tokenizer_config.json").get("legacy") is False:
+    renamed = [
+        processor.id_to_piece(i)
+        for i, (text, _, _) in enumerate(found.pieces.pieces if found.pieces else ())
+        if processor.id_to_piece(i) != text
+    ]
+    added = [item["content"] for item in found.spec["added_tokens"] if not item["special"]]
+    texts = [text for text in texts if not any(name in text for name in (*renamed, *added))]
+    if not found.legacy:
         texts = [text for text in texts if text[:1] not in (" ", METASPACE)]
     texts = [text for text in texts if "\0" not in text]  # the library's C strings end there
     who = "the sentencepiece library"
@@ -1261,11 +1270,11 @@ def verify(file: Path, source: Path) -> str:
     reference, who = open_reference(source, found)
     engine = Engine(Path(file))
     try:
-        told = ""
-        if found.pieces is not None and importlib.util.find_spec("sentencepiece") is not None:
-            told = verify_sentencepiece(engine, source)
+        told = "tokenizer: not checked (the sentencepiece library is not installed)"
         if reference is not None:
-            told = verify_json(engine, reference, who, not found.own_bos) if not told else told
-        return told or "tokenizer: not checked (the sentencepiece library is not installed)"
+            told = verify_json(engine, reference, who, not found.own_bos, found.pieces is None)
+        if found.pieces is not None and importlib.util.find_spec("sentencepiece") is not None:
+            told = verify_sentencepiece(engine, source, found)
+        return told
     finally:
         engine.close()
