@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .pre_tokenizers import QWEN2, QWEN35
+
 METASPACE = "\u2581"
 Token = dict[str, Any]  # an added token: its content and SWITCHES
 
@@ -309,14 +311,6 @@ def numbered(value: object, where: str) -> dict[int, Token]:
 # Classes that build their tokenizer from a vocabulary and merges, whatever else tokenizer.json says
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-QWEN35 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def sequence(kind: str, *steps: dict[str, Any]) -> dict[str, Any]:
@@ -512,8 +506,8 @@ def read(folder: Path) -> Found:
         kind = hub  # transformers gives up here
     if kind not in RECIPES:
         raise ValueError(
-            f"vocab.json and merges.txt do not say how text is split, and the tokenizer_class {hub or None!r} "
-            "is not known; " + ", ".join(RECIPES) + " are"
+            f"vocab.json and merges.txt do not say how text is split, and the tokenizer_class "
+            f"{hub or None!r} is not known; " + ", ".join(RECIPES) + " are"
         )
     vocab = read_json(folder / "vocab.json")
     return rebuild(kind, vocab, read_merges(folder / "merges.txt"), None, config, special)
@@ -574,7 +568,7 @@ def rebuild(
     config: Mapping[str, Any],
     special: Special,
 ) -> Found:
-    """What a class of RECIPES makes of a vocabulary and merges. given: the tokenizer.json that they are from."""
+    """What a class of RECIPES makes of a vocabulary and merges. given: the tokenizer.json they are from."""
     recipe = RECIPES[kind]
     defaults = dict(recipe.names)
     order = {key: None for key in (*NAMED, *defaults, *special.named)}

@@ -375,7 +375,7 @@ def make_tokenizer(
             found = tokenizer_sections(tokenizer, vocab_size, template)
         else:
             found = source.tokenizer(template)
-        check_vocabulary(found.get(lib.LLM_TOKEN_TYPES, b""), vocab_size)
+        check_vocabulary(found, vocab_size)
         return found
     except ConvertError:
         raise
@@ -385,14 +385,16 @@ def make_tokenizer(
         raise ConvertError(f"the tokenizer of {where} cannot be converted: {said}") from None
 
 
-def check_vocabulary(types: bytes, vocab_size: int) -> None:
-    """Refuses a tokenizer with ordinary tokens (types: a byte each) that the model has no row for. Control
-    tokens beyond the vocabulary are common, and harmless as long as nobody writes them."""
-    beyond = np.frombuffer(types, np.uint8)[vocab_size:]
-    ordinary = np.flatnonzero((beyond & (lib.LLM_TOKEN_SPECIAL | lib.LLM_TOKEN_ABSENT)) == 0)
-    if len(ordinary):
+def check_vocabulary(sections: Mapping[int, bytes], vocab_size: int) -> None:
+    """Refuses a tokenizer with ordinary tokens that the model has no row for. Control tokens and added ones
+    (a <pad> one past the last row) are common there, and harmless as long as nobody writes them: the engine's
+    error names them, where transformers fails too."""
+    beyond = np.frombuffer(sections.get(lib.LLM_TOKEN_TYPES, b""), np.uint8)[vocab_size:]
+    added = vocabulary.added_ids(sections.get(lib.LLM_ADDED, b""))
+    ordinary = np.flatnonzero((beyond & (lib.LLM_TOKEN_SPECIAL | lib.LLM_TOKEN_ABSENT)) == 0) + vocab_size
+    if found := [int(i) for i in ordinary if int(i) not in added]:
         raise ConvertError(
-            f"the tokenizer is of another model: it has a token {vocab_size + ordinary[0]}, "
+            f"the tokenizer is of another model: it has a token {found[0]}, "
             f"and the model's vocabulary ends at {vocab_size - 1}"
         )
 

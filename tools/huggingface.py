@@ -27,14 +27,11 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md")
 INDEX = ".index.json"  # the end of the name of a file that says which shard has which tensor
 # What the tokenizer is read from by other code and libraries
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tekken.json",
+READ_WITH_TOKENIZER = (
+    *vocabulary.TOKENIZER_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
     "merges.txt",
     "generation_config.json",
 )
@@ -215,13 +212,13 @@ def read_texts(source: Source) -> None:
     for key, value in (("license", license_of(folder, config)), ("description", config.get("description"))):
         if isinstance(value, str) and value.strip():
             source.about[key] = value
-    if any(os.path.lexists(folder / file) for file in ("tokenizer.json", "tokenizer.model", "tekken.json")):
+    if any(os.path.lexists(folder / file) for file in vocabulary.TOKENIZER_FILES):
         source.tokenizer = lambda template: tokenizer(folder, template)
 
 
 def tokenizer(folder: Path, template: str | None) -> dict[int, bytes]:
     """vocabulary.from_directory, with pointers, pipes and the like refused."""
-    for name in TOKENIZER_FILES:
+    for name in READ_WITH_TOKENIZER:
         sources.check_file(folder / name)
     return vocabulary.from_directory(folder, template)
 

@@ -21,8 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from . import auto_tokenizer, pattern, unicode_tables
+from . import auto_tokenizer, pattern, pre_tokenizers, unicode_tables
 from .auto_tokenizer import Found, Pieces, read_json
+from .pre_tokenizers import LLAMA3 as LLAMA3
+from .pre_tokenizers import PRE_TOKENIZERS as PRE_TOKENIZERS
+from .pre_tokenizers import QWEN2 as QWEN2
 
 NONE = 0xFFFFFFFF
 METASPACE = "\u2581"
@@ -205,6 +208,14 @@ class Vocabulary:
                 heads += struct.pack("<4I", item.id, flags, len(blob), len(text))
                 blob += text
         return struct.pack("<2I", len(groups[0]), len(groups[1])) + heads + blob
+
+
+def added_ids(section: bytes) -> set[int]:
+    """The ids in LLM_ADDED."""
+    if not section:
+        return set()
+    n = sum(struct.unpack_from("<2I", section))
+    return {struct.unpack_from("<I", section, 8 + 16 * i)[0] for i in range(n)}
 
 
 def new_program(metaspace: bool, single_word: bool) -> pattern.Program:
@@ -825,68 +836,6 @@ def from_found(found: Found) -> Vocabulary:
     return out
 
 
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-QWEN2 = LLAMA3.replace("{1,3}", "")
-CASED = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+TAIL"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*TAIL"
-    r"|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# The letters with case of Unicode 11, as the DeepSeek LLM tokenizer lists them.
-DEEPSEEK_LETTERS = (
-    r"A-Za-z\u00B5\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u01BA\u01BC-\u01BF\u01C4-\u0293\u0295-\u02AF\u0370-\u0373\u0376"
-    r"\u0377\u037B-\u037D\u037F\u0386\u0388-\u038A\u038C\u038E-\u03A1\u03A3-\u03F5\u03F7-\u0481\u048A-\u052F"
-    r"\u0531-\u0556\u10A0-\u10C5\u13A0-\u13F5\u13F8-\u13FD\u1C90-\u1CBA\u1CBD-\u1CBF\u1D00-\u1D2B\u1D6B-\u1D77"
-    r"\u1D79-\u1D9A\u1E00-\u1F15\u1F18-\u1F1D\u1F20-\u1F45\u1F48-\u1F4D\u1F50-\u1F57\u1F59\u1F5B\u1F5D\u1F5F-\u1F7D"
-    r"\u1F80-\u1FB4\u1FB6-\u1FBC\u1FBE\u1FC2-\u1FC4\u1FC6-\u1FCC\u1FD0-\u1FD3\u1FD6-\u1FDB\u1FE0-\u1FEC\u1FF2-\u1FF4"
-    r"\u1FF6-\u1FFC\u2102\u2107\u210A-\u2113\u2115\u2119-\u211D\u2124\u2126\u2128\u212A-\u212D\u212F-\u2134\u2139"
-    r"\u213C-\u213F\u2145-\u2149\u214E\u2183\u2184\u2C00-\u2C7B\u2C7E-\u2CE4\u2CEB-\u2CEE\u2CF2\u2CF3\uA640-\uA66D"
-    r"\uA680-\uA69B\uA722-\uA76F\uA771-\uA787\uA78B-\uA78E\uAB70-\uABBF\uFB00-\uFB06\uFB13-\uFB17\uFF21-\uFF3A"
-    r"\uFF41-\uFF5A\x{10400}-\x{1044F}\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}"
-    r"\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}"
-)
-CJK = r"[\u4E00-\u9FA5\u0800-\u4E00\uAC00-\uD7FF]+"
-
-# The values of tokenizer.ggml.pre, and the expressions that split the text, one after the other.
-PRE_TOKENIZERS: dict[str, list[str]] = {}
-for _names, _expressions in {
-    "gpt-2 mpt olmo jais phi-2": [pattern.GPT2],
-    "llama-bpe llama3 llama-v3 falcon3 dbrx smaug-bpe": [LLAMA3],
-    "qwen2 deepseek-r1-qwen megrez stablelm2": [QWEN2],
-    "smollm starcoder refact command-r codeshell": [r"\p{N}", pattern.GPT2],
-    "tekken": [CASED.replace("TAIL", "").replace("DIGITS", "")],
-    "gpt-4o llama4": [CASED.replace("TAIL", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace("DIGITS", "{1,3}")],
-    "deepseek-llm": [
-        r"[\r\n]",
-        rf"\s?[{DEEPSEEK_LETTERS}]+",
-        r"\s?[!-/:-~\uFF01-\uFF0F\uFF1A-\uFF5E\u2018-\u201F\u3000-\u3002]+",
-        r"\s+$",
-        CJK,
-        r"\p{N}+",
-    ],
-    "deepseek-coder": [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}"],
-    "deepseek-v3": [
-        r"\p{N}{1,3}",
-        r"[\u4E00-\u9FA5\u3040-\u309F\u30A0-\u30FF]+",
-        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ],
-    "default": [
-        r"[\p{P}\$\+<=>\^~\|]+",
-        pattern.GPT2.removesuffix(r"|\s+"),
-        r"\p{N}+",
-        r"[0-9][0-9][0-9]",
-    ],
-}.items():
-    PRE_TOKENIZERS |= dict.fromkeys(_names.split(), _expressions)
-# Those that look whole pieces up first, and add BOS when the file does not say; those that normalise.
-WHOLE_WORD_PRE_TOKENIZERS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"}
-NFC_PRE_TOKENIZERS = {"qwen2", "deepseek-r1-qwen", "megrez"}
-
-
 def gguf_list(fields: Mapping[str, Any], name: str) -> list[Any]:
     value = fields.get(f"tokenizer.ggml.{name}")
     if value is None or isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
@@ -894,40 +843,51 @@ def gguf_list(fields: Mapping[str, Any], name: str) -> list[Any]:
     return value.tolist() if hasattr(value, "tolist") else list(value)
 
 
-def gguf_byte_level(fields: Mapping[str, Any], texts: list[str], kinds: list[int]) -> tuple[Vocabulary, bool]:
-    """A Vocabulary from GGUF's "gpt2", and whether it adds BOS when the file does not say."""
-    name = fields.get("tokenizer.ggml.pre", "default")
-    if name not in PRE_TOKENIZERS:
+def gguf_bpe(fields: Mapping[str, Any], name: str, texts: list[str], kinds: list[int]) -> Vocabulary:
+    """A Vocabulary from GGUF's "gpt2" and "gemma4", whose pre-tokenizer has this name."""
+    if name not in pre_tokenizers.PRE_TOKENIZERS:
+        if name in pre_tokenizers.BEYOND:
+            raise ValueError(
+                f"tokenizer.ggml.pre is {name!r}, which needs {pre_tokenizers.BEYOND[name]}: not supported"
+            )
         raise ValueError(
             f"tokenizer.ggml.pre is {name!r}, which is not supported; known are "
-            + ", ".join(sorted(PRE_TOKENIZERS))
+            + ", ".join(sorted(pre_tokenizers.PRE_TOKENIZERS))
         )
-    expressions, whole_words = PRE_TOKENIZERS[name], name in WHOLE_WORD_PRE_TOKENIZERS
+    pieces = name in pre_tokenizers.PIECES
     added = [
         {"id": i, "content": text, "special": kind != USER_DEFINED}
         for i, (text, kind) in enumerate(zip(texts, kinds, strict=True))
         if kind in (CONTROL, UNKNOWN, USER_DEFINED)
     ]
-    splits = [{"type": "Split", "pattern": {"Regex": text}, "behavior": "Isolated"} for text in expressions]
-    vocab = {text: i for i, text in reversed(list(enumerate(texts)))}
-    merges = [merge for merge in gguf_list(fields, "merges")]
-    out = from_tokenizer_json(
-        {
-            "added_tokens": added,
-            "normalizer": {"type": "NFC"} if name in NFC_PRE_TOKENIZERS else None,
-            "pre_tokenizer": {
-                "type": "Sequence",
-                "pretokenizers": [
-                    *splits,
-                    {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-                ],
-            },
-            "decoder": {"type": "ByteLevel"},
-            "model": {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": whole_words},
-        }
-    )
+    steps: list[dict[str, Any]] = [
+        {"type": "Split", "pattern": {"Regex": text}, "behavior": "Isolated"}
+        for text in pre_tokenizers.PRE_TOKENIZERS[name]
+    ]
+    spec: dict[str, Any] = {"normalizer": None, "decoder": {"type": "ByteLevel"}}
+    if pieces:
+        spec = {"normalizer": auto_tokenizer.replace(" ", METASPACE), "decoder": auto_tokenizer.spaced()}
+        if name != "sarvam-moe":  # a run of line ends is looked up whole
+            known = {item["content"] for item in added}
+            runs = [
+                (i, text) for i, text in enumerate(texts) if re.fullmatch("\n+", text) and text not in known
+            ]
+            added += [{"id": i, "content": text, "special": False} for i, text in runs]
+    else:
+        if name in pre_tokenizers.NFC:
+            spec["normalizer"] = {"type": "NFC"}
+        steps.append({"type": "ByteLevel", "add_prefix_space": False, "use_regex": False})
+    model = {
+        "type": "BPE",
+        "vocab": {text: i for i, text in reversed(list(enumerate(texts)))},
+        "merges": gguf_list(fields, "merges"),
+        "ignore_merges": name in pre_tokenizers.WHOLE_WORDS,
+        "byte_fallback": pieces,
+    }
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": steps}
+    out = from_tokenizer_json(spec | {"added_tokens": added, "pre_tokenizer": pre_tokenizer, "model": model})
     out.tokens = dict(enumerate(texts))
-    return out, whole_words
+    return out
 
 
 def gguf_templates(fields: Mapping[str, Any]) -> dict[str, str]:
@@ -953,8 +913,14 @@ def from_gguf(fields: Mapping[str, Any], template: str | None = None) -> dict[in
     kinds = kinds or [NORMAL] * len(texts)
     if len(kinds) != len(texts):
         raise ValueError(f"the GGUF file has {len(texts)} tokens but {len(kinds)} token types")
-    if model == "gpt2":
-        out, adds_bos = gguf_byte_level(fields, texts, kinds)
+    name = ""
+    if model in ("gpt2", "gemma4"):
+        name = "gemma4" if model == "gemma4" else str(fields.get("tokenizer.ggml.pre") or "default")
+        out = gguf_bpe(fields, name, texts, kinds)
+        # llama.cpp's default is token 11, Falcon's; no ordinary token of another is taken for it
+        last = 11 if model == "gpt2" and 11 < len(texts) and kinds[11] == CONTROL else -1
+        defaults = {"bos": -1 if name in pre_tokenizers.NO_BOS else last, "eos": last}
+        adds_bos = name in pre_tokenizers.ADD_BOS
     elif model == "llama":
         scores = [float(score) for score in gguf_list(fields, "scores")]
         if len(scores) != len(texts):
@@ -968,24 +934,41 @@ def from_gguf(fields: Mapping[str, Any], template: str | None = None) -> dict[in
             prefix=bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
             trim=bool(fields.get("tokenizer.ggml.remove_extra_whitespaces", False)),
         )
-        adds_bos = True
+        defaults, adds_bos = {"bos": 1, "eos": 2}, True
     else:
-        raise ValueError(f"tokenizer.ggml.model is {model!r}; only 'llama' and 'gpt2' are supported")
-    for name in ("bos", "eos"):
-        ids = as_ids(
-            fields.get(
-                f"tokenizer.ggml.{name}_token_id", {"bos": 1, "eos": 2}[name] if model == "llama" else -1
-            )
+        raise ValueError(
+            f"tokenizer.ggml.model is {model!r}; only 'llama', 'gpt2' and 'gemma4' are supported"
         )
-        setattr(out, name, ids[0] if ids and ids[0] < len(texts) else None)
+    for key, default in defaults.items():
+        ids = as_ids(fields.get(f"tokenizer.ggml.{key}_token_id", default))
+        setattr(out, key, ids[0] if ids and ids[0] < len(texts) else None)
+    adds_bos = bool(fields.get("tokenizer.ggml.add_bos_token", adds_bos)) or name in pre_tokenizers.ALWAYS_BOS
     out.flags &= ~(ADD_BOS | ADD_EOS)
-    out.flags |= ADD_BOS * bool(fields.get("tokenizer.ggml.add_bos_token", adds_bos) and out.bos is not None)
+    out.flags |= ADD_BOS * (adds_bos and out.bos is not None)
     out.flags |= ADD_EOS * bool(fields.get("tokenizer.ggml.add_eos_token", False) and out.eos is not None)
     stops = [] if out.eos is None else [out.eos]
-    for name in ("eos", "eot", "eom"):
-        stops += as_ids(fields.get(f"tokenizer.ggml.{name}_token_id"))
+    for key in ("eos", "eot", "eom"):
+        stops += as_ids(fields.get(f"tokenizer.ggml.{key}_token_id"))
     add_stops(out, stops, "\n".join(gguf_templates(fields).values()) if template is None else template)
+    out.stops = gguf_stops(fields, texts, out.stops)
     return out.sections()
+
+
+def gguf_stops(fields: Mapping[str, Any], texts: list[str], stops: list[int]) -> list[int]:
+    """The stop tokens of a GGUF file: those given, and as llama.cpp finds them by their texts."""
+    ids = {text: i for i, text in reversed(list(enumerate(texts)))}
+    found = {*stops, *(ids[text] for text in pre_tokenizers.END_TEXTS if text in ids)}
+    for key, names in pre_tokenizers.FILL_TEXTS.items():
+        given = as_ids(fields.get(f"tokenizer.ggml.{key}"))
+        named = [ids[text] for text in names if text in ids][:1]
+        found |= {i for i in given or named if i < len(texts)}
+    ends = {texts[i] for i in found}
+    calls = {"<|call|>", "<|calls|>"} & ends
+    if calls and ends & {"<|return|>", "<|flush|>"}:
+        found.discard(ids.get("<|end|>", -1))  # it ends a message, not a turn
+    if ends & {"<|tool_response>", "<|plamo:eos|>"}:
+        found.discard(ids.get("</s>", -1))  # an ordinary token there
+    return sorted(found)
 
 
 def from_llama2c(path: Path, vocab_size: int, template: str | None = None) -> dict[int, bytes]:
