@@ -20,7 +20,7 @@ import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
 from pyllm._llm import ffi, lib  # noqa: E402
-from pyllm.tools import pattern, vocabulary  # noqa: E402
+from pyllm.tools import pattern, pre_tokenizers, vocabulary  # noqa: E402
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors, trainers  # noqa: E402
 from tokenizers import pre_tokenizers as pre  # noqa: E402
 
@@ -387,6 +387,74 @@ def test_bos_is_added_once_and_where_the_template_has_it() -> None:
     assert engine("qwen2").encode("Hello", BOS) == engine("qwen2").encode("Hello")  # it has none
 
 
+def around_file(before: str, after: str, kind: str = "llama 3") -> tuple[Tokenizer, Engine]:
+    """A tokenizer that puts these tokens before and after a text, in the library and in ours."""
+    reference = Tokenizer.from_str(trained(kind).to_str())
+    tokens = [(text, reference.token_to_id(text)) for text in dict.fromkeys(f"{before} {after}".split())]
+    reference.post_processor = processors.TemplateProcessing(
+        single=f"{before} $A {after}".strip(), special_tokens=tokens
+    )
+    return reference, Engine(vocabulary.from_tokenizer_json(json.loads(reference.to_str())).sections())
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("<s> <|im_start|>", ""),
+        ("<|im_start|> <s> </s>", "<|im_end|>"),
+        ("", "<|im_end|> </s>"),
+        ("<s>", "<|im_end|> </s>"),
+        ("<s> <s>", "</s> </s>"),
+    ],
+)
+def test_several_tokens_before_and_after_a_text(before: str, after: str) -> None:
+    reference, ours = around_file(before, after)
+    front = [reference.token_to_id(text) for text in before.split()]
+    for text in ("", "Hello", "<s>Hello", "<s><|im_start|>x", "<|im_start|><s>", "<s><s>a", f"{before}Hello"):
+        plain = reference.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text, SPECIAL) == reference.encode(text).ids
+        assert ours.encode(text, SPECIAL | NO_BOS) == plain
+        if len(front) > 1:
+            begun = plain[: len(front)] == front
+            assert ours.encode(text, SPECIAL | BOS) == ([] if begun else front) + plain
+    err = ffi.new("char[64]")
+    few = ffi.new("uint32_t[2]")
+    n = lib.llm_encode(ours.tokenizer, b"a", 1, SPECIAL | BOS, few, 1, err, 64)  # counts without room for all
+    assert n == len(ours.encode("a", SPECIAL | BOS)) and few[1] == 0
+    ours.close()
+
+
+@pytest.mark.parametrize(
+    "payload, message",
+    [
+        (struct.pack("<3I", 1, 0, 1 << 30), "names a token that does not exist"),
+        (struct.pack("<3I", 2, 0, 1), "is too short"),
+        (struct.pack("<I", 1), "is too short"),
+        (struct.pack("<2I", 0xFFFFFFFF, 2) + bytes(4), "is too long"),
+        (struct.pack("<2I", 17, 0) + bytes(4 * 17), "is too long"),
+    ],
+)
+def test_bad_ids_around_a_text_are_refused(payload: bytes, message: str) -> None:
+    sections = vocabulary.from_tokenizer_json(json.loads(trained("llama 3").to_str())).sections()
+    with pytest.raises(ValueError, match=f"LLM_AROUND {message}"):
+        Engine(sections | {lib.LLM_AROUND: payload})
+
+
+def test_more_tokens_around_a_text_than_the_file_has_room_for_are_refused() -> None:
+    with pytest.raises(ValueError, match="more than 16 tokens"):
+        around_file(" ".join(["<s>"] * 17), "")
+
+
+@pytest.mark.parametrize("kind", ["BertProcessing", "RobertaProcessing"])
+def test_cls_and_sep_go_around_a_text(kind: str) -> None:
+    reference = Tokenizer.from_str(trained("gpt2").to_str())
+    sep, cls = (("</s>", reference.token_to_id("</s>")), ("<s>", reference.token_to_id("<s>")))
+    reference.post_processor = getattr(processors, kind)(sep, cls)
+    ours = Engine(vocabulary.from_tokenizer_json(json.loads(reference.to_str())).sections())
+    assert ours.encode("Hello", SPECIAL) == reference.encode("Hello").ids
+    ours.close()
+
+
 def test_finds_tokens_by_their_text() -> None:
     for kind in ("llama 3", "llama 2"):
         ours, reference = engine(kind).tokenizer, trained(kind)
@@ -550,6 +618,129 @@ def test_gguf_pre_tokenizers_are_those_of_tokenizer_json(name: str, kind: str) -
     ours.close()
 
 
+# Every tokenizer.ggml.pre that llama.cpp knows: the names in llama_vocab::impl::load of llama-cpp-python 0.3.36
+LLAMA_CPP = """
+    a.x-4.0 afmoe bailingmoe bailingmoe2 bloom chameleon chatglm-bpe codeshell cohere2moe command-r dbrx
+    deepseek-coder deepseek-llm deepseek-r1-qwen deepseek-v3 default exaone exaone-moe exaone4 f2llmv2 falcon
+    falcon-h1 falcon3 gemma4 gigachat glm4 glm5 gpt-2 gpt-4o gpt3-finnish granite-docling
+    granite-embed-multi-311m granite-embed-multi-97m grok-2 hunyuan hunyuan-dense hy_v4 jais jais-2 jina-de
+    jina-es jina-v1-en jina-v2-code jina-v2-de jina-v2-es jina-v5-nano joyai-llm kanana2 kimi-k2 kormo laguna
+    lfm2 llada-moe llama-bpe llama-v3 llama3 llama4 megrez mellum mellum2 midm-2.0 minerva-7b minicpm5
+    minimax-m2 modern-bert mpt olmo phi-2 pixtral poro-chat qwen2 qwen35 refact roberta-bpe sarvam-moe
+    seed-coder smaug-bpe smollm solar-open spark2_5 stablelm2 starcoder superbpe talkie tekken tiny_aya
+    trillion ufakzeka viking whitespace youtu
+""".split()
+
+
+def test_every_pre_tokenizer_of_llama_cpp_is_known_or_refused_by_name() -> None:
+    table, beyond = pre_tokenizers.PRE_TOKENIZERS, pre_tokenizers.BEYOND
+    assert sorted([*table, *beyond]) == sorted(LLAMA_CPP)
+    for name in beyond:
+        with pytest.raises(ValueError, match=f"{name}.*needs.*not supported"):
+            vocabulary.from_gguf(gguf_fields(trained("gpt2"), name))
+    for name, expressions in table.items():
+        program = pattern.Program(False)
+        for regex in expressions:
+            program.add_stage(pattern.Parser(regex).parse(), pattern.SPLITS["Isolated"])
+        assert program.stages, name
+
+
+CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+BLOOM = " ?[^(\\s|.,!?…。，、।۔،)]+"
+# As llama.cpp's source has them, or has the original in a comment
+SPLITS = {
+    "exaone4": [pattern.GPT2],
+    "a.x-4.0": [pattern.GPT2],
+    "trillion": [pattern.GPT2],
+    "minimax-m2": [GPT4O],
+    "glm4": [LLAMA3],
+    "chatglm-bpe": [LLAMA3],
+    "midm-2.0": [LLAMA3],
+    "pixtral": [LLAMA3],
+    "minicpm5": [
+        r"\p{N}{1,3}",
+        CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ],
+    "seed-coder": [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    ],
+    "qwen35": [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ],
+    "bailingmoe": [
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    ],
+    "falcon": [
+        r"[\p{P}\$\+<=>\^~\|`]+",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+        r"[0-9][0-9][0-9]",
+    ],
+    "viking": [BLOOM, r"\p{N}"],
+    "bloom": [BLOOM],
+    "ufakzeka": [
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ],
+    "laguna": [r"[^\n]+|[\n]+", QWEN2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_gguf_splits_as_llama_cpp_splits(name: str) -> None:
+    """The library with llama.cpp's expressions, on a vocabulary learned without any border."""
+    reference = Tokenizer.from_str(trained("gpt2").to_str())
+    steps = [split(regex) for regex in SPLITS[name]] + [pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+    reference.pre_tokenizer = pre.Sequence(steps)
+    reference.normalizer = normalizers.NFC() if name == "qwen35" else None
+    reference.model.ignore_merges = name in ("glm4", "midm-2.0", "pixtral", "minicpm5")
+    spec = json.loads(reference.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["special"]]
+    reference = Tokenizer.from_str(json.dumps(spec))
+    ours = Engine(vocabulary.from_gguf(gguf_fields(reference, name)))
+    texts = [*random_texts()[::5], *vocabulary.hard_strings()]
+    theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
+    assert_same(texts, [ours.encode(t) for t in texts], theirs)
+    ours.close()
+
+
+@pytest.mark.parametrize(
+    "name, model, keys, begins",
+    [
+        ("llama-bpe", "gpt2", {}, True),
+        ("pixtral", "gpt2", {}, True),
+        ("tekken", "gpt2", {}, True),
+        ("gpt-2", "gpt2", {}, False),
+        ("gpt-2", "gpt2", {"add_bos_token": True}, True),
+        ("llama-bpe", "gpt2", {"add_bos_token": False}, False),
+        ("chatglm-bpe", "gpt2", {"add_bos_token": True, "bos_token_id": None}, False),
+        ("", "gemma4", {"add_bos_token": False}, True),
+    ],
+)
+def test_gguf_begins_a_text_as_llama_cpp_begins_it(name: str, model: str, keys: dict, begins: bool) -> None:
+    fields = gguf_fields(trained("gemma" if model == "gemma4" else "gpt2"), name) | {"tokenizer.ggml.model": model}
+    fields |= {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    ours = Engine(vocabulary.from_gguf({key: value for key, value in fields.items() if value is not None}))
+    plain = ours.encode("Hello", NO_BOS)
+    assert ours.encode("Hello", 0) == ([fields["tokenizer.ggml.bos_token_id"]] if begins else []) + plain
+    ours.close()
+
+
+def test_gemma4_of_gguf_is_the_same_tokenizer_json() -> None:
+    reference = trained("gemma")
+    spec = json.loads(reference.to_str())
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if not (t["normalized"] or t["single_word"])]
+    spec["added_tokens"] = [t | {"lstrip": False, "rstrip": False} for t in spec["added_tokens"]]
+    reference = Tokenizer.from_str(json.dumps(spec))
+    fields = gguf_fields(reference, "default") | {"tokenizer.ggml.model": "gemma4"}
+    ours = Engine(vocabulary.from_gguf(fields))
+    texts = [*random_texts()[::3], *vocabulary.hard_strings(["<s>"])]
+    theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
+    assert_same(texts, [ours.encode(t) for t in texts], theirs)
+    assert_same(theirs[::9], [ours.decode(i) for i in theirs[::9]], reference.decode_batch(theirs[::9]))
+    ours.close()
+
+
 def test_gguf_scores_are_merged_as_sentencepiece_merges(tmp_path: Path) -> None:
     processor = pytest.importorskip("sentencepiece").SentencePieceProcessor(
         model_file=str(spm(tmp_path, byte_fallback=True, remove_extra_whitespaces=False))
@@ -624,15 +815,17 @@ def test_a_directory_says_which_tokens_begin_and_stop(tmp_path: Path) -> None:
                 "eos_token": "</s>",
                 "add_bos_token": True,
                 "chat_template": "x<|im_end|>",
-                "added_tokens_decoder": {"1300": {"content": "<late>", "special": True}},
+                "added_tokens_decoder": {"1400": {"content": "<late>", "special": True}},
             }
         )
     )
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
     ours = Engine(vocabulary.from_directory(tmp_path))
-    assert ours.encode("Hello", 0) == [reference.token_to_id("<s>"), *reference.encode("Hello").ids]
-    assert ours.encode("<late>") == [1300]
-    assert ours.decode([1299, 1300, 1301, 4_000_000_000], special=True) == "<late>"
+    late = reference.get_vocab_size()  # the library numbers added tokens itself
+    assert ours.encode("Hello", 0) == reference.encode("Hello").ids  # tokenizer.json says what goes before it
+    assert ours.encode("Hello", BOS) == [reference.token_to_id("<s>"), *reference.encode("Hello").ids]
+    assert ours.encode("<late>") == [late]
+    assert ours.decode([late, late + 1, 4_000_000_000], special=True) == "<late>"
     assert lib.llm_token_eos(ours.tokenizer) == reference.token_to_id("</s>")
     stops = {i for i in range(1301) if lib.llm_token_is_stop(ours.tokenizer, i)}
     assert stops == {5, 7, reference.token_to_id("</s>"), reference.token_to_id("<|im_end|>")}

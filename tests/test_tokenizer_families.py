@@ -74,11 +74,13 @@ def metaspace(scheme: str, cut: bool) -> dict:
 
 
 def template(bos: str | None = None, eos: str | None = None) -> dict:
-    """A post-processor that puts these tokens around a text; their ids are filled in by spec()."""
-    around = [{"SpecialToken": {"id": text, "type_id": 0}} if text else None for text in (bos, eos)]
+    """A post-processor that puts these tokens (several with spaces between) around a text; their ids are
+    filled in by spec()."""
+    sides = [(side or "").split() for side in (bos, eos)]
+    around = [[{"SpecialToken": {"id": text, "type_id": 0}} for text in side] for side in sides]
     text = {"Sequence": {"id": "A", "type_id": 0}}
-    tokens = {t: {"id": t, "ids": [t], "tokens": [t]} for t in (bos, eos) if t}
-    single = [part for part in (around[0], text, around[1]) if part]
+    tokens = {t: {"id": t, "ids": [t], "tokens": [t]} for side in sides for t in side}
+    single = [*around[0], text, *around[1]]
     return {"type": "TemplateProcessing", "single": single, "pair": [*single, text], "special_tokens": tokens}
 
 
@@ -439,6 +441,79 @@ FAMILIES: dict[str, Family] = {
         post=template("<s>"),
         template="<用户>{{ x }}<AI>",
     ),
+    "glm 4, glm 4 0414": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(LLAMA3)),
+        marks=marks(f"{EOT} [MASK] [gMASK] [sMASK] <sop> <eop> <|user|> <|assistant|> <|observation|>"),
+        whole_words=True,
+        post={"type": "Sequence", "processors": [TO_BYTES, template("[gMASK] <sop>")]},
+        eos=EOT,
+        config=(EOT, "<|user|>", "<|observation|>"),
+        template="[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}",
+        stops=(EOT, "<|user|>", "<|observation|>"),
+    ),
+    "internlm 3": Family(
+        pieces=True,
+        normalizer=normal(PREPEND, REPLACE),
+        pre_tokenizer=None,
+        strip=True,
+        marks=marks(f"{IM} <|action_start|> <|plugin|>"),
+        post=template("<s>"),
+        generation=("</s>", "<|im_end|>"),
+        template=CHAT_ML,
+        stops=("</s>", "<|im_end|>"),
+    ),
+    "exaone 4": Family(
+        pieces=False,
+        normalizer=NFC,
+        pre_tokenizer=byte_level(regex=True),
+        marks=marks("[BOS] [PAD] [|user|] [|assistant|] [|endofturn|]", ("<think>", ""), ("<tool_call>", "")),
+        post=TO_BYTES,
+        eos="[|endofturn|]",
+        config=("[|endofturn|]",),
+        template="[|{{ m.role }}|]\n{{ m.content }}[|endofturn|]\n",
+        stops=("[|endofturn|]",),
+    ),
+    "minimax m2": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(GPT4O)),
+        marks=marks("]~b] ]~!b[ [e~[ <fim_prefix>", ("<think>", ""), ("<minimax:tool_call>", "")),
+        post=TO_BYTES,
+        eos="[e~[",
+        generation=("[e~[",),
+        template="]~!b[]~b]user\n{{ x }}[e~[\n",
+        stops=("[e~[",),
+    ),
+    "ernie 4.5": Family(
+        pieces=True,
+        normalizer=REPLACE,
+        pre_tokenizer=None,
+        marks=marks(
+            "<|begin_of_sentence|> <|end_of_sentence|> <mask:1>", *((str(i), "") for i in range(3))
+        ),
+        template="<|begin_of_sentence|>User: {{ x }}\nAssistant: ",
+    ),
+    "seed-oss": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(QWEN2)),
+        marks=marks("<seed:bos> <seed:eos> <seed:pad>", ("<seed:think>", ""), ("</seed:think>", "")),
+        post=template("<seed:bos>"),
+        eos="<seed:eos>",
+        template="{{ bos_token }}user\n{{ x }}<seed:eos>",
+        stops=("<seed:eos>",),
+    ),
+    "ministral (tekken)": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(TEKKEN)),
+        marks=marks("[INST] [/INST] [SYSTEM_PROMPT] [TOOL_CALLS] [THINK]"),
+        whole_words=True,
+        post=template("<s>"),
+        generation=("</s>",),
+    ),
     "minicpm 3": Family(
         **LLAMA,
         marks=marks(f"{IM} <|tool_call|>"),
@@ -447,6 +522,50 @@ FAMILIES: dict[str, Family] = {
         stops=("</s>", "<|im_end|>"),
     ),
 }  # fmt: skip
+
+
+# The tokenizers of the rows of README.md's table
+ROWS = {
+    "Llama": ("llama 1 and 2, mistral 0.1, mixtral", "tinyllama", "yi", "smollm 1 and 2"),
+    "Llama 3": ("llama 3", "deepseek r1 distilled into llama"),
+    "Llama with biases": ("llama 2 of 2023",),
+    "Llama with yarn": ("llama 3, first release",),
+    "Mistral": ("llama 1 and 2, mistral 0.1, mixtral", "mistral 0.3", "mistral nemo (tekken)"),
+    "Mistral 3": ("mistral nemo (tekken)",),
+    "Mixtral": ("llama 1 and 2, mistral 0.1, mixtral",),
+    "Qwen2": ("qwen 2, 2.5, 3", "deepseek r1 distilled into qwen"),
+    "Qwen3": ("qwen 2, 2.5, 3",),
+    "SmolLM3": ("smollm 3",),
+    "Phi-3": ("phi 3 and 3.5", "phi 4"),
+    "Phi-4-mini": ("phi 4 mini",),
+    "Gemma": ("gemma 1 and 2",),
+    "Gemma 2": ("gemma 1 and 2",),
+    "Gemma 3": ("gemma 3",),
+    "OLMo 2": ("olmo 2",),
+    "OLMo 3": ("olmo 2",),
+    "OLMoE": ("olmo 1, olmoe",),
+    "Granite": ("granite 3",),
+    "InternLM2": ("internlm 2",),
+    "MiniCPM": ("minicpm",),
+    "GLM-4": ("glm 4, glm 4 0414",),
+    "InternLM3": ("internlm 3",),
+    "Ministral": ("ministral (tekken)",),
+    "Seed-OSS": ("seed-oss",),
+    "ERNIE 4.5": ("ernie 4.5",),
+    "EXAONE 4": ("exaone 4",),
+    "MiniMax-M2": ("minimax m2",),
+}
+
+
+def test_every_family_of_the_readme_has_a_tokenizer_here() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    table = text.split("| family | models |")[1].split("\n\n")[0]
+    rows = [line.split("|")[1].strip() for line in table.split("\n")[2:]]
+    assert len(rows) > 30
+    for row in rows:  # "Qwen2-MoE" has that of "Qwen2", "Gemma 3 of texts and pictures" that of "Gemma 3"
+        known = [name for name in ROWS if row == name or re.match(re.escape(name) + r"[-. ,]", row)]
+        assert known, row
+        assert set(ROWS[max(known, key=len)]) <= FAMILIES.keys()
 
 
 def marked_texts(texts: list[str], names: list[str], seed: str) -> list[str]:
@@ -545,11 +664,11 @@ def test_the_eos_of_the_post_processor_does_not_hide_that_of_tokenizer_config(tm
 @pytest.mark.parametrize(
     "named, stops",
     [
-        ({"eos_token_id": "</s>"}, {"</s>"}),
-        ({"eos_token_id": "</s>", "eot_token_id": "<|eot_id|>"}, {"</s>", "<|eot_id|>"}),
-        ({"eos_token_id": "</s>", "eom_token_id": "<|eom_id|>"}, {"</s>", "<|eom_id|>"}),
-        ({"eos_token_id": "</s>", "chat_template": "{{ x }}<|eot_id|>"}, {"</s>", "<|eot_id|>"}),
-        ({"eot_token_id": "<|eot_id|>"}, {"<|eot_id|>"}),
+        ({"eos_token_id": "</s>"}, set()),
+        ({"eos_token_id": "<s>"}, {"<s>"}),
+        ({"eot_token_id": "<|reserved_special_token_9|>"}, {"<|reserved_special_token_9|>"}),
+        ({"eom_token_id": "<unk>", "chat_template": "{{ x }}<|eot_id|>"}, {"<unk>"}),
+        ({"fim_pad_token_id": "<unk>"}, {"<unk>"}),
         ({}, set()),
     ],
     ids=str,
@@ -569,7 +688,33 @@ def test_stop_tokens_of_gguf(named: dict, stops: set) -> None:
     for name, text in named.items():
         key = "tokenizer.chat_template" if name == "chat_template" else f"tokenizer.ggml.{name}"
         fields[key] = ids.get(text, text)
-    assert stops_of(vocabulary.from_gguf(fields), ids) == stops
+    ends = {"</s>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"}  # llama.cpp knows them by their texts
+    assert stops_of(vocabulary.from_gguf(fields), ids) == stops | ends
+
+
+@pytest.mark.parametrize(
+    "texts, stops",
+    [
+        ("<|im_end|> <|endoftext|> <x>", "<|im_end|> <|endoftext|>"),
+        ("<|end|> <|return|> <|call|> </s>", "<|return|> <|call|> </s>"),
+        ("<|end|> <|flush|> <|calls|>", "<|flush|> <|calls|>"),
+        ("<|end|> <|return|>", "<|end|> <|return|>"),
+        ("<turn|> </s> <|tool_response> <eos>", "<turn|> <|tool_response> <eos>"),
+        ("[e~[ [EOS] <EOT> <end_of_turn>", "[e~[ [EOS] <EOT> <end_of_turn>"),
+        ("<fim_pad> <|fim_pad|> <REPO> <|file_sep|>", "<|fim_pad|> <REPO> <|file_sep|>"),
+    ],
+)
+def test_a_gguf_stops_at_tokens_that_llama_cpp_knows_by_their_texts(texts: str, stops: str) -> None:
+    names = texts.split()
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": ["a", *names],
+        "tokenizer.ggml.token_type": [1, *[3] * len(names)],
+        "tokenizer.ggml.merges": [],
+    }
+    found = stops_of(vocabulary.from_gguf(fields), {text: i for i, text in enumerate(["a", *names])})
+    assert found == set(stops.split())
 
 
 # ----------------------------------------------------------------------------------------------------------

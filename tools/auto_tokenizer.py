@@ -192,6 +192,15 @@ class Added:
     def id_of(self, text: str) -> int | None:
         return self.ids.get(text, self.vocab.get(text))
 
+    def put(self, items: Iterable[Mapping[str, Any]]) -> None:
+        """Those that tokenizer.json lists, with the ids that it gives them. Where the library numbers them
+        otherwise, the file contradicts itself, and the check after the conversion says so."""
+        for item in items:
+            token, number = as_token(item, "tokenizer.json: the added token"), item.get("id")
+            if isinstance(number, int) and not isinstance(number, bool) and self.id_of(token["content"]) is None:
+                self.ids[token["content"]] = number
+            self.add([token])
+
     def add(self, tokens: Iterable[Token]) -> None:
         """Tokens of the vocabulary and known ones keep their ids, and get these switches; others get the next
         ids behind all others, whatever a file says."""
@@ -551,7 +560,7 @@ def from_json(
     if kind in RECIPES:
         return rebuild(kind, vocab, model.get("merges"), given, config, special)
     added = Added(vocab)
-    added.add(as_token(item, "tokenizer.json: the added token") for item in given.get("added_tokens") or [])
+    added.put(given.get("added_tokens") or [])
     added.add(special.tokens(added.ids))
     custom = hub in CUSTOM and given.get("post_processor") is None
     post, texts = settle(added, special, given.get("post_processor"), (custom, False), False)
@@ -580,8 +589,9 @@ def rebuild(
     added = Added(vocab)
     added.add(special.tokens(()))
     for value in (*special.named.values(), *special.extra) if recipe.renews else ():
-        if value is not None and (recipe.renews == "all" or isinstance(value, str)):
-            added.add([as_token(text_of(value), "", special=True)])
+        if value is not None:
+            plain = recipe.renews == "all" or isinstance(value, str)
+            added.add([as_token(text_of(value) if plain else value, "", special=True) | {"special": True}])
     parts = recipe.parts(config)
     unknown = text_of(special.named.get("unk_token"))
     model = {

@@ -1253,11 +1253,12 @@ def verify(file: Path, source: Path) -> str:
     reference, who = open_reference(source, found)
     engine = Engine(Path(file))
     try:
-        told = "tokenizer: not checked (the sentencepiece library is not installed)"
-        if reference is not None:
-            told = verify_json(engine, reference, who, not found.own_bos, found.pieces is None)
+        told = ""
         if found.pieces is not None and importlib.util.find_spec("sentencepiece") is not None:
             told = verify_sentencepiece(engine, source, found)
-        return told
+        if reference is not None:
+            with_transformers = verify_json(engine, reference, who, not found.own_bos, found.pieces is None)
+            told = told or with_transformers
+        return told or "tokenizer: not checked (the sentencepiece library is not installed)"
     finally:
         engine.close()
