@@ -1434,6 +1434,17 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, monkey
         convert(source, tmp_path / "out.llm")
 
 
+def test_an_added_token_one_past_the_rows_is_of_the_same_model(tmp_path, monkeypatch):
+    """<pad> that only tokenizer_config.json adds: special or not, the model just never sees it."""
+    source, _, _ = make(tmp_path)
+    (source / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(vocabulary, "verify", lambda file, folder: "")
+    added = struct.pack("<2I", 1, 0) + struct.pack("<4I", 70, 0, 0, 5) + b"<pad>"
+    sections = {lib.LLM_TOKEN_TYPES: bytes(71), lib.LLM_ADDED: added}
+    monkeypatch.setattr(vocabulary, "from_directory", lambda path, template: sections)
+    convert(source, tmp_path / "out.llm")
+
+
 def test_a_hub_name_is_downloaded_by_huggingface_hub(tmp_path, monkeypatch):
     source, _, _ = make(tmp_path)
     hub = types.ModuleType("huggingface_hub")

@@ -15,6 +15,7 @@ import struct
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -618,7 +619,7 @@ def test_gguf_pre_tokenizers_are_those_of_tokenizer_json(name: str, kind: str) -
     ours.close()
 
 
-# Every tokenizer.ggml.pre that llama.cpp knows: the names in llama_vocab::impl::load of llama-cpp-python 0.3.36
+# Every tokenizer.ggml.pre that llama.cpp knows: llama_vocab::impl::load of llama-cpp-python 0.3.36
 LLAMA_CPP = """
     a.x-4.0 afmoe bailingmoe bailingmoe2 bloom chameleon chatglm-bpe codeshell cohere2moe command-r dbrx
     deepseek-coder deepseek-llm deepseek-r1-qwen deepseek-v3 default exaone exaone-moe exaone4 f2llmv2 falcon
@@ -645,65 +646,6 @@ def test_every_pre_tokenizer_of_llama_cpp_is_known_or_refused_by_name() -> None:
         assert program.stages, name
 
 
-CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-BLOOM = " ?[^(\\s|.,!?…。，、।۔،)]+"
-# As llama.cpp's source has them, or has the original in a comment
-SPLITS = {
-    "exaone4": [pattern.GPT2],
-    "a.x-4.0": [pattern.GPT2],
-    "trillion": [pattern.GPT2],
-    "minimax-m2": [GPT4O],
-    "glm4": [LLAMA3],
-    "chatglm-bpe": [LLAMA3],
-    "midm-2.0": [LLAMA3],
-    "pixtral": [LLAMA3],
-    "minicpm5": [
-        r"\p{N}{1,3}",
-        CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ],
-    "seed-coder": [
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+"
-    ],
-    "qwen35": [
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ],
-    "bailingmoe": [
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-    ],
-    "falcon": [
-        r"[\p{P}\$\+<=>\^~\|`]+",
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-        r"[0-9][0-9][0-9]",
-    ],
-    "viking": [BLOOM, r"\p{N}"],
-    "bloom": [BLOOM],
-    "ufakzeka": [
-        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ],
-    "laguna": [r"[^\n]+|[\n]+", QWEN2],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SPLITS)
-def test_gguf_splits_as_llama_cpp_splits(name: str) -> None:
-    """The library with llama.cpp's expressions, on a vocabulary learned without any border."""
-    reference = Tokenizer.from_str(trained("gpt2").to_str())
-    steps = [split(regex) for regex in SPLITS[name]] + [pre.ByteLevel(add_prefix_space=False, use_regex=False)]
-    reference.pre_tokenizer = pre.Sequence(steps)
-    reference.normalizer = normalizers.NFC() if name == "qwen35" else None
-    reference.model.ignore_merges = name in ("glm4", "midm-2.0", "pixtral", "minicpm5")
-    spec = json.loads(reference.to_str())
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["special"]]
-    reference = Tokenizer.from_str(json.dumps(spec))
-    ours = Engine(vocabulary.from_gguf(gguf_fields(reference, name)))
-    texts = [*random_texts()[::5], *vocabulary.hard_strings()]
-    theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
-    assert_same(texts, [ours.encode(t) for t in texts], theirs)
-    ours.close()
-
-
 @pytest.mark.parametrize(
     "name, model, keys, begins",
     [
@@ -718,7 +660,8 @@ def test_gguf_splits_as_llama_cpp_splits(name: str) -> None:
     ],
 )
 def test_gguf_begins_a_text_as_llama_cpp_begins_it(name: str, model: str, keys: dict, begins: bool) -> None:
-    fields = gguf_fields(trained("gemma" if model == "gemma4" else "gpt2"), name) | {"tokenizer.ggml.model": model}
+    fields = gguf_fields(trained("gemma" if model == "gemma4" else "gpt2"), name)
+    fields |= {"tokenizer.ggml.model": model}
     fields |= {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     ours = Engine(vocabulary.from_gguf({key: value for key, value in fields.items() if value is not None}))
     plain = ours.encode("Hello", NO_BOS)
@@ -726,12 +669,13 @@ def test_gguf_begins_a_text_as_llama_cpp_begins_it(name: str, model: str, keys: 
     ours.close()
 
 
-def test_gemma4_of_gguf_is_the_same_tokenizer_json() -> None:
+def test_gemma4_of_gguf_is_the_same_tokenizer_json_but_for_line_ends() -> None:
     reference = trained("gemma")
     spec = json.loads(reference.to_str())
     spec["added_tokens"] = [t for t in spec["added_tokens"] if not (t["normalized"] or t["single_word"])]
     spec["added_tokens"] = [t | {"lstrip": False, "rstrip": False} for t in spec["added_tokens"]]
     reference = Tokenizer.from_str(json.dumps(spec))
+    reference.pre_tokenizer = split(r"[^\n]+|[\n]+")  # as llama.cpp has it
     fields = gguf_fields(reference, "default") | {"tokenizer.ggml.model": "gemma4"}
     ours = Engine(vocabulary.from_gguf(fields))
     texts = [*random_texts()[::3], *vocabulary.hard_strings(["<s>"])]
@@ -829,6 +773,99 @@ def test_a_directory_says_which_tokens_begin_and_stop(tmp_path: Path) -> None:
     assert lib.llm_token_eos(ours.tokenizer) == reference.token_to_id("</s>")
     stops = {i for i in range(1301) if lib.llm_token_is_stop(ours.tokenizer, i)}
     assert stops == {5, 7, reference.token_to_id("</s>"), reference.token_to_id("<|im_end|>")}
+    ours.close()
+
+
+NAMED_BY: dict[str, dict[str, Any]] = {
+    "tokenizer_config.json": {"tokenizer_config.json": {"eos_token": "<|new|>"}},
+    "additional_special_tokens": {"tokenizer_config.json": {"additional_special_tokens": ["<|new|>"]}},
+    "extra_special_tokens": {"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<|new|>"}}},
+    "a name of its own": {"tokenizer_config.json": {"image_token": "<|new|>"}},
+    "added_tokens_decoder": {
+        "tokenizer_config.json": {"added_tokens_decoder": {"9": {"content": "<|new|>", "special": True}}}
+    },
+    "special_tokens_map.json": {"special_tokens_map.json": {"pad_token": {"content": "<|new|>"}}},
+    "added_tokens.json": {
+        "added_tokens.json": {"<|new|>": 9},
+        "special_tokens_map.json": {"pad_token": "<|new|>"},
+    },
+}
+
+
+@pytest.mark.parametrize("files", NAMED_BY.values(), ids=NAMED_BY)
+def test_a_special_token_that_another_file_names_is_one_token(files: dict, tmp_path: Path) -> None:
+    reference = Tokenizer.from_str(trained("gpt2").to_str())
+    (tmp_path / "tokenizer.json").write_text(reference.to_str())
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    reference.add_special_tokens(["<|new|>"])
+    ours = Engine(vocabulary.from_directory(tmp_path))
+    for text in ("<|new|>", "Hello <|new|>there", "<|new|><|im_start|>"):
+        assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
+    assert lib.llm_token_is_special(ours.tokenizer, reference.token_to_id("<|new|>"))
+    assert ours.decode([reference.token_to_id("<|new|>")]) == ""
+    ours.close()
+
+
+def test_added_tokens_decoder_says_which_white_space_a_token_takes_along(tmp_path: Path) -> None:
+    reference = Tokenizer.from_str(trained("gpt2").to_str())
+    (tmp_path / "tokenizer.json").write_text(reference.to_str())
+    token = {"content": "<|im_end|>", "lstrip": True, "rstrip": True, "special": True, "normalized": False}
+    config = {"added_tokens_decoder": {str(reference.token_to_id("<|im_end|>")): token}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    reference.add_tokens([AddedToken(**token)])
+    ours = Engine(vocabulary.from_directory(tmp_path))
+    for text in ("a <|im_end|> b", "  <|im_end|>\n", "x<|im_end|><|im_start|> y"):
+        assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
+    ours.close()
+
+
+def test_pieces_that_another_file_renames_have_the_new_name(tmp_path: Path) -> None:
+    """As in InternLM2's directory: its code begins a text with BOS, and [UNUSED_TOKEN_n] became control."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    symbols = ["[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]"]
+    path = spm(tmp_path, byte_fallback=True, remove_extra_whitespaces=False, user_defined_symbols=symbols)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    start, end = map(processor.piece_to_id, symbols)
+    names = {str(start): "<|im_start|>", str(end): "<|im_end|>"}
+    config = {
+        "tokenizer_class": "InternLM2Tokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
+        "added_tokens_decoder": {i: {"content": text, "special": True} for i, text in names.items()},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internlm2"}))
+    ours = Engine(vocabulary.from_directory(tmp_path))
+    assert ours.encode("<|im_start|>") == [start] and ours.encode("<|im_end|>\n")[0] == end
+    assert ours.decode([start, end], special=True) == "<|im_start|><|im_end|>"
+    assert ours.decode([start, end]) == ""
+    assert ours.encode("Hello", 0) == [processor.bos_id(), *processor.encode("Hello")]
+    ours.close()
+    (tmp_path / "model.llm").write_bytes(flat_file(vocabulary.from_directory(tmp_path)))
+    assert "hard texts encode as" in vocabulary.verify(tmp_path / "model.llm", tmp_path)
+    config |= {"add_bos_token": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = Engine(vocabulary.from_directory(tmp_path))
+    assert ours.encode("Hello", 0) == processor.encode("Hello")
+    ours.close()
+
+
+def test_a_directory_of_vocab_json_and_merges_txt(tmp_path: Path) -> None:
+    model = json.loads(trained("qwen2").to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    with pytest.raises(ValueError, match="the tokenizer_class None is not known"):
+        vocabulary.from_directory(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
+    with pytest.raises(ValueError, match="no merges.txt"):
+        vocabulary.from_directory(tmp_path)
+    merges = "\n".join(" ".join(merge) for merge in model["merges"])
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    ours = Engine(vocabulary.from_directory(tmp_path))
+    plain = Tokenizer(models.BPE(model["vocab"], [tuple(merge) for merge in model["merges"]]))
+    plain.normalizer, plain.pre_tokenizer = KINDS["qwen2"]["norm"], KINDS["qwen2"]["pre"]
+    texts = [t for t in random_texts()[::5] if "<|endoftext|>" not in t]
+    theirs = [e.ids for e in plain.encode_batch(texts)]
+    assert_same(texts, [ours.encode(t) for t in texts], theirs)
     ours.close()
 
 

@@ -35,6 +35,7 @@ from test_tokenizer import (  # noqa: E402
     assert_same,
     corpus,
     flat_file,
+    gguf_fields,
     random_texts,
 )  # fmt: skip
 from tokenizers import Tokenizer, models, trainers  # noqa: E402
@@ -715,6 +716,66 @@ def test_a_gguf_stops_at_tokens_that_llama_cpp_knows_by_their_texts(texts: str, 
     }
     found = stops_of(vocabulary.from_gguf(fields), {text: i for i, text in enumerate(["a", *names])})
     assert found == set(stops.split())
+
+
+BLOOM = " ?[^(\\s|.,!?…。，、।۔،)]+"
+# As llama.cpp's source has them, or has the original in a comment
+LLAMA_CPP = {
+    "exaone4": [pattern.GPT2],
+    "a.x-4.0": [pattern.GPT2],
+    "trillion": [pattern.GPT2],
+    "minimax-m2": [GPT4O],
+    "glm4": [LLAMA3],
+    "chatglm-bpe": [LLAMA3],
+    "midm-2.0": [LLAMA3],
+    "pixtral": [LLAMA3],
+    "minicpm5": [
+        r"\p{N}{1,3}",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+",
+    ],
+    "seed-coder": [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    ],
+    "qwen35": [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ],
+    "bailingmoe": [
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]"
+        r"|\s+(?!\S)|\s+"
+    ],
+    "falcon": [
+        r"[\p{P}\$\+<=>\^~\|`]+",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+        r"[0-9][0-9][0-9]",
+    ],
+    "viking": [BLOOM, r"\p{N}"],
+    "bloom": [BLOOM],
+    "ufakzeka": [
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ],
+    "laguna": [r"[^\n]+|[\n]+", QWEN2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LLAMA_CPP)
+def test_gguf_splits_as_llama_cpp_splits(name: str) -> None:
+    """The library with llama.cpp's expressions, on a vocabulary learned across every border."""
+    file = spec(
+        False,
+        NFC if name == "qwen35" else None,
+        byte_level(*map(split, LLAMA_CPP[name])),
+        COMMON,
+        whole_words=name in ("glm4", "midm-2.0", "pixtral", "minicpm5"),
+    )
+    reference = Tokenizer.from_str(json.dumps(file))
+    ours = Engine(vocabulary.from_gguf(gguf_fields(reference, name)))
+    texts = [*random_texts()[::5], *vocabulary.hard_strings()]
+    theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
+    assert_same(texts, [ours.encode(t) for t in texts], theirs)
+    ours.close()
 
 
 # ----------------------------------------------------------------------------------------------------------

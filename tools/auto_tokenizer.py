@@ -197,7 +197,8 @@ class Added:
         otherwise, the file contradicts itself, and the check after the conversion says so."""
         for item in items:
             token, number = as_token(item, "tokenizer.json: the added token"), item.get("id")
-            if isinstance(number, int) and not isinstance(number, bool) and self.id_of(token["content"]) is None:
+            known = self.id_of(token["content"]) is not None
+            if isinstance(number, int) and not isinstance(number, bool) and not known:
                 self.ids[token["content"]] = number
             self.add([token])
 
