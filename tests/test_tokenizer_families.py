@@ -668,7 +668,7 @@ def test_the_eos_of_the_post_processor_does_not_hide_that_of_tokenizer_config(tm
         ({"eos_token_id": "</s>"}, set()),
         ({"eos_token_id": "<s>"}, {"<s>"}),
         ({"eot_token_id": "<|reserved_special_token_9|>"}, {"<|reserved_special_token_9|>"}),
-        ({"eom_token_id": "<unk>", "chat_template": "{{ x }}<|eot_id|>"}, {"<unk>"}),
+        ({"eos_token_id": "<s>", "chat_template": "{{ x }}<|eot_id|>"}, {"<s>", "<|eot_id|>"}),
         ({"fim_pad_token_id": "<unk>"}, {"<unk>"}),
         ({}, set()),
     ],
@@ -689,7 +689,8 @@ def test_stop_tokens_of_gguf(named: dict, stops: set) -> None:
     for name, text in named.items():
         key = "tokenizer.chat_template" if name == "chat_template" else f"tokenizer.ggml.{name}"
         fields[key] = ids.get(text, text)
-    ends = {"</s>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"}  # llama.cpp knows them by their texts
+    # llama.cpp knows these by their texts; where there is a template, it names those that end a turn
+    ends = {"</s>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"} if "chat_template" not in named else set()
     assert stops_of(vocabulary.from_gguf(fields), ids) == stops | ends
 
 

@@ -949,18 +949,21 @@ def from_gguf(fields: Mapping[str, Any], template: str | None = None) -> dict[in
     stops = [] if out.eos is None else [out.eos]
     for key in ("eos", "eot", "eom"):
         stops += as_ids(fields.get(f"tokenizer.ggml.{key}_token_id"))
-    add_stops(out, stops, "\n".join(gguf_templates(fields).values()) if template is None else template)
-    out.stops = gguf_stops(fields, texts, out.stops)
+    template = "\n".join(gguf_templates(fields).values()) if template is None else template
+    add_stops(out, stops, template)
+    out.stops = gguf_stops(fields, texts, out.stops, template)
     return out.sections()
 
 
-def gguf_stops(fields: Mapping[str, Any], texts: list[str], stops: list[int]) -> list[int]:
-    """The stop tokens of a GGUF file: those given, and as llama.cpp finds them by their texts."""
+def gguf_stops(fields: Mapping[str, Any], texts: list[str], stops: list[int], template: str) -> list[int]:
+    """The stop tokens of a GGUF file: those given, and those that llama.cpp finds by their texts; where there
+    is a template, of these the ones that it writes."""
     ids = {text: i for i, text in reversed(list(enumerate(texts)))}
-    found = {*stops, *(ids[text] for text in pre_tokenizers.END_TEXTS if text in ids)}
+    ends_known = [text for text in pre_tokenizers.END_TEXTS if not template or text in template]
+    found = {*stops, *(ids[text] for text in ends_known if text in ids)}
     for key, names in pre_tokenizers.FILL_TEXTS.items():
         given = as_ids(fields.get(f"tokenizer.ggml.{key}"))
-        named = [ids[text] for text in names if text in ids][:1]
+        named = [ids[text] for text in names if text in ids and not template][:1]
         found |= {i for i in given or named if i < len(texts)}
     ends = {texts[i] for i in found}
     calls = {"<|call|>", "<|calls|>"} & ends
