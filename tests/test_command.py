@@ -1171,6 +1171,27 @@ def test_perplexity_is_that_of_the_bindings(run, tmp_path, bos, length, context,
     np.testing.assert_allclose(numbers[2:], [math.exp(mean), math.exp(mean) * error], rtol=bound, atol=1e-4)
 
 
+def test_perplexity_begins_every_window_with_all_that_goes_before_a_text(run, tmp_path):
+    """As with GLM-4's two tokens; an EOS that is the BOS too begins none."""
+    first, text = [IM_START, BOS], b"The quick brown fox jumps. " * 4
+    around = struct.pack("<4I", 2, 0, *first)
+    path = tmp_path / "m.llm"
+    path.write_bytes(tiny_model(more={lib.LLM_AROUND: around}))
+    model = Model(str(path), 128)
+    tokens = model.encode(text, lib.LLM_SPECIAL | lib.LLM_NO_BOS)
+    assert model.encode(text, lib.LLM_SPECIAL) == first + tokens
+    logprobs = log_softmax(model.logits(first + tokens))
+    losses = [-logprobs[i + 1, token] for i, token in enumerate(tokens)]
+    out, _ = run("perplexity", "-m", str(path), "-", "--context", "128", input=text)
+    assert f"tokens      {len(text)} ({len(text)} predicted)" in out.decode()
+    assert abs(float(re.search(r"loss +(\S+)", out.decode())[1]) - np.mean(losses)) < 1e-3
+    few = run("perplexity", "-m", str(path), "-", "--context", "2", input=text, rc=1)[1]
+    assert b"none to predict" in few
+    path.write_bytes(tiny_model(flags=lib.LLM_ADD_EOS, eos=BOS))
+    out, _ = run("perplexity", "-m", str(path), "-", "--context", "128", input=text)
+    assert f"({len(text) - 1} predicted)" in out.decode()
+
+
 def test_perplexity_reads_stdin_and_rejects_what_it_cannot_measure(run, tiny, tmp_path):
     out, _ = run("perplexity", "-m", tiny, "-", input=b"hello there")
     assert out.startswith(b"tokens      11 (11 predicted)\n")
