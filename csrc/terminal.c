@@ -292,6 +292,8 @@ static int read_byte(void) {
             continue;
         }
         ssize_t n = read(STDIN_FILENO, ahead, sizeof ahead);
+        if (n <= 0 && interrupted) /* both came while it waited: Ctrl-C counts */
+            continue;
         if (n < 0 && errno != EINTR && errno != EAGAIN)
             return FAILURE;
         if (n == 0)

@@ -1459,10 +1459,13 @@ def test_a_pasted_text_of_several_lines_is_one_message(terminal, chatty, end):
     assert chat.leave() == expected + expected_chat(chatty, CHATML, None, ["Hello"])
 
 
-@pytest.mark.parametrize("command", [["tokenize", "--ids", "--no-bos"], ["perplexity"]], ids=lambda x: x[0])
-def test_text_typed_for_a_dash_is_not_cut(run, terminal, tiny, command):
+@pytest.mark.parametrize(
+    "command, rc", [(["tokenize", "--ids", "--no-bos"], 0), (["next"], 1)], ids=["tokenize", "next"]
+)
+def test_text_typed_for_a_dash_is_not_cut(run, terminal, tiny, command, rc):
+    """`next` says how many tokens it got, which are too many."""
     text = ("caf\u00e9 " * 900 + "\n\t12 lines\n" * 12).encode()
-    expected = on_terminal(run(*command, "-m", tiny, "-", input=text)[0])
+    expected = on_terminal(b"".join(run(*command, "-m", tiny, "-", input=text, rc=rc)))
     session = terminal(*command, "-m", tiny, "-")
     session.wait_for(b"\x1b[?2004h")
     session.send(text.replace(b"\n", b"\r", 1))
