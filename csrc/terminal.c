@@ -198,6 +198,7 @@ void open_terminal(void) {
     terminal.echoes = (terminal.before.c_lflag & ECHO) != 0;
     terminal.edits = terminal.before;
     terminal.edits.c_lflag &= ~(tcflag_t)(ICANON | ECHO | IEXTEN);
+    terminal.edits.c_lflag |= NOFLSH; /* else Ctrl-C may drop what is written because of it */
     terminal.edits.c_iflag &= ~(tcflag_t)(ICRNL | INLCR | IGNCR);
     terminal.edits.c_cc[VMIN] = 1;
     terminal.edits.c_cc[VTIME] = 0;
@@ -268,8 +269,10 @@ static int read_byte(void) {
     for (;;) {
         fd_set set;
         if (interrupted) {
-            ahead_at =
-                terminal.out < 0 ? ahead_at : ahead_end; /* what was typed is dropped, as the kernel does */
+            if (terminal.out >= 0) { /* what was typed is dropped */
+                ahead_at = ahead_end;
+                tcflush(STDIN_FILENO, TCIFLUSH);
+            }
             return INTERRUPT;
         }
         if (terminal.out >= 0 && terminal.resumed) {
