@@ -3,6 +3,7 @@ one and running it ends in a result or an error; nothing else is read or written
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
@@ -29,6 +30,9 @@ from reference import (
     make_model,
 )
 from test_engine import Model, isas, some_ids
+
+import pyllm
+from pyllm.session import HEAD
 
 LIBRARY = ("llm.c", "file.c", "threads.c", "sampler.c")
 FUZZ = Path(__file__).with_name("fuzz.c")
@@ -157,6 +161,49 @@ def test_keys_and_values_beyond_fp16_are_its_largest_number(isa):
         values[64 + 32 :] = bias  # behind 4 heads of q and 2 of k
         found.append(Model(bytes(data)).run(some_ids(30, 96), isa))
     assert np.isfinite(found[0]).all() and (found[0] == found[1]).all()
+
+
+def test_a_saved_session_of_nan_is_an_error_and_no_empty_text(tmp_path, story_model):
+    """With the right checksum: whoever wrote it could compute that too."""
+    llm = pyllm.LLM(story_model)
+    path = tmp_path / "s.session"
+    with llm.session() as session:
+        session.eval(ids := llm.encode("Once upon a time"))
+        session.save(path)
+    data = bytearray(path.read_bytes())
+    start = HEAD.size + 4 * len(ids)
+    data[start:] = b"\x00\x7e" * ((len(data) - start) // 2)
+    head = list(HEAD.unpack_from(data))
+    head[4] = hashlib.sha256(data[HEAD.size :]).digest()
+    path.write_bytes(HEAD.pack(*head) + bytes(data[HEAD.size :]))
+    with llm.session() as session:
+        session.load(path)
+        with pytest.raises(pyllm.LLMError, match="not finite"):
+            session.eval(ids)
+        assert session.tokens == ids, "as it was loaded"
+
+
+@pytest.fixture
+def broken_model(tmp_path) -> Path:
+    """A model whose last norm is NaN."""
+    data = make_model(vocab_size=260, sections=byte_tokenizer(0, 256, 258))
+    path = tmp_path / "broken.llm"
+    path.write_bytes(with_tensor(data, lib.LLM_OUT_NORM, 0, 0x7FC0))
+    return path
+
+
+def test_a_model_of_nan_is_an_error_and_no_empty_text(broken_model):
+    llm = pyllm.LLM(broken_model)
+    calls = [llm.generate, llm.logits, lambda text: list(llm.stream(text)), lambda text: llm.score(text, "b")]
+    for call in calls:
+        with pytest.raises(pyllm.LLMError, match="not finite"):
+            call("a")
+    with pytest.raises(pyllm.LLMError, match="not finite"):
+        llm.generate(["a", "b"])
+    assert llm.encode("ab") == [97, 98], "it goes on"
+    for arguments in (["generate", "a"], ["next", "a"]) if COMMAND else ():
+        done = subprocess.run([COMMAND, *arguments, "-m", str(broken_model)], capture_output=True, text=True)
+        assert done.returncode == 1 and "are not finite" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -429,6 +476,30 @@ def test_random_tokenizers_end_in_ids_or_an_error():
                 continue
             assert count <= 3 * (64 * len(text) + 4096) and tokenizer.count(text) == count
     assert 50 < refused < 1500
+
+
+def test_info_of_a_million_tokens_that_all_stop_is_short(tmp_path):
+    if not COMMAND:
+        pytest.skip("needs the command")
+    n = 10**6
+    sections = byte_tokenizer(0, NONE, NONE)
+    info = bytearray(sections[lib.LLM_TOKENIZER])
+    struct.pack_into("<I", info, 4, n)
+    starts = np.full(n + 1, len(sections[lib.LLM_TOKEN_BYTES]), "<u4")
+    starts[:260] = np.frombuffer(sections[lib.LLM_TOKEN_STARTS], "<u4")
+    sections |= {
+        lib.LLM_TOKENIZER: bytes(info),
+        lib.LLM_TOKEN_STARTS: starts.tobytes(),
+        lib.LLM_TOKEN_TYPES: bytes(n),
+        lib.LLM_MERGE_STARTS: bytes(4 * n + 4),
+        lib.LLM_STOP: np.arange(n, dtype="<u4").tobytes(),
+    }
+    path = tmp_path / "stops.llm"
+    path.write_bytes(make_model(sections=sections))
+    done = subprocess.run([COMMAND, "info", "-m", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) < 60
+    assert f"{n - 16} more" in done.stdout
+    assert len(pyllm.LLM(path).stop_tokens) == n
 
 
 @pytest.mark.parametrize(
