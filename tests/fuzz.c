@@ -274,12 +274,12 @@ static void one_run(counts *c, int setup_isa) {
     CHECK(m);
     if (!n_isas)
         find_isas(m);
-    const char *isa = isas[chance(&d, 5) ? 0 : from_to(&d, n_isas > 1, n_isas - 1)]; /* 0: scalar, slow */
+    const char *isa = isas[chance(&d, 8) ? 0 : from_to(&d, n_isas > 1, n_isas - 1)]; /* 0: scalar, slow */
     if (setup_isa)
         setenv("PYLLM_ISA", isa, 1);
     const llm_options o = {.context = chance(&d, 2) ? 0 : from_to(&d, 1, 700),
         .n_seqs = from_to(&d, 1, MAX_SEQS),
-        .threads = from_to(&d, 1, 3),
+        .threads = chance(&d, 4) ? from_to(&d, 2, 3) : 1, /* more cost time where others run too */
         .batch = chance(&d, 20) ? 0 : from_to(&d, 1, 40)};
     llm_session *s = llm_session_open(m, &o, err, sizeof err);
     float *logits = malloc(MAX_TOKENS * (size_t)h.vocab_size * sizeof *logits);
