@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,27 @@ def byte_tokenizer(
         lib.LLM_MERGES: b"",
         lib.LLM_ADDED: added + b"".join(sorted(special)),
     }
+
+
+def is_hostile(c: str) -> bool:
+    """Whether Unicode says that a character is a control, ends a line, or overrides the direction of text."""
+    overrides = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return unicodedata.category(c) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(c) in overrides
+
+
+def on_terminal(data: bytes) -> bytes:
+    """What a terminal should get for this output: escapes, and the kernel's carriage returns."""
+    out = ""
+    for c in data.decode(errors="surrogateescape"):
+        if "\udc80" <= c <= "\udcff":
+            out += f"\\x{ord(c) - 0xDC00:02x}"
+        elif c == "\r":
+            out += "\\r"
+        elif is_hostile(c) and c not in "\n\t":
+            out += f"\\u{ord(c):04x}" if ord(c) > 127 else f"\\x{ord(c):02x}"
+        else:
+            out += c
+    return out.replace("\n", "\r\n").encode()
 
 
 # A build for AMX with its tiles in software (tests/tiles.h); its AVX-512 needs a processor that has it.

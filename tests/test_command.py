@@ -16,14 +16,13 @@ import subprocess
 import termios
 import threading
 import time
-import unicodedata
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-from common import BOS, COMMAND, IM_END, IM_START, NONE, SPECIAL, byte_tokenizer
+from common import BOS, COMMAND, IM_END, IM_START, NONE, SPECIAL, byte_tokenizer, is_hostile, on_terminal
 from pyllm._llm import ffi, lib
 from reference import (
     FP16,
@@ -295,27 +294,6 @@ def terminal(pyllm_binary) -> Iterator:
     yield terminal
     for each in opened:
         each.close()
-
-
-def is_hostile(c: str) -> bool:
-    """Whether Unicode says that a character is a control, ends a line, or overrides the direction of text."""
-    overrides = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-    return unicodedata.category(c) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(c) in overrides
-
-
-def on_terminal(data: bytes) -> bytes:
-    """What a terminal should get for this output: escapes, and the kernel's carriage returns."""
-    out = ""
-    for c in data.decode(errors="surrogateescape"):
-        if "\udc80" <= c <= "\udcff":
-            out += f"\\x{ord(c) - 0xDC00:02x}"
-        elif c == "\r":
-            out += "\\r"
-        elif is_hostile(c) and c not in "\n\t":
-            out += f"\\u{ord(c):04x}" if ord(c) > 127 else f"\\x{ord(c):02x}"
-        else:
-            out += c
-    return out.replace("\n", "\r\n").encode()
 
 
 HOSTILE = [c.encode() for c in map(chr, range(0x11000)) if not "\ud800" <= c <= "\udfff" and is_hostile(c)]

@@ -1720,7 +1720,10 @@ def test_help_and_plan_end_without_a_traceback_when_nobody_reads_them(tmp_path, 
 
 
 SLOWLY = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)  # a shell's background jobs ignore some
 from pyllm.tools import convert, flatfile
 real, flatfile.JOB = flatfile.run_job, 640
 def slow(fd, job):
