@@ -90,25 +90,36 @@ def test_the_cc_line_builds_a_command_with_the_model_inside(checkout):
     assert done.returncode == 0 and done.stdout.startswith("Once upon a time")
 
 
-SOURCES = "csrc/llm.c csrc/file.c csrc/threads.c csrc/tokenizer.c csrc/sampler.c"
+LIBRARY = ("llm.c", "file.c", "threads.c", "tokenizer.c", "sampler.c")
 HEADER = (ROOT / "csrc" / "llm.h").read_text()
 
 
-def run_c(code: str, folder: Path) -> str:
-    """What a C program prints that is built with the engine, without a warning."""
-    (folder / "example.c").write_text(code)
-    flags = "-O1 -Wall -Wextra -Wno-unknown-pragmas -pthread -Icsrc"
-    done = shell(f"cc {flags} example.c {SOURCES} -lm -o example && ./example", folder)
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Path:
+    """A folder with the engine as objects."""
+    folder = tmp_path_factory.mktemp("library")
+    done = shell(
+        f"cc -O1 -Wno-unknown-pragmas -c {' '.join(str(ROOT / 'csrc' / name) for name in LIBRARY)}", folder
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run_c(code: str, folder: Path, library: Path, cc: str = "cc", ending: str = "c") -> str:
+    """What a program prints that is built with the engine, without a warning."""
+    (folder / f"example.{ending}").write_text(code)
+    flags = f"-O1 -Wall -Wextra -pedantic -pthread -Icsrc {library}/*.o -lm"
+    done = shell(f"{cc} example.{ending} {flags} -o example && ./example", folder)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout
 
 
-def test_c_example_compiles_and_runs(checkout):
+def test_c_example_compiles_and_runs(checkout, library):
     (block,) = blocks("c")
-    assert float(run_c(block, checkout)) != 0
+    assert float(run_c(block, checkout, library)) != 0
 
 
-def test_the_example_in_the_header_compiles_and_runs(checkout):
+def test_the_example_in_the_header_compiles_and_runs(checkout, library):
     """Its lines as they stand, within a function that has what they name."""
     lines = re.findall(r"^ \*     (.*)$", HEADER.split("*/")[0], re.MULTILINE)
     assert len(lines) == 7 and all(re.search(r"[;{}]( +//.*)?$", line) for line in lines)
@@ -118,7 +129,7 @@ def test_the_example_in_the_header_compiles_and_runs(checkout):
     code += "int main(void) {\n    const uint32_t tokens[] = {0, 5, 6};\n    const size_t n = 3;\n"
     code += f"    {body}\n}}\n"
     (block,) = blocks("c")
-    assert run_c(code, checkout) == run_c(block, checkout)
+    assert run_c(code, checkout, library) == run_c(block, checkout, library)
 
 
 def test_lists_in_the_header_are_lists():
@@ -129,21 +140,16 @@ def test_lists_in_the_header_are_lists():
     assert max(map(len, HEADER.splitlines())) <= 115
 
 
-def test_the_header_is_cpp_too(checkout):
+def test_the_header_is_cpp_too(checkout, library):
     if not shutil.which("g++"):
         pytest.skip("needs g++")
-    (checkout / "example.cpp").write_text(
+    code = (
         "#include <cstdio>\n#include <llm.h>\n"
         "int main() { char err[256];\n"
         "llm_model *m = llm_open(\"pyllm/models/stories.llm\", err, sizeof err);\n"
         "std::printf(\"%u\\n\", llm_model_header(m)->version); llm_close(m); }\n"
     )
-    done = shell(
-        "cd csrc && cc -O1 -Wno-unknown-pragmas -c llm.c file.c threads.c && mv *.o .. && cd .. && "
-        "g++ -Wall -Wextra -pedantic -Icsrc example.cpp llm.o file.o threads.o -pthread -lm -o cpp && ./cpp",
-        checkout,
-    )
-    assert done.returncode == 0 and int(done.stdout) >= 3 and not done.stderr, done.stderr
+    assert int(run_c(code, checkout, library, "g++", "cpp")) >= 3
 
 
 def test_python_example_runs(tmp_path):
