@@ -422,6 +422,35 @@ def run(source, tmp_path, file="out.llm", **options):
     return Flat(out), report
 
 
+def test_a_configuration_may_name_only_its_model_type(tmp_path):
+    whole, _ = run(make(tmp_path / "a", "qwen2")[0], tmp_path, "whole.llm")
+
+    def only_type(config: dict, tensors: dict) -> None:
+        config.update(architectures=None, model_type="qwen2")
+
+    flat, _ = run(make(tmp_path / "b", "qwen2", only_type)[0], tmp_path)
+    assert flat.data == whole.data
+
+    def unknown(config: dict, tensors: dict) -> None:
+        del config["architectures"]
+        config["model_type"] = "mamba"
+
+    with pytest.raises(ConvertError, match="unknown architecture 'mamba'"):
+        run(make(tmp_path / "c", "llama", unknown)[0], tmp_path)
+
+
+def test_the_architectures_of_model_types_are_those_of_transformers():
+    auto = pytest.importorskip("transformers.models.auto.modeling_auto")
+    theirs = dict(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert theirs.pop("internlm3", "LlamaForCausalLM") == "LlamaForCausalLM"  # its biases are Llama's too
+    ours = families.MODEL_TYPES
+    assert {kind: theirs[kind] for kind in ours if kind in theirs} == {
+        kind: name for kind, name in ours.items() if kind in theirs
+    }
+    assert set(ours) - set(theirs) <= {"internlm2", "internlm3", "minicpm"}  # code beside the model
+    assert set(ours.values()) <= {*families.FAMILIES, *families.WRAPPED}
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What is stored
 

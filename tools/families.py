@@ -406,6 +406,40 @@ FAMILIES["GraniteMoeSharedForCausalLM"] = replace(
 FAMILIES["Ernie4_5_ForCausalLM"] = FAMILIES["Ernie4_5ForCausalLM"]  # as the hub has it
 FAMILIES["Glm4ForCausalLM"] = replace(FAMILIES["GlmForCausalLM"], name="GLM-4-0414", flags=lib.LLM_POST_NORM)
 
+# The architecture of a configuration that names only its model_type, as AutoModelForCausalLM takes it
+MODEL_TYPES = {
+    "ernie4_5": "Ernie4_5ForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "glm": "GlmForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
+    "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
+    "internlm3": "InternLM3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "minicpm": "MiniCPMForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
+    "ministral": "MinistralForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mistral3": "Mistral3ForConditionalGeneration",
+    "mixtral": "MixtralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
+
 # Models of texts and pictures, whose text part is converted: the architecture of the text part by its
 # model_type, the usual one first
 WRAPPED: dict[str, dict[str, str]] = {
@@ -636,25 +670,34 @@ class Model:
         return found
 
 
+def architecture_of(config: Config) -> Any:
+    """The architecture that the configuration names, or else that of its model_type."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    kind = config.get("model_type")
+    if not name and isinstance(kind, str):
+        return MODEL_TYPES.get(kind, kind)
+    return name
+
+
 def unwrap(config: Config) -> tuple[Config, bool]:
     """The configuration of the text part of a model of texts and pictures, and whether it is one."""
-    names = config.get("architectures")
-    texts = WRAPPED.get(names[0]) if isinstance(names, list) and names and isinstance(names[0], str) else None
+    name = architecture_of(config)
+    texts = WRAPPED.get(name) if isinstance(name, str) else None
     if texts is None:
         return config, False
     text = config.get("text_config") or {}
     kind = text.get("model_type", next(iter(texts))) if isinstance(text, dict) else None
     if not isinstance(kind, str) or kind not in texts:
         known = " or ".join(texts)
-        raise ConvertError(f"the text part of {names[0]} is {shown(kind)}; {known} can be converted")
+        raise ConvertError(f"the text part of {name} is {shown(kind)}; {known} can be converted")
     above = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
     return {"tie_word_embeddings": True} | text | above | {"architectures": [texts[kind]]}, True
 
 
 def find(config: Config) -> tuple[str, Family]:
     """The architecture's name and its row of the table."""
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
+    name = architecture_of(config)
     if not isinstance(name, str) or name not in FAMILIES:
         if isinstance(name, str) and name in REASONS:
             raise ConvertError(f"{name} cannot be converted: {REASONS[name]}")
