@@ -230,7 +230,7 @@ static void load_state(dice *d, llm_session *s, const llm_model *m, uint32_t seq
 static void forward(dice *d, llm_session *s, const llm_model *m, size_t *length, float *logits, counts *c) {
     const llm_options *o = llm_session_options(s);
     const uint32_t vocab = llm_model_header(m)->vocab_size;
-    size_t n = from_to(d, 1, chance(d, 3) ? 2 * o->batch + 3 : 12), n_want = 0, ahead[MAX_SEQS];
+    size_t n = from_to(d, 1, chance(d, 4) ? 2 * o->batch + 3 : 9), n_want = 0, ahead[MAX_SEQS];
     uint32_t tokens[MAX_TOKENS], seqs[MAX_TOKENS];
     uint8_t want[MAX_TOKENS];
     char err[256] = "";
@@ -280,7 +280,7 @@ static void one_run(counts *c, int setup_isa) {
     const llm_options o = {.context = chance(&d, 2) ? 0 : from_to(&d, 1, 700),
         .n_seqs = from_to(&d, 1, MAX_SEQS),
         .threads = chance(&d, 4) ? from_to(&d, 2, 3) : 1, /* more cost time where others run too */
-        .batch = chance(&d, 20) ? 0 : from_to(&d, 1, 40)};
+        .batch = chance(&d, 30) ? 0 : from_to(&d, 1, 24)};
     llm_session *s = llm_session_open(m, &o, err, sizeof err);
     float *logits = malloc(MAX_TOKENS * (size_t)h.vocab_size * sizeof *logits);
     CHECK(s && logits);

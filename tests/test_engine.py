@@ -500,7 +500,9 @@ def resident() -> int:
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-plain = pytest.mark.skipif("san" in os.environ.get("PYLLM_CFLAGS", ""), reason="sanitizers shadow memory")
+plain = pytest.mark.skipif(
+    "san" in os.environ.get("PYLLM_CFLAGS", ""), reason="sanitizers shadow memory, and no other build"
+)
 
 
 @linux
@@ -592,6 +594,8 @@ def test_default_threads_follow_the_cgroup_quota():
         group.rmdir()
 
 
+@plain
+@pytest.mark.skipif("avx512" not in isas(), reason="AMX on tiles in software needs AVX-512 beside it")
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 @pytest.mark.parametrize("name", MODELS)
 def test_amx_agrees_with_scalar_on_tiles_in_software(tmp_path_factory, name, dtype):
@@ -609,6 +613,7 @@ def test_amx_agrees_with_scalar_on_tiles_in_software(tmp_path_factory, name, dty
         assert abs(got - want).mean() > 1e-5 * want.std()  # it really is another arithmetic
 
 
+@plain
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 @pytest.mark.parametrize("name", MODELS)
 def test_neon_build_agrees_with_the_reference(tmp_path_factory, name, dtype):
