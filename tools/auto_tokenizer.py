@@ -9,7 +9,6 @@ of such code."""
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .pre_tokenizers import QWEN2, QWEN35
+from .sources import read_json
 
 METASPACE = "\u2581"
 Token = dict[str, Any]  # an added token: its content and SWITCHES
@@ -53,19 +53,6 @@ CUSTOM = ("InternLMTokenizer", "InternLM2Tokenizer", "InternLM3Tokenizer")
 
 # ----------------------------------------------------------------------------------------------------------
 # Reading
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
-    return value
 
 
 def text_of(value: object) -> str | None:
@@ -264,7 +251,7 @@ def special_tokens(folder: Path, config: Mapping[str, Any], listed: list[Any]) -
     if "added_tokens_decoder" in init:
         decoder = numbered(init["added_tokens_decoder"], "tokenizer_config.json: added_tokens_decoder")
     else:
-        for key, value in read_json(folder / "special_tokens_map.json").items():
+        for key, value in read_json(folder / "special_tokens_map.json", required=False).items():
             if key == "extra_special_tokens" and isinstance(value, list):
                 value = [*(init.get(key) or []), *value]
             elif isinstance(value, dict) and key != "extra_special_tokens":
@@ -274,7 +261,7 @@ def special_tokens(folder: Path, config: Mapping[str, Any], listed: list[Any]) -
             own |= init.pop("extra_special_tokens")
         names = {text_of(init.get(key)) for key in NAMED}
         names |= {text_of(value) for value in init.get("extra_special_tokens") or []}
-        for text, number in read_json(folder / "added_tokens.json").items():
+        for text, number in read_json(folder / "added_tokens.json", required=False).items():
             if not isinstance(number, int) or isinstance(number, bool):
                 raise ValueError(f"added_tokens.json has the id {number!r} for {text!r}")
             decoder[number] = as_token({"content": text, "special": text in names}, "added_tokens.json")
@@ -497,9 +484,10 @@ def template(before: list[tuple[str, int]], after: list[tuple[str, int]]) -> dic
 
 def read(folder: Path) -> Found:
     """The tokenizer of a directory with a tokenizer.json, a tokenizer.model, or vocab.json and merges.txt."""
-    config, model = read_json(folder / "tokenizer_config.json"), read_json(folder / "config.json")
+    config = read_json(folder / "tokenizer_config.json", required=False)
+    model = read_json(folder / "config.json", required=False)
     file = folder / "tokenizer.json"
-    given = read_json(file)
+    given = read_json(file, required=False)
     kind = class_of(config, model, file.read_text(encoding="utf-8") if given else "")
     hub = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
     listed = given.get("added_tokens") or []
@@ -519,7 +507,7 @@ def read(folder: Path) -> Found:
             f"vocab.json and merges.txt do not say how text is split, and the tokenizer_class "
             f"{hub or None!r} is not known; " + ", ".join(RECIPES) + " are"
         )
-    vocab = read_json(folder / "vocab.json")
+    vocab = read_json(folder / "vocab.json", required=False)
     return rebuild(kind, vocab, read_merges(folder / "merges.txt"), None, config, special)
 
 

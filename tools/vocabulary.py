@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from . import auto_tokenizer, pattern, pre_tokenizers, unicode_tables
-from .auto_tokenizer import Found, Pieces, read_json
+from .auto_tokenizer import Found, Pieces
 from .pre_tokenizers import LLAMA3 as LLAMA3
 from .pre_tokenizers import PRE_TOKENIZERS as PRE_TOKENIZERS
 from .pre_tokenizers import QWEN2 as QWEN2
+from .sources import read_json
 
 NONE = 0xFFFFFFFF
 METASPACE = "\u2581"
@@ -782,7 +783,7 @@ def chat_templates(path: Path) -> dict[str, str]:
     if files:
         return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
     for file in ("tokenizer_config.json", "chat_template.json"):
-        found = read_json(path / file).get("chat_template")
+        found = read_json(path / file, required=False).get("chat_template")
         items = found if isinstance(found, list) else [{"name": "default", "template": found}]
         named = {item.get("name"): item.get("template") for item in items if isinstance(item, dict)}
         if templates := {str(name): text for name, text in named.items() if text and isinstance(text, str)}:
@@ -799,7 +800,7 @@ def from_directory(path: Path, template: str | None = None) -> dict[int, bytes]:
         out = from_found(found)
         named = found.named
     elif (path / "tekken.json").is_file():
-        out = from_tekken(read_json(path / "tekken.json"))
+        out = from_tekken(read_json(path / "tekken.json", required=False))
         out.flags |= ADD_BOS * (out.bos is not None)
         named = {}
     else:
@@ -811,9 +812,9 @@ def from_directory(path: Path, template: str | None = None) -> dict[int, bytes]:
             setattr(out, name, number)
         if number is not None and name == "eos":
             stops.append(number)
-    main = read_json(path / "config.json")
+    main = read_json(path / "config.json", required=False)
     inner = main.get("text_config")  # of models that also see
-    for source in (read_json(path / "generation_config.json"), main, inner):
+    for source in (read_json(path / "generation_config.json", required=False), main, inner):
         stops += as_ids(source.get("eos_token_id")) if isinstance(source, dict) else []
     add_stops(out, stops, "\n".join(chat_templates(path).values()) if template is None else template)
     return out.sections()
