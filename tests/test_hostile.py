@@ -90,7 +90,7 @@ def test_guard_pages_catch_an_expert_that_is_chosen_twice(sources):
         assert text.count(good) == 1
         text = text.replace(good, bad)
     llm.write_text(text)
-    done = run_fuzz(build_fuzz(sources), 0, 200)
+    done = run_fuzz(build_fuzz(sources), 0, 3000)
     assert done.returncode == -signal.SIGSEGV and re.search(r"run \d+ failed", done.stderr), done
 
 
