@@ -68,6 +68,12 @@ MODELS = {
 }
 
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+plain = pytest.mark.skipif(
+    "san" in os.environ.get("PYLLM_CFLAGS", ""), reason="sanitizers shadow memory, and no other build"
+)
+
+
 def isas() -> list[str]:
     """The instruction sets that this build and processor have."""
     data = Model(make_model())
@@ -477,7 +483,8 @@ def test_open_names_the_file_and_the_reason(tmp_path):
     assert lib.llm_open(b"nowhere", ffi.NULL, 0) == ffi.NULL
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+@linux
+@plain
 def test_a_mapping_that_fails_says_so(tmp_path):
     """Not "not a pyllm model file": the file may be one, but 8 TB of address space cannot be had."""
     path = tmp_path / "large.llm"
@@ -497,12 +504,6 @@ def test_a_mapping_that_fails_says_so(tmp_path):
 def resident() -> int:
     """Bytes of anonymous and file memory that this process has resident."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-plain = pytest.mark.skipif(
-    "san" in os.environ.get("PYLLM_CFLAGS", ""), reason="sanitizers shadow memory, and no other build"
-)
 
 
 @linux
