@@ -958,7 +958,8 @@ def info(run, *arguments) -> dict[str, str]:
 
 
 def test_info_agrees_with_the_header(run, tiny):
-    lines, h = info(run, "-m", tiny), Model(tiny).header
+    lines, model = info(run, "-m", tiny), Model(tiny)
+    h = model.header  # as long as the model is open
     assert lines["name"] == "Tiny"
     assert (
         lines["about"] == "family: test\nlicence: \\x1b[31mnone"
