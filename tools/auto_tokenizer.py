@@ -74,7 +74,8 @@ def as_token(value: object, where: str, special: bool = False) -> Token:
     return out
 
 
-PROTO_KINDS = {"NORMAL": 1, "UNKNOWN": 2, "CONTROL": 3, "USER_DEFINED": 4}
+# Types of pieces, as sentencepiece_model.proto has them
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE_PIECE = 1, 2, 3, 4, 5, 6
 
 
 @dataclass
@@ -137,7 +138,7 @@ def read_pieces(data: bytes, where: str) -> Pieces:
             if number == 1:
                 piece = dict(proto_fields(value, where))
                 score = struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0
-                kind = piece.get(3, PROTO_KINDS["NORMAL"])
+                kind = piece.get(3, NORMAL)
                 out.pieces.append((piece.get(1, b"").decode("utf-8"), score, kind))
             elif number in (2, 3):
                 (out.trainer if number == 2 else out.normalizer).update(proto_fields(value, where))
@@ -603,11 +604,10 @@ def from_pieces(
 ) -> Found:
     """A directory with a tokenizer.model. bare: nothing else is there, and BOS is added as by all the
     programs that read such models."""
-    control, user = PROTO_KINDS["CONTROL"], PROTO_KINDS["USER_DEFINED"]
     own = [
-        {"content": text, "special": sort == control, "normalized": False}
+        {"content": text, "special": sort == CONTROL, "normalized": False}
         for text, _, sort in model.pieces
-        if sort in (control, user)
+        if sort in (CONTROL, USER_DEFINED)
     ]
     theirs = [] if special.old else special.extra
     special.extra = theirs or own

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import auto_tokenizer, pattern, pre_tokenizers, unicode_tables
-from .auto_tokenizer import Found, Pieces
+from .auto_tokenizer import BYTE_PIECE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Found, Pieces
 from .pre_tokenizers import LLAMA3 as LLAMA3
 from .pre_tokenizers import PRE_TOKENIZERS as PRE_TOKENIZERS
 from .pre_tokenizers import QWEN2 as QWEN2
@@ -643,8 +643,6 @@ def from_tekken(spec: Mapping[str, Any]) -> Vocabulary:
 
 # ----------------------------------------------------------------------------------------------------------
 # Pieces with scores: tokenizer.model, GGUF's "llama", tokenizer.bin
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE_PIECE = 1, 2, 3, 4, 5, 6
 
 
 def merges_from_scores(pieces: list[tuple[str, float, int]]) -> list[tuple[int, int, int, int]]:
