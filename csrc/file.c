@@ -13,136 +13,358 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define NEWER "made by a newer version of pyllm"
+
+const dtype_info dtypes[LLM_N_DTYPES] = {
+    [LLM_FP16] = {"fp16", LLM_GROUP * 2},
+    [LLM_INT8] = {"int8", LLM_GROUP + 2},
+    [LLM_FP32] = {"fp32", LLM_GROUP * 4},
+};
+
+const char *llm_dtype_name(uint32_t dtype) { return dtype < LLM_N_DTYPES ? dtypes[dtype].name : NULL; }
+
+static const char *const tensor_names[LLM_N_TENSORS] = {
+    [LLM_EMBED] = "embed",
+    [LLM_OUT_NORM] = "out_norm",
+    [LLM_OUTPUT] = "output",
+    [LLM_ATTN_NORM] = "attn_norm",
+    [LLM_QKV] = "qkv",
+    [LLM_BIAS] = "bias",
+    [LLM_Q_NORM] = "q_norm",
+    [LLM_K_NORM] = "k_norm",
+    [LLM_ATTN_OUT] = "attn_out",
+    [LLM_ATTN_POST_NORM] = "attn_post_norm",
+    [LLM_FFN_NORM] = "ffn_norm",
+    [LLM_ROUTER] = "router",
+    [LLM_ROUTER_ADD] = "router_add",
+    [LLM_GATE_UP] = "gate_up",
+    [LLM_DOWN] = "down",
+    [LLM_SHARED_GATE_UP] = "shared_gate_up",
+    [LLM_SHARED_DOWN] = "shared_down",
+    [LLM_FFN_POST_NORM] = "ffn_post_norm",
+};
+
+const char *llm_tensor_name(uint32_t id) { return id < LLM_N_TENSORS ? tensor_names[id] : NULL; }
+
 /* ------------------------------------------------------------------------------------------------------
- * Header and layout */
+ * What may stand in a header and in a layer */
 
-/* The range of each 32-bit field from `flags` on. No product that the layout forms of numbers in these ranges
- * reaches 2^63: the largest is n_layers * n_experts * 2 * ffn_dim * dim * 2 bytes = 2^62. */
-static const struct {
+/* A 32-bit field and its range. No product that the layout forms of numbers in these ranges, and no sum of
+ * them, reaches 2^63: the largest is n_layers * n_experts * 3 * ffn_dim * dim * 2 bytes. */
+typedef struct range {
     const char *name;
+    size_t offset;
     uint32_t min, max;
-} fields[] = {{"flags", 0, 2 * LLM_SHARED_GATE - 1}, {"dim", 1, 1 << 20}, {"ffn_dim", 1, 1 << 20},
-    {"n_layers", 1, 1 << 10}, {"n_heads", 1, 1 << 12}, {"n_kv_heads", 1, 1 << 12}, {"head_dim", 2, MAX_HEAD},
-    {"vocab_size", 1, 1 << 24}, {"context", 1, 1 << 28}, {"n_rope", 1, 1 << 10},
-    {"n_experts", 0, MAX_EXPERTS}, {"n_active", 0, MAX_EXPERTS}, {"shared_dim", 0, 1 << 20}};
+} range;
 
-static int check_header(const llm_header *h, char *err, size_t errlen) {
-    uint32_t values[sizeof fields / sizeof *fields];
-    memcpy(values, (const char *)h + offsetof(llm_header, flags), sizeof values);
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        const uint32_t v = values[i], min = fields[i].min, max = fields[i].max;
-        REQUIRE(v >= min && v <= max, "header: %s is %u, not %u to %u", fields[i].name, v, min, max);
+static const range header_ranges[] = {
+    {"n_layers", offsetof(llm_header, n_layers), 1, 1 << 10},
+    {"dim", offsetof(llm_header, dim), 1, 1 << 20},
+    {"vocab_size", offsetof(llm_header, vocab_size), 1, 1 << 24},
+    {"context", offsetof(llm_header, context), 1, 1 << 28},
+    {"n_rope", offsetof(llm_header, n_rope), 1, 1 << 10},
+    {"rope_dim", offsetof(llm_header, rope_dim), 2, MAX_HEAD},
+};
+
+static const range layer_ranges[] = {
+    {"n_heads", offsetof(llm_layer, n_heads), 1, 1 << 12},
+    {"n_kv_heads", offsetof(llm_layer, n_kv_heads), 1, 1 << 12},
+    {"head_dim", offsetof(llm_layer, head_dim), 2, MAX_HEAD},
+    {"ffn_dim", offsetof(llm_layer, ffn_dim), 1, 1 << 20},
+    {"n_experts", offsetof(llm_layer, n_experts), 0, MAX_EXPERTS},
+    {"n_active", offsetof(llm_layer, n_active), 0, MAX_EXPERTS},
+    {"shared_dim", offsetof(llm_layer, shared_dim), 0, 1 << 20},
+};
+
+/* `where` is "header" or "layer 3", for the sentence. */
+static int check_ranges(
+    const char *where, const void *fields, const range *ranges, size_t n, char *err, size_t errlen) {
+    for (size_t i = 0; i < n; i++) {
+        const range *r = &ranges[i];
+        uint32_t v;
+        memcpy(&v, (const char *)fields + r->offset, sizeof v);
+        REQUIRE(v >= r->min && v <= r->max, "%s: %s is %u, not %u to %u", where, r->name, v, r->min, r->max);
     }
-    REQUIRE(h->dtype <= LLM_INT8, "header: there is no dtype %u for weights", h->dtype);
-    REQUIRE(h->n_heads % h->n_kv_heads == 0, "header: %u heads on %u kv heads", h->n_heads, h->n_kv_heads);
-    REQUIRE(h->head_dim % 2 == 0, "header: head_dim %u is odd", h->head_dim);
-    const int some = h->n_active <= h->n_experts && !h->n_active == !h->n_experts;
-    REQUIRE(some, "header: %u of %u experts are active", h->n_active, h->n_experts);
-    const uint32_t routed = LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS | LLM_SHARED_GATE;
-    REQUIRE(h->n_experts || !(h->flags & routed || h->shared_dim), "header: a router without experts");
-    REQUIRE(h->shared_dim || !(h->flags & LLM_SHARED_GATE), "header: a gate without a shared expert");
-    REQUIRE(h->flags & LLM_QK_NORM || !(h->flags & LLM_QK_NORM_WHOLE), "header: no q and k norm to be whole");
-    REQUIRE(h->text_size % 64 == 0 && h->text_size >> 40 == 0, "header: text_size is wrong");
-    REQUIRE(h->norm_eps >= 0 && h->norm_eps < 1, "header: norm_eps is %g", h->norm_eps);
-    const float scales[] = {
-        h->attn_scale, h->attn_cap, h->logit_cap, h->embed_scale, h->residual_scale, h->expert_scale};
-    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
-        REQUIRE(fabsf(scales[i]) < 1e6f, "header: the scale number %zu is %g", i, scales[i]);
-    for (size_t i = 0; i < sizeof h->reserved; i++)
-        REQUIRE(!h->reserved[i], "header: a reserved byte is set, as a newer version may do");
     return 0;
 }
 
-/* Rows, columns and dtype of tensor `id`; returns how many a layer (or the model) has. 0 rows: the model has
- * none. */
-static uint64_t shape(const llm_header *h, uint32_t id, llm_tensor *t) {
-    const uint64_t q = (uint64_t)h->n_heads * h->head_dim, kv = (uint64_t)h->n_kv_heads * h->head_dim;
-    const uint64_t output = h->flags & LLM_TIED ? 0 : h->vocab_size, bias = !!(h->flags & LLM_QKV_BIAS);
-    const uint64_t pre = !(h->flags & LLM_NO_PRE_NORM), post = !!(h->flags & LLM_POST_NORM);
-    const uint64_t qk_norm = !!(h->flags & LLM_QK_NORM), whole = !!(h->flags & LLM_QK_NORM_WHOLE);
-    const uint64_t router = h->n_experts + (uint64_t)!!(h->flags & LLM_SHARED_GATE), dim = h->dim;
-    const uint64_t hd = h->head_dim, ffn = h->ffn_dim, shared = h->shared_dim, type = h->dtype;
-    const uint64_t shapes[LLM_N_TENSORS][3] = {
-        /* rows, columns and dtype */
-        [LLM_EMBED] = {h->vocab_size, dim, type},
-        [LLM_OUT_NORM] = {1, dim, LLM_FP32},
-        [LLM_OUTPUT] = {output, dim, type},
-        [LLM_ATTN_NORM] = {pre, dim, LLM_FP32},
-        [LLM_QKV] = {q + 2 * kv, dim, type},
-        [LLM_BIAS] = {bias, q + 2 * kv, LLM_FP32},
-        [LLM_Q_NORM] = {qk_norm, whole ? q : hd, LLM_FP32},
-        [LLM_K_NORM] = {qk_norm, whole ? kv : hd, LLM_FP32},
-        [LLM_ATTN_OUT] = {dim, q, type},
-        [LLM_ATTN_POST_NORM] = {post, dim, LLM_FP32},
-        [LLM_FFN_NORM] = {pre, dim, LLM_FP32},
-        [LLM_ROUTER] = {h->n_experts ? router : 0, dim, LLM_FP16},
-        [LLM_ROUTER_ADD] = {!!(h->flags & LLM_ROUTER_BIAS), h->n_experts, LLM_FP32},
-        [LLM_GATE_UP] = {2 * ffn, dim, type},
-        [LLM_DOWN] = {dim, ffn, type},
-        [LLM_SHARED_GATE_UP] = {2 * shared, dim, type},
-        [LLM_SHARED_DOWN] = {shared ? dim : 0, shared, type},
-        [LLM_FFN_POST_NORM] = {post, dim, LLM_FP32},
-    };
-    static const uint64_t bytes[] = {128, 66, 256}; /* of a group of 64 in fp16, int8, fp32 */
-    *t = (llm_tensor){.rows = shapes[id][0], .cols = shapes[id][1], .dtype = (uint32_t)shapes[id][2]};
-    t->stride = align(t->cols, LLM_GROUP);
-    t->size = align(t->rows, t->dtype == LLM_FP32 ? 1 : LLM_TILE) * (t->stride / LLM_GROUP) * bytes[t->dtype];
-    return h->n_experts && (id == LLM_GATE_UP || id == LLM_DOWN) ? h->n_experts : 1;
+static int check_zeros(const char *where, const uint8_t *bytes, size_t n, char *err, size_t errlen) {
+    for (size_t i = 0; i < n; i++)
+        REQUIRE(!bytes[i], "%s: a reserved byte is set: " NEWER, where);
+    return 0;
 }
 
-/* The bytes that the tensors from `first` up to `last` take, once or in one layer. */
-static uint64_t span(const llm_header *h, uint32_t first, uint32_t last) {
+/* Bits that no enum llm_feature names */
+static int check_bits(const char *where, uint64_t bits, char *err, size_t errlen) {
+    const uint64_t known = 2 * LLM_SHARED_GATE - 1;
+    REQUIRE(!(bits & ~known), "%s: it needs feature %d, which is not known here: " NEWER, where,
+        __builtin_ctzll(bits & ~known));
+    return 0;
+}
+
+static int check_scale(const char *where, const char *name, float scale, char *err, size_t errlen) {
+    REQUIRE(fabsf(scale) < 1e6f, "%s: %s is %g", where, name, scale);
+    return 0;
+}
+
+static int check_header(const llm_header *h, char *err, size_t errlen) {
+    const size_t n = sizeof header_ranges / sizeof *header_ranges;
+    TRY(check_bits("header", h->required, err, errlen));
+    TRY(check_zeros("header", h->reserved, sizeof h->reserved, err, errlen));
+    TRY(check_ranges("header", h, header_ranges, n, err, errlen));
+    REQUIRE(h->rope_dim % 2 == 0, "header: rope_dim %u is odd", h->rope_dim);
+    REQUIRE(h->text_size % 64 == 0 && h->text_size >> 40 == 0, "header: text_size is wrong");
+    REQUIRE(h->norm_eps >= 0 && h->norm_eps < 1, "header: norm_eps is %g", h->norm_eps);
+    TRY(check_scale("header", "embed_scale", h->embed_scale, err, errlen));
+    TRY(check_scale("header", "residual_scale", h->residual_scale, err, errlen));
+    TRY(check_scale("header", "logit_cap", h->logit_cap, err, errlen));
+    return 0;
+}
+
+static int check_attention(
+    const char *where, const llm_header *h, const llm_layer *layers, size_t layer, char *err, size_t errlen) {
+    const llm_layer *l = &layers[layer];
+    REQUIRE(l->n_heads % l->n_kv_heads == 0, "%s: %u heads on %u kv heads", where, l->n_heads, l->n_kv_heads);
+    REQUIRE(l->head_dim % 2 == 0, "%s: head_dim %u is odd", where, l->head_dim);
+    REQUIRE(l->head_dim <= h->rope_dim, "%s: head_dim %u, and rotary tables of %u", where, l->head_dim,
+        h->rope_dim);
+    REQUIRE(l->rope < h->n_rope, "%s: there is no rotary table %u", where, l->rope);
+    REQUIRE(
+        l->flags & LLM_QK_NORM || !(l->flags & LLM_QK_NORM_WHOLE), "%s: no q and k norm to be whole", where);
+    TRY(check_scale(where, "attn_scale", l->attn_scale, err, errlen));
+    TRY(check_scale(where, "attn_cap", l->attn_cap, err, errlen));
+    if (l->kv_layer == layer)
+        return 0;
+    REQUIRE(l->kv_layer < layer, "%s: kv_layer %u is not one before it", where, l->kv_layer);
+    const llm_layer *own = &layers[l->kv_layer];
+    REQUIRE(own->kv_layer == l->kv_layer, "%s: layer %u has no keys of its own", where, l->kv_layer);
+    const int same = own->n_kv_heads == l->n_kv_heads && own->head_dim == l->head_dim;
+    REQUIRE(same, "%s: its kv heads are not those of layer %u", where, l->kv_layer);
+    return 0;
+}
+
+static int check_ffn(const char *where, const llm_layer *l, char *err, size_t errlen) {
+    const uint64_t routed = LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS | LLM_SHARED_GATE;
+    REQUIRE(l->ffn <= LLM_EXPERTS, "%s: a feed-forward block of kind %u: " NEWER, where, l->ffn);
+    REQUIRE(l->activation <= LLM_GELU, "%s: an activation of kind %u: " NEWER, where, l->activation);
+    TRY(check_scale(where, "expert_scale", l->expert_scale, err, errlen));
+    if (l->ffn == LLM_DENSE) {
+        const int none = !l->n_experts && !l->n_active && !l->shared_dim && !(l->flags & routed);
+        REQUIRE(none, "%s: a router without experts", where);
+        return 0;
+    }
+    REQUIRE(l->n_active >= 1 && l->n_active <= l->n_experts, "%s: %u of %u experts are active", where,
+        l->n_active, l->n_experts);
+    REQUIRE(l->shared_dim || !(l->flags & LLM_SHARED_GATE), "%s: a gate without a shared expert", where);
+    return 0;
+}
+
+static int check_layer(const llm_header *h, const llm_layer *layers, size_t layer, char *err, size_t errlen) {
+    const llm_layer *l = &layers[layer];
+    const size_t n = sizeof layer_ranges / sizeof *layer_ranges;
+    char where[32];
+    snprintf(where, sizeof where, "layer %zu", layer);
+    TRY(check_bits(where, l->flags, err, errlen));
+    TRY(check_zeros(where, l->reserved, sizeof l->reserved, err, errlen));
+    TRY(check_ranges(where, l, layer_ranges, n, err, errlen));
+    REQUIRE(!(l->flags & LLM_TIED), "%s: a flag that is the header's", where);
+    REQUIRE(!(l->flags & ~h->required), "%s: a flag that the header does not require", where);
+    TRY(check_attention(where, h, layers, layer, err, errlen));
+    TRY(check_ffn(where, l, err, errlen));
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Where tensors lie */
+
+static llm_tensor stored(uint64_t rows, uint64_t padded, uint64_t cols, uint32_t dtype) {
+    llm_tensor t = {.rows = rows, .cols = cols, .dtype = dtype, .experts = 1};
+    t.stride = align(cols, LLM_GROUP);
+    if (dtype < LLM_N_DTYPES)
+        t.size = padded * (t.stride / LLM_GROUP) * dtypes[dtype].group_size;
+    return t;
+}
+
+static llm_tensor vector(int present, uint64_t cols) {
+    return stored(present, present, present ? cols : 0, LLM_FP32);
+}
+
+static llm_tensor matrix(int present, uint64_t rows, uint64_t cols, uint32_t dtype) {
+    return present ? stored(rows, align(rows, LLM_TILE), cols, dtype) : stored(0, 0, 0, dtype);
+}
+
+/* Where the dtype of a tensor stands, if it is a matrix */
+static uint32_t dtype_of(const llm_header *h, const llm_layer *l, uint32_t id) {
+    return id < LLM_ATTN_NORM ? h->dtype[id] : l->dtype[id - LLM_ATTN_NORM];
+}
+
+/* Everything about tensor `id` of a layer but its offset; size 0 if there is none. */
+static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t layer, uint32_t id) {
+    const llm_layer *l = &layers[layer];
+    const uint32_t dtype = dtype_of(h, l, id);
+    const uint64_t q_dim = (uint64_t)l->n_heads * l->head_dim;
+    const uint64_t kv_dim = l->kv_layer == layer ? (uint64_t)l->n_kv_heads * l->head_dim : 0;
+    const int routed = l->ffn == LLM_EXPERTS, whole = (l->flags & LLM_QK_NORM_WHOLE) != 0;
+    const int pre_norm = !(l->flags & LLM_NO_PRE_NORM), post_norm = (l->flags & LLM_POST_NORM) != 0;
+    const int qk_norm = (l->flags & LLM_QK_NORM) != 0;
+    llm_tensor t;
+    switch (id) {
+    case LLM_EMBED:
+        return matrix(1, h->vocab_size, h->dim, dtype);
+    case LLM_OUT_NORM:
+        return vector(1, h->dim);
+    case LLM_OUTPUT:
+        return matrix(!(h->required & LLM_TIED), h->vocab_size, h->dim, dtype);
+    case LLM_ATTN_NORM:
+    case LLM_FFN_NORM:
+        return vector(pre_norm, h->dim);
+    case LLM_QKV:
+        return matrix(1, q_dim + 2 * kv_dim, h->dim, dtype);
+    case LLM_BIAS:
+        return vector((l->flags & LLM_QKV_BIAS) != 0, q_dim + 2 * kv_dim);
+    case LLM_Q_NORM:
+        return vector(qk_norm, whole ? q_dim : l->head_dim);
+    case LLM_K_NORM:
+        return vector(qk_norm && kv_dim, whole ? kv_dim : l->head_dim);
+    case LLM_ATTN_OUT:
+        return matrix(1, h->dim, q_dim, dtype);
+    case LLM_ATTN_POST_NORM:
+    case LLM_FFN_POST_NORM:
+        return vector(post_norm, h->dim);
+    case LLM_ROUTER:
+        return matrix(routed, l->n_experts + (uint64_t)!!(l->flags & LLM_SHARED_GATE), h->dim, dtype);
+    case LLM_ROUTER_ADD:
+        return vector((l->flags & LLM_ROUTER_BIAS) != 0, l->n_experts);
+    case LLM_GATE_UP:
+    case LLM_DOWN:
+        t = id == LLM_GATE_UP ? matrix(1, 2 * (uint64_t)l->ffn_dim, h->dim, dtype)
+                              : matrix(1, h->dim, l->ffn_dim, dtype);
+        t.experts = routed ? l->n_experts : 1;
+        return t;
+    case LLM_SHARED_GATE_UP:
+        return matrix(l->shared_dim > 0, 2 * (uint64_t)l->shared_dim, h->dim, dtype);
+    case LLM_SHARED_DOWN:
+        return matrix(l->shared_dim > 0, h->dim, l->shared_dim, dtype);
+    default: /* an id between those that occur once and a layer's */
+        return matrix(0, 0, 0, dtype);
+    }
+}
+
+/* The dtypes of the tensors from `first` up to `last`: one that the kernels multiply where there is a matrix,
+ * 0 elsewhere */
+static int check_dtypes(const llm_header *h, const llm_layer *layers, size_t layer, uint32_t first,
+    uint32_t last, char *err, size_t errlen) {
+    for (uint32_t id = first; id < last; id++) {
+        const uint32_t dtype = dtype_of(h, &layers[layer], id);
+        const int named = llm_tensor_name(id) != NULL;
+        const llm_tensor t = named ? shape(h, layers, layer, id) : (llm_tensor){0};
+        const int is_matrix = t.rows > 0 && t.dtype == dtype;
+        const int fits = is_matrix ? dtype == LLM_FP16 || dtype == LLM_INT8 : dtype == 0;
+        REQUIRE(fits, "layer %zu: dtype %u for tensor %u (%s): " NEWER, layer, dtype, id,
+            named ? llm_tensor_name(id) : "unknown");
+    }
+    return 0;
+}
+
+/* Header and layers describe a model that can be laid out. */
+static int check_layers(const llm_header *h, const llm_layer *layers, char *err, size_t errlen) {
+    const uint32_t last = LLM_ATTN_NORM + sizeof layers->dtype;
+    TRY(check_header(h, err, errlen));
+    for (size_t i = 0; i < h->n_layers; i++) {
+        TRY(check_layer(h, layers, i, err, errlen));
+        TRY(check_dtypes(h, layers, i, LLM_ATTN_NORM, last, err, errlen));
+    }
+    TRY(check_dtypes(h, layers, 0, 0, LLM_ATTN_NORM, err, errlen));
+    return 0;
+}
+
+static uint64_t tensor_bytes(const llm_tensor *t) { return t->experts * align(t->size, LLM_GROUP); }
+
+/* The bytes of a layer's tensors from `first` up to `last` */
+static uint64_t span(
+    const llm_header *h, const llm_layer *layers, size_t layer, uint32_t first, uint32_t last) {
     uint64_t sum = 0;
-    for (llm_tensor t; first < last; first++) {
-        const uint64_t count = shape(h, first, &t);
-        sum += count * align(t.size, LLM_GROUP);
+    for (uint32_t id = first; id < last; id++) {
+        const llm_tensor t = shape(h, layers, layer, id);
+        sum += tensor_bytes(&t);
     }
     return sum;
 }
 
-int llm_layout(const llm_header *h, uint32_t id, uint32_t layer, uint32_t expert, llm_tensor *t, char *err,
-    size_t errlen) {
-    const uint32_t layers = id < LLM_ATTN_NORM ? 1 : h->n_layers;
-    TRY(check_header(h, err, errlen));
-    const int known = id < LLM_N_TENSORS && layer < layers && expert < shape(h, id, t);
-    REQUIRE(known, "no tensor %u in layer %u, expert %u", id, layer, expert);
-    t->offset = LLM_HEADER_SIZE + h->text_size + h->n_layers * sizeof(llm_layer);
-    t->offset = align(t->offset + (uint64_t)h->n_rope * h->head_dim / 2 * sizeof(llm_angle), LLM_GROUP);
-    t->offset += span(h, 0, id < LLM_ATTN_NORM ? id : LLM_ATTN_NORM) + expert * align(t->size, LLM_GROUP);
-    if (id >= LLM_ATTN_NORM)
-        t->offset += layer * span(h, LLM_ATTN_NORM, LLM_N_TENSORS) + span(h, LLM_ATTN_NORM, id);
+/* The file's first tensor */
+static uint64_t first_offset(const llm_header *h) {
+    const uint64_t rope = (uint64_t)h->n_rope * (h->rope_dim / 2) * sizeof(llm_angle);
+    const uint64_t layers = (uint64_t)h->n_layers * sizeof(llm_layer);
+    return align(LLM_HEADER_SIZE + h->text_size + layers + rope, LLM_GROUP);
+}
+
+/* The first tensor of a layer, or what follows the last layer */
+static uint64_t layer_offset(const llm_header *h, const llm_layer *layers, size_t layer) {
+    uint64_t offset = first_offset(h) + span(h, layers, 0, 0, LLM_ATTN_NORM);
+    for (size_t i = 0; i < layer; i++)
+        offset += span(h, layers, i, LLM_ATTN_NORM, LLM_N_TENSORS);
+    return offset;
+}
+
+int llm_layout(const llm_header *h, const llm_layer *layers, uint32_t id, uint32_t layer, uint32_t expert,
+    llm_tensor *t, char *err, size_t errlen) {
+    TRY(check_layers(h, layers, err, errlen));
+    const int known = id < LLM_N_TENSORS && layer < (id < LLM_ATTN_NORM ? 1 : h->n_layers);
+    REQUIRE(known, "no tensor %u in layer %u", id, layer);
+    *t = shape(h, layers, layer, id);
+    REQUIRE(expert < t->experts, "no expert %u of tensor %u in layer %u", expert, id, layer);
+    if (id < LLM_ATTN_NORM)
+        t->offset = first_offset(h) + span(h, layers, 0, 0, id);
+    else
+        t->offset = layer_offset(h, layers, layer) + span(h, layers, layer, LLM_ATTN_NORM, id);
+    t->offset += expert * align(t->size, LLM_GROUP);
     return 0;
 }
 
-uint64_t llm_file_size(const llm_header *h, char *err, size_t errlen) {
-    llm_tensor first;
-    const int bad = llm_layout(h, LLM_ATTN_NORM, 0, 0, &first, err, errlen);
-    return bad ? 0 : first.offset + h->n_layers * span(h, LLM_ATTN_NORM, LLM_N_TENSORS) + LLM_GROUP;
+uint64_t llm_file_size(const llm_header *h, const llm_layer *layers, char *err, size_t errlen) {
+    if (check_layers(h, layers, err, errlen))
+        return 0;
+    return layer_offset(h, layers, h->n_layers) + LLM_GROUP;
 }
 
-static uint64_t kv_bytes(const llm_header *h) {
-    return (uint64_t)h->n_layers * 2 * h->n_kv_heads * align(h->head_dim, 16) * sizeof(uint16_t);
+/* ------------------------------------------------------------------------------------------------------
+ * What a model is and needs */
+
+/* Bytes of keys and values of one position of a layer */
+static uint64_t kv_bytes(const llm_layer *l) {
+    return (uint64_t)2 * l->n_kv_heads * align(l->head_dim, LLM_TILE) * sizeof(uint16_t);
 }
 
-int llm_count(const llm_header *h, llm_counts *counts, char *err, size_t errlen) {
-    TRY(check_header(h, err, errlen));
-    *counts = (llm_counts){.kv = kv_bytes(h)};
-    for (uint32_t id = 0; id < LLM_N_TENSORS; id++) {
-        llm_tensor t;
-        const uint64_t experts = shape(h, id, &t), all = experts * (id < LLM_ATTN_NORM ? 1 : h->n_layers);
-        const uint64_t active = experts > 1 ? all / experts * h->n_active : all;
-        counts->parameters += all * t.rows * t.cols;
-        counts->active += active * t.rows * t.cols;
-        counts->read += active * t.size / (id == LLM_EMBED && !(h->flags & LLM_TIED) ? t.rows : 1);
+static void count_tensor(
+    llm_counts *counts, const llm_header *h, const llm_layer *l, uint32_t id, const llm_tensor *t) {
+    const uint64_t active = t->experts > 1 ? l->n_active : 1;
+    const int one_row = id == LLM_EMBED && !(h->required & LLM_TIED);
+    counts->parameters += t->experts * t->rows * t->cols;
+    counts->active += active * t->rows * t->cols;
+    counts->read += one_row ? t->size / t->rows : active * t->size;
+}
+
+int llm_count(const llm_header *h, const llm_layer *layers, llm_counts *counts, char *err, size_t errlen) {
+    TRY(check_layers(h, layers, err, errlen));
+    *counts = (llm_counts){0};
+    for (size_t layer = 0; layer < h->n_layers; layer++) {
+        for (uint32_t id = layer ? LLM_ATTN_NORM : 0; id < LLM_N_TENSORS; id++) {
+            const llm_tensor t = shape(h, layers, layer, id);
+            count_tensor(counts, h, &layers[layer], id, &t);
+        }
+        if (layers[layer].kv_layer == layer)
+            counts->kv += kv_bytes(&layers[layer]);
     }
     return 0;
 }
 
 uint64_t llm_kv_read(const llm_header *h, const llm_layer *layers, uint64_t context) {
-    uint64_t positions = 0;
-    for (uint32_t i = 0; i < h->n_layers; i++)
-        positions += layers[i].window && layers[i].window < context ? layers[i].window : context;
-    return kv_bytes(h) / h->n_layers * positions;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < h->n_layers; i++) {
+        const uint32_t window = layers[i].window;
+        bytes += kv_bytes(&layers[i]) * (window && window < context ? window : context);
+    }
+    return bytes;
 }
 
 /* FNV-1a over the header's bytes before this field. */
@@ -177,6 +399,40 @@ static const char *other_kind(const uint8_t *data, size_t size) {
     return "not a pyllm model file";
 }
 
+/* The table of all tensors; header and layers have been checked. */
+static int list_tensors(llm_model *m, char *err, size_t errlen) {
+    m->tensors = calloc((size_t)m->h.n_layers * LLM_N_TENSORS, sizeof *m->tensors);
+    REQUIRE(m->tensors, "out of memory");
+    uint64_t offset = first_offset(&m->h);
+    for (size_t layer = 0; layer < m->h.n_layers; layer++)
+        for (uint32_t id = layer ? LLM_ATTN_NORM : 0; id < LLM_N_TENSORS; id++) {
+            llm_tensor *t = &m->tensors[layer * LLM_N_TENSORS + id];
+            *t = shape(&m->h, m->layers, layer, id);
+            t->offset = offset;
+            offset += tensor_bytes(t);
+        }
+    return 0;
+}
+
+static int check_version(uint32_t version, char *err, size_t errlen) {
+    REQUIRE(version >= LLM_VERSION,
+        "its format is %u, from before the first release: convert the model again, for format %d", version,
+        LLM_VERSION);
+    REQUIRE(
+        version == LLM_VERSION, "its format is %u, and this reads format %d: " NEWER, version, LLM_VERSION);
+    return 0;
+}
+
+static int check_sections(const llm_model *m, char *err, size_t errlen) {
+    const uint64_t end = LLM_HEADER_SIZE + m->h.text_size;
+    llm_section_head head;
+    for (uint64_t at = LLM_HEADER_SIZE; next_section(m, &at, &head); at += head.size) {
+        REQUIRE(head.size <= end - at, "section %u does not fit into the file", head.tag);
+        REQUIRE(!head.reserved, "section %u: a reserved field is set: " NEWER, head.tag);
+    }
+    return 0;
+}
+
 /* Everything in the file that the engine relies on. Whatever passes may hold wrong numbers, never a wrong
  * size or offset. */
 static int check(llm_model *m, char *err, size_t errlen) {
@@ -184,28 +440,17 @@ static int check(llm_model *m, char *err, size_t errlen) {
     REQUIRE(ours, "%s", other_kind(m->data, m->size));
     REQUIRE(m->size >= sizeof m->h, "the file is cut short: it has %zu bytes", m->size);
     memcpy(&m->h, m->data, sizeof m->h);
-    REQUIRE(m->h.version == LLM_VERSION, "format version %u, not %d", m->h.version, LLM_VERSION);
+    TRY(check_version(m->h.version, err, errlen));
     REQUIRE(m->h.checksum == llm_checksum(&m->h), "header: the checksum is wrong: the file is damaged");
-    const uint64_t size = llm_file_size(&m->h, err, errlen), end = LLM_HEADER_SIZE + m->h.text_size;
+    TRY(check_header(&m->h, err, errlen));
+    REQUIRE(first_offset(&m->h) <= m->size, "the file is cut short: it has %zu bytes", m->size);
+    m->layers = (const llm_layer *)(m->data + LLM_HEADER_SIZE + m->h.text_size);
+    m->rope = (const llm_angle *)(m->layers + m->h.n_layers);
+    const uint64_t size = llm_file_size(&m->h, m->layers, err, errlen);
     TRY(size == 0);
     REQUIRE(size == m->size && size == m->h.file_size, "it has %zu bytes, not %zu", m->size, (size_t)size);
-    for (uint32_t id = 0; id < LLM_N_TENSORS; id++)
-        llm_layout(&m->h, id, 0, 0, &m->tensor[id], NULL, 0);
-    m->layer_size = span(&m->h, LLM_ATTN_NORM, LLM_N_TENSORS);
-    m->layers = (const llm_layer *)(m->data + end);
-    m->rope = (const llm_angle *)(m->layers + m->h.n_layers);
-    for (uint32_t i = 0; i < m->h.n_layers; i++) {
-        const llm_layer *l = &m->layers[i];
-        REQUIRE(l->rope < m->h.n_rope, "layer %u: no rotary table %u", i, l->rope);
-        REQUIRE(!l->reserved[0] && !l->reserved[1],
-            "layer %u: a reserved field is set, as a newer version may do", i);
-    }
-    llm_section_head head;
-    for (uint64_t at = LLM_HEADER_SIZE; next_section(m, &at, &head); at += head.size) {
-        REQUIRE(head.size <= end - at, "section %u does not fit into the file", head.tag);
-        REQUIRE(!head.reserved, "section %u: a reserved field is set, as a newer version may do", head.tag);
-    }
-    return 0;
+    TRY(check_sections(m, err, errlen));
+    return list_tensors(m, err, errlen);
 }
 
 llm_model *llm_open_memory(const void *data, size_t size, char *err, size_t errlen) {
@@ -216,7 +461,7 @@ llm_model *llm_open_memory(const void *data, size_t size, char *err, size_t errl
     m->size = size;
     if (!check(m, err, errlen))
         return m;
-    free(m);
+    llm_close(m);
     return NULL;
 }
 
@@ -249,8 +494,11 @@ llm_model *llm_open(const char *path, char *err, size_t errlen) {
 }
 
 void llm_close(llm_model *m) {
-    if (m && m->mapped)
+    if (!m)
+        return;
+    if (m->mapped)
         munmap((void *)m->data, m->size);
+    free(m->tensors);
     free(m);
 }
 
@@ -269,14 +517,8 @@ const void *llm_section(const llm_model *m, uint32_t tag, size_t *size) {
     return NULL;
 }
 
-void read_row(const llm_model *m, uint32_t id, size_t row, float scale, float *x) {
-    const llm_tensor *t = &m->tensor[id];
-    const uint16_t *w = weights(m, id, 0, 0), *by = w + align(t->rows, LLM_TILE) * t->stride / 2;
-    for (size_t c = 0; c < t->cols; c++)
-        x[c] = scale * (t->dtype == LLM_FP16
-                               ? half_to_float(w[in_tile(row, c, t->stride)])
-                               : ((const int8_t *)w)[in_tile(row, c / 2, t->stride / 2) * 2 + c % 2] *
-                                     half_to_float(by[in_tile(row, c / LLM_GROUP, t->stride / LLM_GROUP)]));
+size_t llm_kv_bytes(const llm_model *m) {
+    llm_counts counts;
+    llm_count(&m->h, m->layers, &counts, NULL, 0);
+    return (size_t)counts.kv;
 }
-
-size_t llm_kv_bytes(const llm_model *m) { return (size_t)kv_bytes(&m->h); }

@@ -26,87 +26,120 @@ extern "C" {
 #endif
 
 /* ---------------------------------------------------------------------------------------------------------
- * The flat file. Little-endian; every part begins where the one before it ends:
+ * The flat file, format 4. A file that one version of pyllm writes opens in every later one. What a version
+ * does not know, a newer one has written: a bit, a kind, a number where zeros are reserved; it refuses the file.
+ *
+ * Little-endian; every part begins where the one before it ends:
  *
  *     llm_header                                  LLM_HEADER_SIZE bytes
  *     sections                                    header.text_size bytes, a multiple of 64 (see llm_section)
- *     llm_layer[n_layers]                         what differs between layers
- *     llm_angle[n_rope][head_dim / 2]             rotary tables
+ *     llm_layer[n_layers]                         LLM_LAYER_SIZE bytes each
+ *     llm_angle[n_rope][rope_dim / 2]             rotary tables
  *     zeros up to a multiple of 64
  *     tensors                                     in the order of enum llm_tensor_id, see llm_layout
  *     64 zero bytes                               so that a vector load may run past the last weight
  *
  * Matrices have one row per output, W (rows, cols) @ x (cols,) -> y (rows,). A row is padded with zeros to
  * `stride` columns, a multiple of 64, and the rows with rows of zeros to a multiple of 16. 16 rows lie side
- * by side in a tile, so that one load brings the same column of all of them, whatever multiplies them:
+ * by side in a tile, so that one load brings the same columns of all of them, whatever multiplies them:
  *
  *     fp16   [rows / 16][stride][16 rows]
- *     int8   [rows / 16][stride / 2][16 rows][2 columns], then
+ *     int8   [rows / 16][stride / 4][16 rows][4 columns], then
  *            the scales, fp16 [rows / 16][stride / 64][16 rows]: one for each 64 columns of a row, w = q * scale
  *
- * fp32 tensors are vectors, (1, cols). */
+ * Vectors are fp32, (1, cols). */
 
 enum {
-    LLM_VERSION = 3,
+    LLM_VERSION = 4,
     LLM_HEADER_SIZE = 256,
+    LLM_LAYER_SIZE = 256,
     LLM_GROUP = 64, /* columns that share an int8 scale; rows are padded to a multiple of it */
     LLM_TILE = 16,  /* rows of a matrix that lie side by side */
     LLM_PAGE = 64   /* positions that a sequence's memory grows by, see llm_state() */
 };
 
-enum llm_dtype { LLM_FP16 = 0, LLM_INT8 = 1, LLM_FP32 = 2 };
+enum llm_dtype { LLM_FP16 = 0, LLM_INT8 = 1, LLM_FP32 = 2, LLM_N_DTYPES };
 
-/* header.flags: the mathematics of a model. Bits without a name here must be 0. */
-enum llm_flag {
-    LLM_TIED = 1,          /* the output matrix is the embedding: there is no LLM_OUTPUT tensor */
-    LLM_QKV_BIAS = 2,      /* q, k and v have a bias (Qwen2) */
-    LLM_QK_NORM = 4,       /* RMSNorm over each head of q and k, before the rotation (Qwen3) */
-    LLM_QK_NORM_WHOLE = 8, /* ... over all heads of q together, and all of k (OLMo 2); with LLM_QK_NORM */
-    LLM_NO_PRE_NORM = 16,  /* blocks read the residual stream as it is (OLMo 2) */
-    LLM_POST_NORM = 32,    /* RMSNorm of a block's output before it is added (Gemma 2, OLMo 2) */
-    LLM_GELU = 64,         /* gates go through GELU's tanh form (Gemma), not through SiLU */
-    LLM_ROUTER_NORMALIZE = 128, /* the weights of the chosen experts are divided by their sum (Mixtral): the
+/* "fp16", "int8", "fp32"; NULL: there is no such dtype. */
+const char *llm_dtype_name(uint32_t dtype);
+
+/* What a file requires of its reader: the bits of header.required, which are LLM_TIED and all bits that its
+ * layers' flags have. A reader refuses bits that it does not know. */
+enum llm_feature {
+    LLM_TIED = 1,              /* the output matrix is the embedding: there is no LLM_OUTPUT tensor */
+    LLM_QKV_BIAS = 2,          /* q, k and v have a bias (Qwen2) */
+    LLM_QK_NORM = 4,           /* RMSNorm over each head of q and k, before the rotation (Qwen3) */
+    LLM_QK_NORM_WHOLE = 8,     /* ... over all heads of q together, and all of k (OLMo 2); with LLM_QK_NORM */
+    LLM_NO_PRE_NORM = 16,      /* blocks read the residual stream as it is (OLMo 2) */
+    LLM_POST_NORM = 32,        /* RMSNorm of a block's output before it is added (Gemma 2, OLMo 2) */
+    LLM_ROUTER_NORMALIZE = 64, /* the weights of the chosen experts are divided by their sum (Mixtral): the
                                   same as softmax over the chosen alone */
-    LLM_ROUTER_SIGMOID = 256,   /* an expert's weight is a sigmoid of its own, not softmax over all */
-    LLM_ROUTER_BIAS = 512,      /* experts are chosen by weight + bias, and weighted without (DeepSeek V3) */
-    LLM_SHARED_GATE = 1024      /* the shared expert's output is multiplied by the sigmoid of one more row of
+    LLM_ROUTER_SIGMOID = 128,  /* an expert's weight is a sigmoid of its own, not softmax over all */
+    LLM_ROUTER_BIAS = 256,     /* experts are chosen by weight + bias, and weighted without (DeepSeek V3) */
+    LLM_SHARED_GATE = 512      /* the shared expert's output is multiplied by the sigmoid of one more row of
                                   the router (Qwen2-MoE) */
 };
 
+/* What a file offers: the bits of header.optional. A reader passes over bits that it does not know. */
+enum llm_offer {
+    LLM_HAS_CHECKSUMS = 1 /* section LLM_CHECKSUMS */
+};
+
 typedef struct llm_header {
-    char magic[8];      /* "PYLLM\r\n\032" */
-    uint32_t version;   /* LLM_VERSION */
-    uint32_t dtype;     /* of the matrices: LLM_FP16 or LLM_INT8 */
-    uint64_t file_size; /* bytes, exact */
-    uint64_t text_size; /* bytes of the sections, a multiple of 64 */
-    uint32_t flags;     /* enum llm_flag */
-    uint32_t dim;       /* width of the residual stream */
-    uint32_t ffn_dim;   /* inner width of the feed-forward block, or of one expert */
+    char magic[8];    /* "PYLLM\r\n\032" */
+    uint32_t version; /* LLM_VERSION */
     uint32_t n_layers;
-    uint32_t n_heads;      /* query heads, a multiple of n_kv_heads */
-    uint32_t n_kv_heads;   /* key and value heads */
-    uint32_t head_dim;     /* even; need not be dim / n_heads */
+    uint64_t file_size;    /* bytes, exact */
+    uint64_t text_size;    /* bytes of the sections, a multiple of 64 */
+    uint64_t required;     /* enum llm_feature */
+    uint64_t optional;     /* enum llm_offer */
+    uint32_t dim;          /* width of the residual stream */
     uint32_t vocab_size;   /* rows of the embedding */
     uint32_t context;      /* positions that the model was made for */
     uint32_t n_rope;       /* rotary tables, at least 1 */
-    uint32_t n_experts;    /* 0: a dense feed-forward block */
-    uint32_t n_active;     /* experts that each token goes through; 0 when dense */
-    uint32_t shared_dim;   /* inner width of an expert that every token goes through as well; 0: none */
+    uint32_t rope_dim;     /* numbers of a head that a table covers, even: those of the largest head */
     float norm_eps;        /* of every RMSNorm */
-    float attn_scale;      /* multiplies q . k; usually 1 / sqrt(head_dim) */
-    float attn_cap;        /* c of c * tanh(q . k * attn_scale / c) (Gemma 2); 0: none */
-    float logit_cap;       /* c of c * tanh(logit / c); 0: none */
     float embed_scale;     /* multiplies the embedding of a token (Gemma, Granite); usually 1 */
     float residual_scale;  /* multiplies what a block adds to the residual stream (Granite); usually 1 */
-    float expert_scale;    /* multiplies the weights of the chosen experts; usually 1 */
-    uint8_t reserved[136]; /* zeros */
+    float logit_cap;       /* c of c * tanh(logit / c) (Gemma 2); 0: none */
+    uint8_t dtype[16];     /* enum llm_dtype of the matrices that occur once, by enum llm_tensor_id; else 0 */
+    uint8_t reserved[148]; /* zeros */
     uint64_t checksum;     /* llm_checksum() of all before */
 } llm_header;
 
+/* What a feed-forward block is. */
+enum llm_ffn {
+    LLM_DENSE = 0,
+    LLM_EXPERTS = 1 /* a mixture: a router chooses n_active of n_experts for each token */
+};
+
+/* What the gate of a feed-forward block goes through. */
+enum llm_activation {
+    LLM_SILU = 0,
+    LLM_GELU = 1 /* in its tanh form (Gemma) */
+};
+
+/* A layer, attention and feed-forward, described by itself. */
 typedef struct llm_layer {
-    uint32_t rope;        /* index of the layer's rotary table */
-    uint32_t window;      /* positions that a token attends to, itself the last; 0: all before it */
-    uint32_t reserved[2]; /* zeros */
+    uint64_t flags;        /* enum llm_feature, but for LLM_TIED */
+    uint32_t n_heads;      /* query heads, a multiple of n_kv_heads */
+    uint32_t n_kv_heads;   /* key and value heads */
+    uint32_t head_dim;     /* even, at most rope_dim; need not be dim / n_heads */
+    uint32_t window;       /* positions that a token attends to, itself the last; 0: all before it */
+    uint32_t rope;         /* index of its rotary table, of which it takes the first head_dim / 2 angles */
+    uint32_t kv_layer;     /* the layer whose keys and values it attends to: itself; or an earlier one that
+                              makes its own, of the same n_kv_heads and head_dim (Gemma 3n) */
+    float attn_scale;      /* multiplies q . k; usually 1 / sqrt(head_dim) */
+    float attn_cap;        /* c of c * tanh(q . k * attn_scale / c) (Gemma 2); 0: none */
+    uint32_t ffn;          /* enum llm_ffn */
+    uint32_t activation;   /* enum llm_activation */
+    uint32_t ffn_dim;      /* inner width of the feed-forward block, or of one expert */
+    uint32_t n_experts;    /* 0 when dense, and so are the two below */
+    uint32_t n_active;     /* experts that each token goes through */
+    uint32_t shared_dim;   /* inner width of an expert that every token goes through as well; 0: none */
+    float expert_scale;    /* multiplies the weights of the chosen experts; usually 1 */
+    uint8_t dtype[48];     /* of its matrices, by enum llm_tensor_id from LLM_ATTN_NORM on; else 0 */
+    uint8_t reserved[140]; /* zeros */
 } llm_layer;
 
 /* Element i of a query or key head and element i + head_dim / 2 (half-split) turn together: at position p by
@@ -117,28 +150,29 @@ typedef struct llm_angle {
 } llm_angle;
 
 /* The tensors in file order. Those before LLM_ATTN_NORM occur once; the rest once a layer, a layer's tensors
- * together; LLM_GATE_UP and LLM_DOWN once for each expert of a layer. q_dim = n_heads * head_dim, kv_dim =
- * n_kv_heads * head_dim. */
+ * together; LLM_GATE_UP and LLM_DOWN once for each expert of a layer. q_dim = n_heads * head_dim; kv_dim =
+ * n_kv_heads * head_dim, or 0 where the layer uses another one's keys and values. */
 enum llm_tensor_id {
-    LLM_EMBED,          /* (vocab_size, dim)            the model's dtype */
-    LLM_OUT_NORM,       /* (1, dim)                     fp32 */
-    LLM_OUTPUT,         /* (vocab_size, dim)            the model's dtype; absent with LLM_TIED */
-    LLM_ATTN_NORM,      /* (1, dim)                     fp32; absent with LLM_NO_PRE_NORM */
-    LLM_QKV,            /* (q_dim + 2 * kv_dim, dim)    the model's dtype; rows of q, then k, then v */
-    LLM_BIAS,           /* (1, q_dim + 2 * kv_dim)      fp32; only with LLM_QKV_BIAS */
-    LLM_Q_NORM,         /* (1, head_dim)                fp32; only with LLM_QK_NORM; q_dim with .._WHOLE */
-    LLM_K_NORM,         /* (1, head_dim)                fp32; only with LLM_QK_NORM; kv_dim with .._WHOLE */
-    LLM_ATTN_OUT,       /* (dim, q_dim)                 the model's dtype */
-    LLM_ATTN_POST_NORM, /* (1, dim)                     fp32; only with LLM_POST_NORM */
-    LLM_FFN_NORM,       /* (1, dim)                     fp32; absent with LLM_NO_PRE_NORM */
-    LLM_ROUTER,         /* (n_experts, dim)             fp16; only with experts; one row more with
+    LLM_EMBED = 0,      /* (vocab_size, dim)            matrix */
+    LLM_OUT_NORM = 1,   /* (1, dim)                     vector */
+    LLM_OUTPUT = 2,     /* (vocab_size, dim)            matrix; absent with LLM_TIED */
+    LLM_ATTN_NORM = 16, /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM */
+    LLM_QKV,            /* (q_dim + 2 * kv_dim, dim)    matrix; rows of q, then k, then v */
+    LLM_BIAS,           /* (1, q_dim + 2 * kv_dim)      vector; only with LLM_QKV_BIAS */
+    LLM_Q_NORM,         /* (1, head_dim)                vector; only with LLM_QK_NORM; q_dim with .._WHOLE */
+    LLM_K_NORM,         /* (1, head_dim)                vector; only with LLM_QK_NORM; kv_dim with .._WHOLE;
+                                                        absent where kv_dim is 0 */
+    LLM_ATTN_OUT,       /* (dim, q_dim)                 matrix */
+    LLM_ATTN_POST_NORM, /* (1, dim)                     vector; only with LLM_POST_NORM */
+    LLM_FFN_NORM,       /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM */
+    LLM_ROUTER,         /* (n_experts, dim)             matrix; only with experts; one row more with
                                                         LLM_SHARED_GATE */
-    LLM_ROUTER_ADD,     /* (1, n_experts)               fp32; only with LLM_ROUTER_BIAS */
-    LLM_GATE_UP,        /* (2 * ffn_dim, dim)           the model's dtype; rows of gate, then up */
-    LLM_DOWN,           /* (dim, ffn_dim)               the model's dtype */
-    LLM_SHARED_GATE_UP, /* (2 * shared_dim, dim)        the model's dtype; only with shared_dim */
-    LLM_SHARED_DOWN,    /* (dim, shared_dim)            the model's dtype; only with shared_dim */
-    LLM_FFN_POST_NORM,  /* (1, dim)                     fp32; only with LLM_POST_NORM */
+    LLM_ROUTER_ADD,     /* (1, n_experts)               vector; only with LLM_ROUTER_BIAS */
+    LLM_GATE_UP,        /* (2 * ffn_dim, dim)           matrix; rows of gate, then up */
+    LLM_DOWN,           /* (dim, ffn_dim)               matrix */
+    LLM_SHARED_GATE_UP, /* (2 * shared_dim, dim)        matrix; only with shared_dim */
+    LLM_SHARED_DOWN,    /* (dim, shared_dim)            matrix; only with shared_dim */
+    LLM_FFN_POST_NORM,  /* (1, dim)                     vector; only with LLM_POST_NORM */
     LLM_N_TENSORS
 };
 
@@ -147,20 +181,23 @@ typedef struct llm_tensor {
     /* bytes, scales included, without the padding up to the next tensor; 0: the model has no such tensor */
     uint64_t size;
     uint64_t rows, cols;
-    uint64_t stride; /* columns stored a row */
-    uint32_t dtype;  /* enum llm_dtype */
-    uint32_t reserved;
+    uint64_t stride;  /* columns stored a row */
+    uint32_t dtype;   /* enum llm_dtype */
+    uint32_t experts; /* how many of it the layer has: n_experts, else 1 */
 } llm_tensor;
 
-/* Where a tensor lies, from the header alone. `layer` and `expert` are 0 for what occurs once. Returns 0; or
- * -1 with a reason in err when the header's fields are out of range or contradict each other, when its sizes
- * overflow, or when id, layer or expert is out of range. header->magic, version and file_size are not looked
- * at. */
-int llm_layout(const llm_header *header, uint32_t id, uint32_t layer, uint32_t expert, llm_tensor *tensor,
-    char *err, size_t errlen);
+/* "embed", "qkv" and so on; NULL: there is no such tensor. */
+const char *llm_tensor_name(uint32_t id);
 
-/* The size in bytes of the file that this header describes, or 0 with a reason in err as from llm_layout. */
-uint64_t llm_file_size(const llm_header *header, char *err, size_t errlen);
+/* Where a tensor lies, from the header and the layers (n_layers,) alone. `layer` and `expert` are 0 for what
+ * occurs once. Returns 0; or -1 with a reason in err when fields are out of range or contradict each other,
+ * when sizes overflow, or when id, layer or expert is out of range. header->magic, version and file_size are
+ * not looked at. */
+int llm_layout(const llm_header *header, const llm_layer *layers, uint32_t id, uint32_t layer,
+    uint32_t expert, llm_tensor *tensor, char *err, size_t errlen);
+
+/* The size in bytes of the file that they describe, or 0 with a reason in err as from llm_layout. */
+uint64_t llm_file_size(const llm_header *header, const llm_layer *layers, char *err, size_t errlen);
 
 typedef struct llm_counts {
     uint64_t parameters; /* numbers in all tensors, padding left out */
@@ -169,11 +206,12 @@ typedef struct llm_counts {
     uint64_t kv;         /* bytes of keys and values that a token adds to its sequence */
 } llm_counts;
 
-/* What a model is and needs, from the header alone. Returns 0; or -1 with a reason in err as llm_layout. */
-int llm_count(const llm_header *header, llm_counts *counts, char *err, size_t errlen);
+/* What a model is and needs. Returns 0; or -1 with a reason in err as llm_layout. */
+int llm_count(
+    const llm_header *header, const llm_layer *layers, llm_counts *counts, char *err, size_t errlen);
 
-/* The bytes of keys and values that are read for the last token of a context: in each of the `layers`
- * (n_layers,) all of them, or those in its window. The header is one that llm_layout takes. */
+/* The bytes of keys and values that are read for the last token of a context: in each layer all of them, or
+ * those in its window. Header and layers are ones that llm_layout takes. */
 uint64_t llm_kv_read(const llm_header *header, const llm_layer *layers, uint64_t context);
 
 /* The checksum that belongs into this header once all its other fields are set: FNV-1a, 64 bits, over the
@@ -228,7 +266,9 @@ enum llm_section_tag {
     LLM_CLASSES = 25,
     LLM_NFC = 26,
     LLM_NORMALIZER = 27,
-    LLM_AROUND = 28
+    LLM_AROUND = 28,
+    /* uint64[2 + number of tensors]: XXH64 of what the file holds, see llm_checksums(). The last section. */
+    LLM_CHECKSUMS = 32
 };
 
 /* ---------------------------------------------------------------------------------------------------------
@@ -250,8 +290,17 @@ void llm_close(llm_model *model);
 /* The file's header, valid until llm_close. */
 const llm_header *llm_model_header(const llm_model *model);
 
-/* What differs between its layers, (n_layers,), valid until llm_close. */
+/* Its layers, (n_layers,), valid until llm_close. */
 const llm_layer *llm_model_layers(const llm_model *model);
+
+/* The checksums that belong into section LLM_CHECKSUMS: XXH64 (seed 0) of the sections before it, of the layers
+ * with the rotary tables, and of each tensor in file order, each expert's apart, without its padding. Writes at
+ * most `capacity` of them to sums and returns how many there are. Reads the whole file, but with capacity 0. */
+size_t llm_checksums(const llm_model *model, uint64_t *sums, size_t capacity);
+
+/* Compares the file with its section LLM_CHECKSUMS, which takes as long as reading it. Returns 0; or -1: err
+ * names what differs, or says that the file has no checksums. */
+int llm_verify(const llm_model *model, char *err, size_t errlen);
 
 /* The first section with this tag, valid until llm_close, 16-byte aligned; its length in bytes goes to *size.
  * NULL (and *size = 0) when the file has none. The bytes are not NUL-terminated, and nothing has checked
@@ -322,11 +371,6 @@ int llm_state(
 /* The processors that this process may really use: its affinity mask, then the cgroup's CPU quota rounded
  * down, at least 1; 1 in a build without OpenMP. */
 uint32_t llm_default_threads(void);
-
-/* The sum of n words, read by `threads` threads as fast as memory lets them. How long that takes, over more
- * words than caches hold, tells how fast weights can be read. They must have been written to: memory that
- * never was is one page of zeros. */
-uint64_t llm_read_memory(const uint64_t *words, size_t n, uint32_t threads);
 
 /* ---------------------------------------------------------------------------------------------------------
  * Tokenizer (tokenizer.c): text to ids and back, ids identical to the Hugging Face tokenizer's. Text is any
