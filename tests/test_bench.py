@@ -1,4 +1,4 @@
-"""tools/bench.py on a tiny model: what it writes is whole and consistent. No time is asserted.
+"""tools/bench/bench.py on a tiny model: what it writes is whole and consistent. No time is asserted.
 
 The engines beside pyllm are looked at only where they are installed."""
 
@@ -11,9 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench
 import numpy as np
 import pytest
-from pyllm.tools import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ["prompt32", "decode0", "decode33", "batch3"]
@@ -21,7 +21,7 @@ PYLLM = ["pyllm-int8", "pyllm-fp16"]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools" / "bench.py", *arguments]
+    command = [sys.executable, ROOT / "tools" / "bench" / "bench.py", *arguments]
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
 
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prove
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pyllm._llm import ffi, lib  # noqa: E402
-from pyllm.tools import families, prove, sources  # noqa: E402
+from pyllm.tools import families, sources  # noqa: E402
 from pyllm.tools.convert import convert  # noqa: E402
 from pyllm.tools.sources import ConvertError  # noqa: E402
 from reference import FIELDS, HEADER, Reference, seal  # noqa: E402

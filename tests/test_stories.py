@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import random
 import re
-import sys
 from pathlib import Path
 
+import generate
+import plots
 import pytest
-
-TOOLS = Path(__file__).resolve().parents[1] / "tools" / "stories"
-sys.path.insert(0, str(TOOLS))
-
-import generate  # noqa: E402
-import plots  # noqa: E402
-import world  # noqa: E402
+import world
 
 COUNT = 2500
 QUOTED = re.compile(r'"[^"]*"')

@@ -1,11 +1,11 @@
-"""Makes tools/unicode_tables.py: the Unicode data that tokenizer.json files rely on, as the `tokenizers`
-library has it.
+"""Makes tools/convert/unicode_tables.py: the Unicode data that tokenizer.json files rely on, as the
+`tokenizers` library has it.
 
 That library carries several Unicode versions (one in its regex engine, one in its normalizer, one in Rust
 itself), none of which needs to be Python's, so each table is found by asking the library about every code
 point. Run it when a new release of `tokenizers` changes what it answers:
 
-    python -m tools.make_unicode_tables
+    python tools/make_unicode_tables.py
 
 The result is the same for the same release.
 """
@@ -23,7 +23,7 @@ CATEGORIES = "Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So 
 SCRIPTS = ["Han", "Hiragana", "Katakana", "Hangul"]
 EVERY = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 TEXT = "".join(map(chr, EVERY))
-TARGET = Path(__file__).with_name("unicode_tables.py")
+TARGET = Path(__file__).parent / "convert" / "unicode_tables.py"
 
 
 def runs(codes: Iterable[int]) -> list[tuple[int, int]]:
@@ -186,7 +186,7 @@ def main() -> None:
     classes, decompositions, pairs = nfc_tables()
     out = (
         f'"""Unicode data as tokenizers {tokenizers.__version__} has it, made by make_unicode_tables.py.\n\n'
-        "Base 85 of deflated variable-length integers; tools/vocabulary.py reads them.\n"
+        "Base 85 of deflated variable-length integers; tools/convert/vocabulary.py reads them.\n"
         '"""\n\n'
         "# Category of each run of code points: code point (less the one before), index in CATEGORY_NAMES.\n"
         f'CATEGORY_NAMES = (\n    "{" ".join(CATEGORIES)}"\n).split()\n'

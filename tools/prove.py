@@ -718,8 +718,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from bench import ROOT, tool  # the package pyllm.tools, installed or the folder of this file
-
-    if list((ROOT / "pyllm").glob("_llm*.so")):  # a checkout built in place, rather than what is installed
-        sys.path[0] = str(ROOT)
-    sys.exit(tool("prove").main())
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Measures how fast pyllm runs, beside other programs that are installed, and beside what the machine can do.
 
-    python tools/bench.py --shapes 135M --out speed
+    python tools/bench/bench.py --shapes 135M --out speed
 
 Makes a Llama model with random weights in the format of every program, from the same numbers; times prompts,
 decoding and sequences that decode together, on the CPU, the programs taking turns; measures the machine's
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -39,14 +38,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-if __name__ == "__main__":  # the modules beside this file are no top-level modules
-    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != HERE]
-    if list((ROOT / "pyllm").glob("_llm*.so")):  # a checkout built in place, rather than what is installed
-        sys.path.insert(0, str(ROOT))
+import numpy as np
 
-import numpy as np  # noqa: E402
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 
 CONTEXT = 8192  # positions that the models are made for
 PAUSE = 0.4  # seconds before each measurement: the threads of the program before it have stopped spinning
@@ -386,20 +381,10 @@ def make_hf(path: Path, shape: Shape, engine: Engine | None = None) -> None:
 
 def make_llm(path: Path, shape: Shape, engine: Engine) -> None:
     """A flat file, by the project's converter. Only ids are run, so it has no tokenizer."""
+    from pyllm.tools.convert import convert
+
     with replacing(path) as part:
-        tool("convert").convert(path.parent / "hf", part, dtype=engine.dtype, tokenizer=False)
-
-
-def tool(name: str) -> Any:
-    """A module of pyllm.tools: the installed one, or the one beside this where there is none."""
-    if importlib.util.find_spec("pyllm.tools") is None:
-        spec = importlib.util.spec_from_file_location(
-            "pyllm.tools", HERE / "__init__.py", submodule_search_locations=[str(HERE)]
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["pyllm.tools"] = module
-        spec.loader.exec_module(module)
-    return importlib.import_module("pyllm.tools." + name)
+        convert(path.parent / "hf", part, dtype=engine.dtype, tokenizer=False)
 
 
 def gguf_rows(name: str, weight: np.ndarray, shape: Shape) -> np.ndarray:
@@ -415,9 +400,9 @@ def gguf_rows(name: str, weight: np.ndarray, shape: Shape) -> np.ndarray:
 def make_gguf(path: Path, shape: Shape, engine: Engine) -> None:
     """A GGUF file with the matrices in the engine's dtype and the norms in float32."""
     import gguf
+    from pyllm.tools.gguf_file import native_name
     from safetensors import safe_open
 
-    native_name = tool("gguf_file").native_name
     kind = gguf.GGMLQuantizationType[engine.dtype]
     tokens, merges = vocabulary(shape.vocab_size)
     types = [gguf.TokenType.NORMAL] * (len(tokens) - SPECIAL) + [gguf.TokenType.CONTROL] * SPECIAL
@@ -1501,7 +1486,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.worker:
         return worker(options.worker, options.shapes[0], options.work, options.threads)
     try:
-        return run(options, shlex.join(["python", "tools/bench.py", *without_folders(given)]))
+        return run(options, shlex.join(["python", "tools/bench/bench.py", *without_folders(given)]))
     except (OSError, Unavailable) as error:
         say(f"bench.py: {one_line(error)}")
         return 1
