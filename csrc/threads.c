@@ -1,13 +1,10 @@
-/* threads.c - what the processors can do, how many this process may really use, and how its threads wait for
- * each other. Counting them takes the reading of the system's text files, which the engine never does. */
+/* threads.c - how many processors this process may really use, and how its threads wait for each other.
+ * Counting them takes the reading of the system's text files, which the engine never does. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getaffinity */
 #endif
 #include "threads.h"
 #include "llm.h"
-#if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
-#endif
 #include <limits.h>
 #include <pthread.h>
 #include <sched.h>
@@ -186,57 +183,6 @@ void team(size_t threads, void (*work)(void *context), void *context) {
 }
 #endif
 
-typedef struct reading {
-    const uint64_t *words; /* (n,) */
-    size_t n;
-    _Atomic uint64_t sum;
-} reading;
-
-static void read_part(void *context) {
-    reading *r = context;
-    uint64_t sum = 0;
-    EACH(i, r->n)
-        sum += r->words[i];
-    r->sum += sum;
-}
-
-uint64_t llm_read_memory(const uint64_t *words, size_t n, uint32_t threads) {
-    reading r = {.words = words, .n = n};
-    team(threads, read_part, &r);
-    return r.sum;
-}
-
-/* ------------------------------------------------------------------------------------------------------
- * What the processors can do */
-
-#if defined(SOFT_TILES) /* tests/tiles.h */
-static int have_amx(void) { return __builtin_cpu_supports("avx512bf16"); }
-#elif defined(__x86_64__) && defined(__linux__)
-/* AMX with bf16, shown by the hypervisor; the kernel must be asked for the tiles' state once a process. */
-static int have_amx(void) {
-    unsigned a, b, c, d = 0;
-    const int shown = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1 && d >> 24 & 1;
-    return shown && __builtin_cpu_supports("avx512bf16") && !syscall(SYS_arch_prctl, 0x1023, 18);
-}
-#elif defined(__x86_64__)
-static int have_amx(void) { return 0; }
-#endif
-
-int processor_has(const char *isa) {
-#if defined(__x86_64__)
-    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); /* F16C is older */
-    const int dq = __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const int bw = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
-    if (!strcmp(isa, "amx"))
-        return avx2 && dq && bw && have_amx();
-    if (!strcmp(isa, "avx512"))
-        return avx2 && dq && bw;
-    return avx2 || strcmp(isa, "avx2") != 0;
-#else
-    return isa != NULL;
-#endif
-}
-
 /* ------------------------------------------------------------------------------------------------------
  * Waiting for each other */
 
@@ -271,28 +217,28 @@ static void wake_all(atomic_uint *turn) {
 #endif
 }
 
-void meet(meeting *m) {
-    const unsigned all = (unsigned)THREADS, turn = atomic_load(&m->turn);
+void barrier(team_barrier *b) {
+    const unsigned all = (unsigned)THREADS, turn = atomic_load(&b->turn);
     if (all == 1)
         return;
-    if (atomic_fetch_add(&m->arrived, 1) + 1 == all) {
-        atomic_store(&m->arrived, 0);
-        atomic_fetch_add(&m->turn, 1);
-        if (atomic_load(&m->asleep))
-            wake_all(&m->turn);
+    if (atomic_fetch_add(&b->arrived, 1) + 1 == all) {
+        atomic_store(&b->arrived, 0);
+        atomic_fetch_add(&b->turn, 1);
+        if (atomic_load(&b->asleep))
+            wake_all(&b->turn);
         return;
     }
     static _Thread_local unsigned patience = SPINS, waits = 0;
     const unsigned limit = ++waits % 32 ? patience : SPINS; /* asks anew from time to time */
     unsigned spins = 0;
-    while (spins < limit && atomic_load_explicit(&m->turn, memory_order_acquire) == turn) {
+    while (spins < limit && atomic_load_explicit(&b->turn, memory_order_acquire) == turn) {
         spins++;
         relax();
     }
     patience = spins < limit ? (patience + SPINS) / 2 : patience / 4;
-    while (atomic_load(&m->turn) == turn) {
-        atomic_fetch_add(&m->asleep, 1);
-        sleep_on(&m->turn, turn);
-        atomic_fetch_sub(&m->asleep, 1);
+    while (atomic_load(&b->turn) == turn) {
+        atomic_fetch_add(&b->asleep, 1);
+        sleep_on(&b->turn, turn);
+        atomic_fetch_sub(&b->asleep, 1);
     }
 }

@@ -1,4 +1,4 @@
-/* threads.h - the processors: what they can do, and how the threads of a team share work and wait for each
+/* threads.h - how many processors there are to use, and how the threads of a team share work and wait for each
  * other. Not part of the interface. Teams are OpenMP's; without it (Apple's clang, ThreadSanitizer) they are
  * made of POSIX threads for each piece of work, and one thread is the default. */
 #ifndef THREADS_H
@@ -26,18 +26,14 @@ void team(size_t threads, void (*work)(void *context), void *context);
     for (size_t i = (n) * THREAD / THREADS, i##_end = (n) * (THREAD + 1) / THREADS; i < i##_end; i++)
 #define DEAL(i, n) for (size_t i = THREAD, i##_step = THREADS; i < (n); i += i##_step)
 
-/* Whether the processor has an instruction set of the engine's (by its name there), and the hypervisor and
- * the kernel let this process use it. */
-int processor_has(const char *isa);
-
 /* A place to wait for all threads of the team. Zero-initialise it; it can be used again at once. */
-typedef struct meeting {
+typedef struct team_barrier {
     atomic_uint arrived, turn, asleep;
-} meeting;
+} team_barrier;
 
 /* Returns when all threads of the team have called it. Looks for a fraction of a millisecond, then sleeps.
  * OpenMP's own barrier looks for several milliseconds: beside other work on all processors that made two
  * threads ten times slower than one. */
-void meet(meeting *m);
+void barrier(team_barrier *b);
 
 #endif

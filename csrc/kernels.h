@@ -1,0 +1,101 @@
+/* kernels.h - what an instruction set provides to the forward pass in llm.c. Not part of the interface.
+ *
+ * llm.c has plain kernels in portable C, the reference of all others. The others make it faster: each is a file
+ * isa_NAME.c, which ends in a table, and an entry in VECTOR_KERNELS below.
+ *
+ * A kernel computes a row of numbers, or one group of them, the same way whatever stands beside it: no sum's
+ * order depends on how many tokens there are. So results do not depend on the batch. */
+#ifndef KERNELS_H
+#define KERNELS_H
+#include "file.h"
+
+#define SPAN LLM_PAGE  /* positions that attention takes at a time */
+#define MAX_BATCH 1024 /* tokens that go through the layers together */
+#define MANY 16        /* tokens from which on AMX is worth its while */
+
+typedef uint32_t any_uint __attribute__((may_alias));
+typedef float any_float __attribute__((may_alias));
+
+static inline uint32_t bits_of(float f) { return *(any_uint *)&f; }
+
+static inline float float_of(uint32_t u) { return *(any_float *)&u; }
+
+/* A matrix (rows, cols) in tiles of 16 rows, as llm.h describes them: weights, or keys or values, which are fp16 */
+typedef struct matrix {
+    const uint8_t *tiles;
+    size_t tile_size;       /* bytes from a tile to the next */
+    const uint16_t *scales; /* (rows / 16, cols / 64, 16) fp16, of a dtype that has them */
+    size_t rows;
+    size_t cols; /* stored ones: of weights a multiple of 64 */
+    uint32_t dtype;
+} matrix;
+
+/* The vectors that a matrix is multiplied with: n tokens */
+typedef struct activations {
+    size_t n;
+    const float *x; /* (n, ldx) */
+    size_t ldx;
+    const int16_t *q; /* (n, ldq), as the product's prepare() makes them of x */
+    size_t ldq;
+    const float *scales; /* (n, cols / 64), as well */
+} activations;
+
+/* How a dtype's matrices are multiplied */
+typedef struct product {
+    /* makes q (64,) and a scale of a group of 64 numbers x; NULL: rows() takes x as it is */
+    void (*prepare)(int16_t *q, float *scale, const float *x);
+    /* y (n, ldy) = x (n, cols) W^T, or += with `add`, in columns row, row + 1, ... of y: as many as the table
+     * says, as far as W has so many */
+    void (*rows)(const matrix *w, size_t row, const activations *a, float *y, size_t ldy, int add);
+} product;
+
+typedef struct kernels {
+    const char *name;
+    int (*has)(void); /* whether the processor, the hypervisor and the system have it */
+    size_t rows;      /* of a matrix that a product does at once */
+    product few[LLM_N_DTYPES];
+    product many[LLM_N_DTYPES]; /* from MANY tokens on */
+
+    /* out (n,) = x / rms(x) * w (Zhang and Sennrich 2019). out may be x. */
+    void (*rmsnorm)(float *out, const float *x, const float *w, size_t n, float eps);
+    /* x (n,) += y * scale */
+    void (*add_scaled)(float *x, const float *y, float scale, size_t n);
+    /* out (2 * half,) = x with elements i and i + half turned by the angle whose cos and sin (half,) are given
+     * (Su et al. 2021, in GPT-NeoX's half-split order) */
+    void (*rope)(float *out, const float *x, const float *cos, const float *sin, size_t half);
+    /* out (n,) = x as fp16, to nearest even; n is a multiple of 16 */
+    void (*to_half)(uint16_t *out, const float *x, size_t n);
+    /* out (64,) = gain * up * activation(gate): the gated unit (Shazeer 2020), SwiGLU or GEGLU, by groups */
+    void (*glu)(float *out, const float *gate, const float *up, float gain, uint32_t activation);
+    /* scores (SPAN,) = cap * tanh(scores / cap) */
+    void (*softcap)(float *scores, float cap);
+    /* One step of softmax over SPAN more scores (Milakov and Gimelshein 2018). out (width + 2,) is a sum of
+     * values weighted by exp(score - max), then max, then the sum of these weights. Brings it to the new max and
+     * turns the scores into their weights; adding the values is the caller's. */
+    void (*online_softmax)(float *scores, float *out, size_t width);
+    /* Two such sums over different positions become one, in out. */
+    void (*merge)(float *out, const float *more, size_t width);
+} kernels;
+
+/* The tables of this build, the best first. LLM_PLAIN leaves the plain kernels alone. */
+#if defined(LLM_PLAIN)
+#define VECTOR_KERNELS
+#elif defined(__x86_64__)
+extern const kernels kernels_amx, kernels_avx512, kernels_avx2;
+#define VECTOR_KERNELS &kernels_amx, &kernels_avx512, &kernels_avx2,
+#elif defined(__aarch64__)
+extern const kernels kernels_neon;
+#define VECTOR_KERNELS &kernels_neon,
+#else
+#define VECTOR_KERNELS
+#endif
+
+/* n columns of a row of y from `row` on, as far as W has so many: = sums, or += */
+static inline void store_rows(const matrix *w, size_t row, const float *sums, size_t n, float *y, int add) {
+    if (n > w->rows - row)
+        n = w->rows - row;
+    for (size_t i = 0; i < n; i++)
+        y[row + i] = sums[i] + (add ? y[row + i] : 0);
+}
+
+#endif
