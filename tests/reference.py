@@ -8,20 +8,36 @@ round keys and values to fp16 nor activations to int16, which is what the tolera
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-HEADER = struct.Struct("<8sIIQQ13I7f136sQ")
+HEADER = struct.Struct("<8sIIQQQQ5I4f16s148sQ")
 FIELDS = (
-    "magic version dtype file_size text_size flags dim ffn_dim n_layers n_heads n_kv_heads head_dim"
-    " vocab_size context n_rope n_experts n_active shared_dim norm_eps attn_scale attn_cap logit_cap"
-    " embed_scale residual_scale expert_scale reserved checksum"
+    "magic version n_layers file_size text_size required optional dim vocab_size context n_rope rope_dim"
+    " norm_eps embed_scale residual_scale logit_cap dtype reserved checksum"
 ).split()
-TIED, QKV_BIAS, QK_NORM, QK_NORM_WHOLE, NO_PRE_NORM, POST_NORM, GELU = 1, 2, 4, 8, 16, 32, 64
-ROUTER_NORMALIZE, ROUTER_SIGMOID, ROUTER_BIAS, SHARED_GATE = 128, 256, 512, 1024
+LAYER = struct.Struct("<Q6I2f6If48s140s")
+LAYER_FIELDS = (
+    "flags n_heads n_kv_heads head_dim window rope kv_layer attn_scale attn_cap ffn activation ffn_dim"
+    " n_experts n_active shared_dim expert_scale dtype reserved"
+).split()
+TIED, QKV_BIAS, QK_NORM, QK_NORM_WHOLE, NO_PRE_NORM, POST_NORM = 1, 2, 4, 8, 16, 32
+ROUTER_NORMALIZE, ROUTER_SIGMOID, ROUTER_BIAS, SHARED_GATE = 64, 128, 256, 512
+HAS_CHECKSUMS = 1  # of header.optional
+DENSE, EXPERTS = 0, 1
+SILU, GELU = 0, 1
 FP16, INT8, FP32 = 0, 1, 2
+CHECKSUMS = 32  # the tag of that section
+# Every tensor's place in the file and among the dtypes; those of a layer begin with attn_norm
+IDS = {"embed": 0, "out_norm": 1, "output": 2}
+NAMES = (
+    "attn_norm qkv bias q_norm k_norm attn_out attn_post_norm ffn_norm router router_add gate_up down"
+    " shared_gate_up shared_down ffn_post_norm"
+).split()
+IDS |= {name: 16 + i for i, name in enumerate(NAMES)}
 
 
 def up(n: int, to: int = 64) -> int:
@@ -29,29 +45,62 @@ def up(n: int, to: int = 64) -> int:
     return -(-n // to) * to
 
 
-def shapes(h: dict) -> tuple[list, list]:
-    """(name, rows, cols, dtype, count) of the tensors that occur once and of those in a layer, in file
-    order."""
-    q, kv, experts = h["n_heads"] * h["head_dim"], h["n_kv_heads"] * h["head_dim"], max(1, h["n_experts"])
-    dim, ffn, shared, dtype, flags = h["dim"], h["ffn_dim"], h["shared_dim"], h["dtype"], h["flags"]
-    widths = {"q": q, "k": kv} if flags & QK_NORM_WHOLE else {"q": h["head_dim"], "k": h["head_dim"]}
-    once = [("embed", h["vocab_size"], dim, dtype, 1), ("out_norm", 1, dim, FP32, 1)]
-    once += [] if flags & TIED else [("output", h["vocab_size"], dim, dtype, 1)]
-    layer = [] if flags & NO_PRE_NORM else [("attn_norm", 1, dim, FP32, 1)]
-    layer += [("qkv", q + 2 * kv, dim, dtype, 1)]
-    layer += [("bias", 1, q + 2 * kv, FP32, 1)] if flags & QKV_BIAS else []
-    layer += [(f"{x}_norm", 1, widths[x], FP32, 1) for x in "qk"] if flags & QK_NORM else []
-    layer += [("attn_out", dim, q, dtype, 1)]
-    layer += [("attn_post_norm", 1, dim, FP32, 1)] if flags & POST_NORM else []
-    layer += [] if flags & NO_PRE_NORM else [("ffn_norm", 1, dim, FP32, 1)]
-    if h["n_experts"]:
-        layer += [("router", h["n_experts"] + bool(flags & SHARED_GATE), dim, FP16, 1)]
-    layer += [("router_add", 1, h["n_experts"], FP32, 1)] if flags & ROUTER_BIAS else []
-    layer += [("gate_up", 2 * ffn, dim, dtype, experts), ("down", dim, ffn, dtype, experts)]
+Item = tuple[str, int, int, int, int]
+
+
+def dtype_of(described: dict, name: str) -> int:
+    """The dtype of a matrix, from the header or the layer that describes it."""
+    kind = described["dtype"][IDS[name] - (16 if "flags" in described else 0)]
+    assert kind in (FP16, INT8)
+    return kind
+
+
+def once_shapes(h: dict) -> list[Item]:
+    """(name, rows, cols, dtype, count) of the tensors that occur once, in file order."""
+    matrices = ["embed"] if h["required"] & TIED else ["embed", "output"]
+    items = {name: (name, h["vocab_size"], h["dim"], dtype_of(h, name), 1) for name in matrices}
+    items["out_norm"] = ("out_norm", 1, h["dim"], FP32, 1)
+    return sorted(items.values(), key=lambda item: IDS[item[0]])
+
+
+def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
+    """(name, rows, cols, dtype, count) of the tensors of a layer that `about` describes, in file order."""
+    flags, dim, ffn, experts = about["flags"], h["dim"], about["ffn_dim"], about["n_experts"]
+    head, shared = about["head_dim"], about["shared_dim"]
+    q, kv = about["n_heads"] * head, about["n_kv_heads"] * head * (about["kv_layer"] == number)
+    whole = flags & QK_NORM_WHOLE
+    found: list[Item] = []
+
+    def vector(name: str, cols: int) -> None:
+        found.append((name, 1, cols, FP32, 1))
+
+    def matrix(name: str, rows: int, cols: int, count: int = 1) -> None:
+        found.append((name, rows, cols, dtype_of(about, name), count))
+
+    if not flags & NO_PRE_NORM:
+        vector("attn_norm", dim)
+        vector("ffn_norm", dim)
+    matrix("qkv", q + 2 * kv, dim)
+    if flags & QKV_BIAS:
+        vector("bias", q + 2 * kv)
+    if flags & QK_NORM:
+        vector("q_norm", q if whole else head)
+    if flags & QK_NORM and kv:
+        vector("k_norm", kv if whole else head)
+    matrix("attn_out", dim, q)
+    if flags & POST_NORM:
+        vector("attn_post_norm", dim)
+        vector("ffn_post_norm", dim)
+    if about["ffn"] == EXPERTS:
+        matrix("router", experts + bool(flags & SHARED_GATE), dim)
+    if flags & ROUTER_BIAS:
+        vector("router_add", experts)
+    matrix("gate_up", 2 * ffn, dim, max(1, experts))
+    matrix("down", dim, ffn, max(1, experts))
     if shared:
-        layer += [("shared_gate_up", 2 * shared, dim, dtype, 1), ("shared_down", dim, shared, dtype, 1)]
-    layer += [("ffn_post_norm", 1, dim, FP32, 1)] if flags & POST_NORM else []
-    return once, layer
+        matrix("shared_gate_up", 2 * shared, dim)
+        matrix("shared_down", dim, shared)
+    return sorted(found, key=lambda item: IDS[item[0]])
 
 
 def tensor_bytes(rows: int, cols: int, dtype: int) -> int:
@@ -105,19 +154,26 @@ class Reference:
     data: bytes
     h: dict = field(init=False)
 
+    about: list[dict] = field(init=False)  # what each llm_layer says
+
     def __post_init__(self) -> None:
         self.h = h = dict(zip(FIELDS, HEADER.unpack_from(self.data), strict=True))
-        at = 256 + h["text_size"]
-        self.table, self.window = (
-            np.frombuffer(self.data, "<u4", 4 * h["n_layers"], at).reshape(-1, 4).T[:2].tolist()
-        )
-        at += 16 * h["n_layers"]
-        n = h["n_rope"] * h["head_dim"]  # (n_rope, head_dim / 2) pairs of frequency and magnitude
+        assert not any(h["reserved"])
+        at = HEADER.size + h["text_size"]
+        self.about = []
+        for _ in range(h["n_layers"]):
+            self.about.append(dict(zip(LAYER_FIELDS, LAYER.unpack_from(self.data, at), strict=True)))
+            assert not any(self.about[-1]["reserved"])
+            at += LAYER.size
+        flags = 0
+        for about in self.about:
+            flags |= about["flags"]
+        assert h["required"] & ~TIED == flags
+        n = h["n_rope"] * h["rope_dim"]  # (n_rope, rope_dim / 2) pairs of frequency and magnitude
         self.rope = np.frombuffer(self.data, "<f4", n, at).reshape(h["n_rope"], -1, 2).astype(np.float64)
         at = up(at + 4 * n)
-        once, layer = shapes(h)
 
-        def read(items: list) -> dict:
+        def read(items: list[Item]) -> dict:
             nonlocal at
             found: dict = {}
             for name, rows, cols, dtype, count in items:
@@ -126,15 +182,15 @@ class Reference:
                     at = up(at + tensor_bytes(rows, cols, dtype))
             return found
 
-        self.once = read(once)
-        self.layers = [read(layer) for _ in range(h["n_layers"])]
+        self.once = read(once_shapes(h))
+        self.layers = [read(layer_shapes(h, about, i)) for i, about in enumerate(self.about)]
         assert at + 64 == h["file_size"] == len(self.data)
 
     def matrix(self, at: int, rows: int, cols: int, dtype: int) -> np.ndarray:
         """(rows, cols) float64 of the tensor at this offset; checks that the padding is zero."""
         stride = up(cols)
         if dtype == INT8:
-            w = untile(self.data, at, "i1", rows, stride, 2).astype(np.float64)
+            w = untile(self.data, at, "i1", rows, stride, 4).astype(np.float64)
             scales = untile(self.data, at + up(rows, 16) * stride, "<f2", rows, stride // 64)
             w *= np.repeat(scales.astype(np.float64), 64, axis=1)
         elif dtype == FP16:
@@ -148,77 +204,129 @@ class Reference:
         """RMSNorm over the last axis."""
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.h["norm_eps"]) * w
 
-    def ffn(self, x: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    def ffn(self, x: np.ndarray, about: dict, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
         """The gated feed-forward block for x (n, dim)."""
         gate, upper = np.split(x @ gate_up.T, 2, axis=-1)
-        if self.h["flags"] & GELU:  # Hendrycks and Gimpel 2016, the tanh form
+        if about["activation"] == GELU:  # Hendrycks and Gimpel 2016, the tanh form
             gate = gate / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
         else:
             gate = gate * sigmoid(gate)
         return (gate * upper) @ down.T
 
-    def mixture(self, x: np.ndarray, layer: dict) -> np.ndarray:
+    def mixture(self, x: np.ndarray, about: dict, layer: dict) -> np.ndarray:
         """The mixture of experts for x (n, dim), token by token."""
-        h, out = self.h, np.zeros_like(x)
+        flags, out = about["flags"], np.zeros_like(x)
         for i, row in enumerate(x):
-            logits = layer["router"][0][: h["n_experts"]] @ row
-            p = sigmoid(logits) if h["flags"] & ROUTER_SIGMOID else np.exp(log_softmax(logits))
-            liking = p + layer["router_add"][0][0] if h["flags"] & ROUTER_BIAS else p
-            top = np.argsort(-liking, kind="stable")[: h["n_active"]]
-            w = p[top] / p[top].sum() if h["flags"] & ROUTER_NORMALIZE else p[top]
-            for e, g in zip(top, w * h["expert_scale"], strict=True):
-                out[i] += g * self.ffn(row[None], layer["gate_up"][e], layer["down"][e])[0]
-        if h["shared_dim"]:
-            shared = self.ffn(x, layer["shared_gate_up"][0], layer["shared_down"][0])
-            gated = h["flags"] & SHARED_GATE
+            logits = layer["router"][0][: about["n_experts"]] @ row
+            p = sigmoid(logits) if flags & ROUTER_SIGMOID else np.exp(log_softmax(logits))
+            liking = p + layer["router_add"][0][0] if flags & ROUTER_BIAS else p
+            top = np.argsort(-liking, kind="stable")[: about["n_active"]]
+            w = p[top] / p[top].sum() if flags & ROUTER_NORMALIZE else p[top]
+            for e, g in zip(top, w * about["expert_scale"], strict=True):
+                out[i] += g * self.ffn(row[None], about, layer["gate_up"][e], layer["down"][e])[0]
+        if about["shared_dim"]:
+            shared = self.ffn(x, about, layer["shared_gate_up"][0], layer["shared_down"][0])
+            gated = flags & SHARED_GATE
             out += shared * sigmoid(x @ layer["router"][0][-1])[:, None] if gated else shared
         return out
 
-    def attention(self, x: np.ndarray, layer: dict, number: int) -> np.ndarray:
-        """The attention block of layer `number` for x (n, dim), all positions of one sequence at once."""
-        h = self.h
-        n, heads, kv, hd = len(x), h["n_heads"], h["n_kv_heads"], h["head_dim"]
+    def feed_forward(self, x: np.ndarray, number: int) -> np.ndarray:
+        """The feed-forward block of layer `number` for x (n, dim), dense or a mixture."""
+        about, layer = self.about[number], self.layers[number]
+        if about["ffn"] == EXPERTS:
+            return self.mixture(x, about, layer)
+        return self.ffn(x, about, layer["gate_up"][0], layer["down"][0])
+
+    def turned(self, x: np.ndarray, about: dict) -> np.ndarray:
+        """Queries or keys (n, heads, head_dim) of positions 0 to n - 1, rotated."""
+        half = about["head_dim"] // 2
+        frequency, magnitude = self.rope[about["rope"], :half].T
+        turn = (magnitude * np.exp(1j * np.arange(len(x))[:, None] * frequency))[:, None, :]
+        z = (x[..., :half] + 1j * x[..., half:]) * turn
+        return np.concatenate([z.real, z.imag], -1)
+
+    def attention(self, x: np.ndarray, number: int, kept: dict[int, tuple]) -> np.ndarray:
+        """The attention block of layer `number` for x (n, dim), all positions of one sequence at once. Keys
+        and values of each layer that makes its own are put into `kept`, where the others find them."""
+        about, layer = self.about[number], self.layers[number]
+        n, heads, head = len(x), about["n_heads"], about["head_dim"]
+        kv = about["n_kv_heads"] * (about["kv_layer"] == number)
         qkv = x @ layer["qkv"][0].T
         if "bias" in layer:
             qkv = qkv + layer["bias"][0][0]
-        q, k, v = np.split(qkv, [heads * hd, (heads + kv) * hd], axis=1)
-        if h["flags"] & QK_NORM_WHOLE:
-            q, k = self.norm(q, layer["q_norm"][0][0]), self.norm(k, layer["k_norm"][0][0])
-        q, k, v = (z.reshape(n, -1, hd) for z in (q, k, v))
-        if h["flags"] & QK_NORM and not h["flags"] & QK_NORM_WHOLE:
-            q, k = self.norm(q, layer["q_norm"][0][0]), self.norm(k, layer["k_norm"][0][0])
-        frequency, magnitude = self.rope[self.table[number]].T
-        turn = (magnitude * np.exp(1j * np.arange(n)[:, None] * frequency))[:, None, :]
-        q, k = (((z[..., : hd // 2] + 1j * z[..., hd // 2 :]) * turn) for z in (q, k))
-        q, k = (np.concatenate([z.real, z.imag], -1) for z in (q, k))
-        k, v = (np.repeat(z, heads // kv, axis=1) for z in (k, v))
-        scores = capped(np.einsum("ihd,jhd->hij", q, k) * h["attn_scale"], h["attn_cap"])
+        q, k, v = np.split(qkv, [heads * head, (heads + kv) * head], axis=1)
+        whole = about["flags"] & QK_NORM_WHOLE
+
+        def split(z: np.ndarray, norm: str) -> np.ndarray:
+            """Into heads, each or all together normalised if the layer has this norm."""
+            if whole and norm in layer:
+                z = self.norm(z, layer[norm][0][0])
+            z = z.reshape(n, -1, head)
+            return self.norm(z, layer[norm][0][0]) if norm in layer and not whole else z
+
+        q = self.turned(split(q, "q_norm"), about)
+        if kv:
+            kept[number] = self.turned(split(k, "k_norm"), about), v.reshape(n, -1, head)
+        k, v = (np.repeat(z, heads // about["n_kv_heads"], axis=1) for z in kept[about["kv_layer"]])
+        scores = capped(np.einsum("ihd,jhd->hij", q, k) * about["attn_scale"], about["attn_cap"])
         past = np.arange(n)[:, None] - np.arange(n)  # how far position j lies before i
-        seen = (past >= 0) & (past < (self.window[number] or n))
+        seen = (past >= 0) & (past < (about["window"] or n))
         p = np.exp(log_softmax(np.where(seen, scores, -np.inf)))
         return np.einsum("hij,jhd->ihd", p, v).reshape(n, -1) @ layer["attn_out"][0].T
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """(len(ids), vocab_size) float64 logits of one sequence."""
-        h = self.h
+        h, kept = self.h, {}
         x = self.once["embed"][0][np.array(ids)] * h["embed_scale"]
 
-        def add(x: np.ndarray, layer: dict, block: str, compute: Callable) -> np.ndarray:
+        def add(x: np.ndarray, number: int, block: str, compute: Callable) -> np.ndarray:
             """The residual stream after a block."""
-            read = x if h["flags"] & NO_PRE_NORM else self.norm(x, layer[f"{block}_norm"][0][0])
-            y = compute(read)
-            if h["flags"] & POST_NORM:
+            layer, flags = self.layers[number], self.about[number]["flags"]
+            read = x if flags & NO_PRE_NORM else self.norm(x, layer[f"{block}_norm"][0][0])
+            y = compute(read, number)
+            if flags & POST_NORM:
                 y = self.norm(y, layer[f"{block}_post_norm"][0][0])
             return x + y * h["residual_scale"]
 
-        for number, layer in enumerate(self.layers):
-            x = add(x, layer, "attn", lambda y, of=layer, i=number: self.attention(y, of, i))
-            if h["n_experts"]:
-                x = add(x, layer, "ffn", lambda y, of=layer: self.mixture(y, of))
-            else:
-                x = add(x, layer, "ffn", lambda y, of=layer: self.ffn(y, of["gate_up"][0], of["down"][0]))
-        out = self.once["embed" if h["flags"] & TIED else "output"][0]
+        for number in range(h["n_layers"]):
+            x = add(x, number, "attn", lambda y, i: self.attention(y, i, kept))
+            x = add(x, number, "ffn", self.feed_forward)
+        out = self.once["embed" if h["required"] & TIED else "output"][0]
         return capped(self.norm(x, self.once["out_norm"][0][0]) @ out.T, h["logit_cap"])
+
+
+def pack_sections(sections: Mapping[int, bytes]) -> bytes:
+    """The section area."""
+    text = b""
+    for tag, payload in sections.items():
+        text += struct.pack("<IIQ", tag, 0, len(payload)) + payload
+        text += bytes(-len(text) % 16)
+    return text + bytes(-len(text) % 64)
+
+
+def dtypes_of(names: list[str], kind: int, others: Mapping[str, int], first: int, size: int) -> bytes:
+    """The dtypes of these matrices: `kind` but for the router, which is fp16, or what `others` says."""
+    out = bytearray(size)
+    for name in names:
+        out[IDS[name] - first] = others.get(name, FP16 if name == "router" else kind)
+    return bytes(out)
+
+
+def describe(number: int, given: dict[str, Any]) -> dict[str, Any]:
+    """An llm_layer: the fields that are given, what follows from them, zeros."""
+    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(140)}
+    about |= {key: value for key, value in given.items() if key in about and value is not None}
+    if not about["n_experts"]:
+        about |= {"n_active": 0, "shared_dim": 0, "expert_scale": 1.0}
+        about["flags"] &= ~(ROUTER_NORMALIZE | ROUTER_SIGMOID | ROUTER_BIAS | SHARED_GATE)
+    about["flags"] &= ~TIED
+    about["ffn"] = EXPERTS if about["n_experts"] else DENSE
+    if given["attn_scale"] is None:
+        about["attn_scale"] = about["head_dim"] ** -0.5
+    matrices = ["qkv", "attn_out", "gate_up", "down"] + ["router"] * bool(about["n_experts"])
+    matrices += ["shared_gate_up", "shared_down"] * bool(about["shared_dim"])
+    about["dtype"] = dtypes_of(matrices, given["dtype"], given["dtypes"], 16, 48)
+    return about
 
 
 def make_model(
@@ -247,55 +355,75 @@ def make_model(
     embed_scale: float = 1.0,
     residual_scale: float = 1.0,
     expert_scale: float = 1.0,
+    activation: int = SILU,
+    dtypes: Mapping[str, int] | None = None,
+    layers: Sequence[Mapping[str, Any]] = (),
     sections: dict[int, bytes] | None = None,
+    checksums: bool = False,
 ) -> bytes:
     """The bytes of a flat file with random weights, large enough that attention and every feature matter.
-    Layers take the rotary tables and `windows` (none: 0) in turn."""
+    Layers take the rotary tables and `windows` (none: 0) in turn.
+
+    dtypes     of matrices that have another one, by name ("embed", "down")
+    layers     what is different in each layer: fields of llm_layer, dtype (an int) and dtypes. With
+               n_experts = 0 a layer has nothing of what goes with experts. Layers behind the last entry are
+               as the arguments say.
+    checksums  whether to add that section"""
     rng = np.random.default_rng(seed)
-    text = b""
-    for tag, payload in (sections or {}).items():
-        text += (
-            struct.pack("<IIQ", tag, 0, len(payload)) + payload + bytes(up(len(payload), 16) - len(payload))
-        )
-    text += bytes(up(len(text)) - len(text))
-    h = dict(
-        magic=b"PYLLM\r\n\x1a",
-        version=3,
-        dtype=dtype,
-        file_size=0,
-        text_size=len(text),
+    turns = windows or (0,)
+    usual = dict(
         flags=flags,
-        dim=dim,
-        ffn_dim=ffn_dim,
-        n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        vocab_size=vocab_size,
-        context=context,
-        n_rope=n_rope,
+        attn_scale=attn_scale,
+        attn_cap=attn_cap,
+        activation=activation,
+        ffn_dim=ffn_dim,
         n_experts=n_experts,
         n_active=n_active,
         shared_dim=shared_dim,
+        expert_scale=expert_scale,
+        dtype=dtype,
+        dtypes=dtypes or {},
+    )
+    assert len(layers) <= n_layers
+    abouts = []
+    for i in range(n_layers):
+        place = {"rope": i % n_rope, "window": turns[i % len(turns)]}
+        abouts.append(describe(i, usual | place | dict(layers[i] if i < len(layers) else {})))
+    required = flags & TIED
+    for about in abouts:
+        required |= about["flags"]
+    rope_dim = max(about["head_dim"] for about in abouts)
+    h: dict[str, Any] = dict(
+        magic=b"PYLLM\r\n\x1a",
+        version=4,
+        n_layers=n_layers,
+        file_size=0,
+        text_size=0,
+        required=required,
+        optional=HAS_CHECKSUMS if checksums else 0,
+        dim=dim,
+        vocab_size=vocab_size,
+        context=context,
+        n_rope=n_rope,
+        rope_dim=rope_dim,
         norm_eps=1e-5,
-        attn_scale=head_dim**-0.5 if attn_scale is None else attn_scale,
-        attn_cap=attn_cap,
-        logit_cap=logit_cap,
         embed_scale=embed_scale,
         residual_scale=residual_scale,
-        expert_scale=expert_scale,
-        reserved=bytes(136),
+        logit_cap=logit_cap,
+        dtype=dtypes_of(["embed"] if flags & TIED else ["embed", "output"], dtype, dtypes or {}, 0, 16),
+        reserved=bytes(148),
         checksum=0,
     )
-    turns = windows or (0,)
-    body = b"".join(struct.pack("<IIII", i % n_rope, turns[i % len(turns)], 0, 0) for i in range(n_layers))
+    body = b"".join(LAYER.pack(*(about[name] for name in LAYER_FIELDS)) for about in abouts)
     for i in range(n_rope):
-        frequency = 1.0 / (theta * (i + 1)) ** (np.arange(0, head_dim, 2) / head_dim)
+        frequency = 1.0 / (theta * (i + 1)) ** (np.arange(0, rope_dim, 2) / rope_dim)
         body += np.stack([frequency, np.full_like(frequency, magnitude)], -1).astype("<f4").tobytes()
-    start = 256 + len(text) + len(body)
-    parts = [body, bytes(up(start) - start)]
+    tensors: list[bytes] = []
 
-    def write(items: list) -> None:
+    def write(items: list[Item]) -> None:
         for name, rows, cols, kind, count in items:
             for _ in range(count):
                 w = np.zeros((rows, up(cols)))
@@ -311,15 +439,30 @@ def make_model(
                     groups = w.reshape(rows, -1, 64)
                     scale = (abs(groups).max(-1) / 127).astype("<f2")
                     q = np.rint(groups / np.maximum(scale.astype(float), 1e-8)[..., None]).clip(-127, 127)
-                    raw = tile(q.astype("i1").reshape(rows, -1), 2) + tile(scale)
+                    raw = tile(q.astype("i1").reshape(rows, -1), 4) + tile(scale)
                 else:
                     raw = tile(w.astype("<f2")) if kind == FP16 else w.astype("<f4").tobytes()
-                parts.append(raw + bytes(up(len(raw)) - len(raw)))
+                tensors.append(raw)
 
-    once, layer = shapes(h)
-    write(once)
-    for _ in range(n_layers):
-        write(layer)
-    parts.append(bytes(64))
-    h["file_size"] = 256 + len(text) + sum(map(len, parts))
-    return seal(HEADER.pack(*(h[name] for name in FIELDS))) + text + b"".join(parts)
+    write(once_shapes(h))
+    for i, about in enumerate(abouts):
+        write(layer_shapes(h, about, i))
+    found = dict(sections or {})
+    if checksums:
+        found[CHECKSUMS] = bytes(8 * (2 + len(tensors)))
+        area = pack_sections(found)
+        text = area[: area.rindex(struct.pack("<IIQ", CHECKSUMS, 0, len(found[CHECKSUMS])))]
+        found[CHECKSUMS] = b"".join(struct.pack("<Q", xxh64(part)) for part in [text, body, *tensors])
+    area = pack_sections(found)
+    h["text_size"] = len(area)
+    start = HEADER.size + len(area) + len(body)
+    parts = [area, body, bytes(-start % 64)] + [raw + bytes(-len(raw) % 64) for raw in tensors] + [bytes(64)]
+    h["file_size"] = HEADER.size + sum(map(len, parts))
+    return seal(HEADER.pack(*(h[name] for name in FIELDS))) + b"".join(parts)
+
+
+def xxh64(data: bytes) -> int:
+    """The checksum of a part."""
+    import xxhash
+
+    return xxhash.xxh64(data).intdigest()
