@@ -37,7 +37,9 @@ from pyllm.tools import (
     vocabulary,
 )
 from pyllm.tools.convert import convert
+from pyllm.tools.model import describe
 from pyllm.tools.sources import ConvertError
+from pyllm.tools.tensors import canonical, named
 from reference import untile, up
 
 import pyllm
@@ -532,8 +534,8 @@ def test_conversion_is_reproducible_with_any_number_of_threads(tmp_path, monkeyp
     header, written = one.header, []
     for threads in (1, 5):
         opened = command.open_source(source)
-        model = families.describe(opened.config)
-        tensors = families.canonical(model, families.named(model, opened.tensors))
+        model = describe(opened.config)
+        tensors = canonical(model, named(model, opened.tensors))
         plan = command.collect(opened, model, header, tensors)
         path = tmp_path / f"{threads}.llm"
         area = one.data[lib.LLM_HEADER_SIZE : lib.LLM_HEADER_SIZE + header.text_size]
@@ -927,7 +929,7 @@ def test_rotary_tables_equal_transformers(name):
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     config = {k: v for k, v in (LLAMA | SCALINGS[name]).items() if v is not None} | {"head_dim": 64}
-    mine = families.describe(config)
+    mine = describe(config)
     theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**json.loads(json.dumps(config))))
     # powers may differ in the last bit, and yarn mixes two of them
     assert np.allclose(mine.angles[0, :, 0], theirs.inv_freq.numpy(), rtol=2.5e-7, atol=0)

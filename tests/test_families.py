@@ -23,6 +23,7 @@ transformers = pytest.importorskip("transformers")
 from pyllm._llm import ffi, lib  # noqa: E402
 from pyllm.tools import families, sources  # noqa: E402
 from pyllm.tools.convert import convert  # noqa: E402
+from pyllm.tools.model import describe  # noqa: E402
 from pyllm.tools.sources import ConvertError  # noqa: E402
 from reference import FIELDS, HEADER, Reference, seal  # noqa: E402
 
@@ -429,7 +430,7 @@ def test_what_is_not_understood_is_refused_by_name(made, tmp_path, name, config,
 @pytest.mark.parametrize("name", families.REASONS)
 def test_known_architectures_that_cannot_be_converted_are_refused_with_the_reason(name):
     with pytest.raises(ConvertError, match=f"^{name} cannot be converted: ") as caught:
-        families.describe({"architectures": [name]})
+        describe({"architectures": [name]})
     assert str(caught.value).endswith(families.REASONS[name])
 
 
@@ -448,7 +449,7 @@ def test_configurations_with_a_wrong_value_are_read_or_refused(made, name):
         for value in (None, "x", -1, 0.5, 1 << 40, [None] * 3, {"rope_type": {}}):
             place[key] = value
             try:
-                families.describe(config)
+                describe(config)
             except ConvertError:
                 pass
         place[key] = before

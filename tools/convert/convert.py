@@ -25,9 +25,12 @@ from pyllm._llm import lib
 
 from pyllm import files
 
-from . import chat_parts, families, flatfile, gguf_file, huggingface, llama2c, lora, sources, vocabulary
+from . import chat_parts, flatfile, gguf_file, huggingface, llama2c, lora, sources, vocabulary
 from . import plan as planning
+from .families import Family
+from .model import Model, describe
 from .sources import ConvertError, Source
+from .tensors import BIASES, canonical, named, parts_of, renamed
 
 DTYPES = tuple(flatfile.DTYPES)
 MAX_LINE = 2000  # characters of an error
@@ -126,7 +129,7 @@ def same(one: sources.Tensor, other: sources.Tensor) -> bool:
     return all(np.array_equal(one.read(*rows), other.read(*rows)) for rows in slices(one))
 
 
-def settle_tie(model: families.Model, tensors: dict[str, sources.Tensor]) -> None:
+def settle_tie(model: Model, tensors: dict[str, sources.Tensor]) -> None:
     """Output matrix and embedding, the way PreTrainedModel.tie_weights of transformers 5 does it: stored
     twice they are tied only if they are equal; stored once, the one serves as both."""
     if not model.fields["flags"] & lib.LLM_TIED:
@@ -145,7 +148,7 @@ def settle_tie(model: families.Model, tensors: dict[str, sources.Tensor]) -> Non
 
 
 def collect(
-    source: Source, model: families.Model, header: object, tensors: dict[str, sources.Tensor]
+    source: Source, model: Model, header: object, tensors: dict[str, sources.Tensor]
 ) -> list[tuple[flatfile.Place, list[sources.Tensor]]]:
     """The parts of each tensor of the flat file. Names every tensor that is missing, unused, or of the wrong
     shape."""
@@ -153,7 +156,7 @@ def collect(
     missing, wrong, used = [], [], set()
     for place in flatfile.places(header):
         parts, rows = [], 0
-        for name, shape in model.parts(place.tensor, place.layer, place.expert):
+        for name, shape in parts_of(model, place.tensor, place.layer, place.expert):
             used.add(name)
             tensor = tensors.get(name)
             rows += shape[0]
@@ -177,7 +180,7 @@ def collect(
     unused = [
         name
         for name in tensors.keys() - used
-        if not (name.endswith(families.BIASES) and all_zero(tensors[name]))
+        if not (name.endswith(BIASES) and all_zero(tensors[name]))
     ]
     if unused:
         names = sorted(tensors[name].name for name in unused)
@@ -192,17 +195,17 @@ def plural(n: int, singular: str, several: str) -> str:
     return f"1 tensor {singular}" if n == 1 else f"{n} tensors {several}"
 
 
-def spell(source: Source, family: families.Family, name: str) -> str:
-    """How the source would spell a name of families.TENSORS."""
+def spell(source: Source, family: Family, name: str) -> str:
+    """How the source would spell a name of tensors.TENSORS."""
     if source.native(name) != name:
         return source.native(name)
     spelt = name
     for theirs, ours in () if source.canonical else reversed(family.rename):
         spelt = spelt.replace(ours, theirs)
-    return spelt if families.renamed(family, spelt) == name else name
+    return spelt if renamed(family, spelt) == name else name
 
 
-def about(source: Source, model: families.Model, dtype: str, adapters: Sequence[Path]) -> str:
+def about(source: Source, model: Model, dtype: str, adapters: Sequence[Path]) -> str:
     """The text of LLM_ABOUT: lines of "key: value", without dates or folders, so that the same source gives
     the same bytes."""
     lines: dict[str, str] = {
@@ -312,7 +315,7 @@ def convert_source(
     quiet: bool,
 ) -> Report:
     """convert, with the source opened."""
-    model = families.describe(source.config, context)
+    model = describe(source.config, context)
     model.notes += source.notes
     if out is None:
         out = (
@@ -322,12 +325,12 @@ def convert_source(
         )
     check_destination(out, source)
 
-    tensors = families.named(model, source.tensors, rename=not source.canonical)
+    tensors = named(model, source.tensors, rename=not source.canonical)
     settle_tie(model, tensors)
     for adapter in adapters:
         count = lora.merge(adapter, model.family, tensors, bool(model.fields["flags"] & lib.LLM_TIED))
         model.notes.append(f"merged {count} matrices of the adapter {adapter.name}")
-    tensors = families.canonical(model, tensors)
+    tensors = canonical(model, tensors)
 
     sections = {
         lib.LLM_NAME: one_line(name or source.name).encode(),

@@ -1,5 +1,5 @@
 """Reads a GGUF file, dequantized by the `gguf` library: metadata becomes config.json's keys, tensors get the
-names of families.TENSORS and Hugging Face's row order and values.
+names of tensors.TENSORS and Hugging Face's row order and values.
 
 What llama.cpp's converter changes is undone here: it permutes the rows of q and k of architectures whose
 rotation it computes over interleaved pairs, and adds 1 to Gemma's norms. What it leaves out of the metadata
@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pyllm._llm import lib
 
-from . import families, gguf_header, sources, vocabulary
+from . import gguf_header, sources, vocabulary
+from .configuration import expert_count, integer, layer_count
+from .families import FAMILIES, REASONS
 from .sources import ConvertError, File, FileTensor, Source, shown
 
 Config = dict[str, Any]
@@ -30,7 +33,7 @@ def gemma_scale(layers: int) -> Callable[[Config], Config]:
         if "attention_multiplier" in config:
             return {"query_pre_attn_scalar": config["attention_multiplier"] ** -2}
         wide = config["num_hidden_layers"] == layers
-        heads = families.integer(config, "num_attention_heads")
+        heads = integer(config, "num_attention_heads")
         return {"query_pre_attn_scalar": config["hidden_size"] // heads if wide else config["head_dim"]}
 
     return fill
@@ -38,7 +41,7 @@ def gemma_scale(layers: int) -> Callable[[Config], Config]:
 
 def qwen_widths(config: Config) -> Config:
     """llama_model_qwen2moe: the experts' widths of files from before they were written."""
-    width, used = (families.integer(config, key) for key in ("intermediate_size", "num_experts_per_tok"))
+    width, used = (integer(config, key) for key in ("intermediate_size", "num_experts_per_tok"))
     return {"moe_intermediate_size": width // used, "shared_expert_intermediate_size": width}
 
 
@@ -49,7 +52,7 @@ def granite_scale(config: Config) -> Config:
 
 def minicpm_scales(config: Config) -> Config:
     """llama_model_minicpm: the scales of files from before they were written, in MiniCPMConfig's terms."""
-    dim, root = config["hidden_size"], families.integer(config, "num_hidden_layers") ** 0.5
+    dim, root = config["hidden_size"], integer(config, "num_hidden_layers") ** 0.5
     return {
         "scale_emb": config.get("embedding_multiplier", 12.0),
         "scale_depth": config["residual_multiplier"] * root if "residual_multiplier" in config else 1.4,
@@ -183,7 +186,7 @@ ONLY: Mapping[str, tuple] = {
     "rope.scaling.finetuned": (None, True),  # False: Granite without rotation
 }
 
-# Tensors, after "blk.N.", and what families.TENSORS and FUSED call them after "model.layers.N.".
+# Tensors, after "blk.N.", and what tensors.TENSORS and FUSED call them after "model.layers.N.".
 ONCE = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -225,7 +228,7 @@ EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)(?:_exps|\.(\d+))\.weight")
 
 
 def name_of(name: str, fused: bool = False) -> str:
-    """The name that families.TENSORS has for a tensor; the name itself for one that has none. {e} stands for
+    """The name that tensors.TENSORS has for a tensor; the name itself for one that has none. {e} stands for
     all experts of a stack."""
     if name in ONCE:
         return ONCE[name]
@@ -326,7 +329,7 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     for key, allowed in ONLY.items():
         if get(key) not in allowed:
             raise ConvertError(f"{architecture}.{key} = {shown(get(key))} is not supported")
-    family = families.FAMILIES[chosen]
+    family = FAMILIES[chosen]
     config: Config = {"architectures": [chosen], "sliding_window": None, "norm_topk_prob": row.normalize}
     for key, ours in KEYS.items():
         found = get(key)
@@ -336,11 +339,11 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
             config[ours] = found
     if family.shared and get("expert_shared_feed_forward_length"):
         config[family.shared] = get("expert_shared_feed_forward_length")
-    dim, heads = (families.integer(config, key) for key in ("hidden_size", "num_attention_heads"))
-    n_layers = families.layer_count(config)
+    dim, heads = (integer(config, key) for key in ("hidden_size", "num_attention_heads"))
+    n_layers = layer_count(config)
     head_dim = config.setdefault("head_dim", dim // heads)
     config.setdefault("num_key_value_heads", heads)
-    families.integer(config, "num_key_value_heads")
+    integer(config, "num_key_value_heads")
     if get("attention.value_length") not in (None, head_dim):
         raise ConvertError(
             f"{architecture}.attention.value_length is not the key's {head_dim}: not supported"
@@ -353,7 +356,7 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     base = get("rope.freq_base") or 10000.0
     if config.get("rope_local_base_freq", base) != base and not family.local_rope:
         raise ConvertError(f"{architecture}.rope.freq_base_swa is not supported")
-    gating = 2 if family.flags & families.lib.LLM_ROUTER_SIGMOID else 1
+    gating = 2 if family.flags & lib.LLM_ROUTER_SIGMOID else 1
     if (get("expert_gating_func") or gating) != gating:
         raise ConvertError(
             f"expert_gating_func = {get('expert_gating_func')} is not {architecture}'s {gating}"
@@ -420,7 +423,7 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
     if not isinstance(architecture, str):
         raise ConvertError(f"general.architecture is {shown(architecture)}, not a name")
     if architecture in OTHERS:
-        raise ConvertError(f"{architecture} cannot be converted: {families.REASONS[OTHERS[architecture]]}")
+        raise ConvertError(f"{architecture} cannot be converted: {REASONS[OTHERS[architecture]]}")
     if architecture not in ARCHITECTURES:
         names = ", ".join(sorted(ARCHITECTURES))
         raise ConvertError(
@@ -454,7 +457,7 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
         if row.shifted and name.endswith("norm.weight"):
             tensor = sources.Linear(tensor, offset=-1.0)
         if "{e}" in name:
-            source.tensors.update(sources.unstack(tensor, (name,), families.expert_count(config)))
+            source.tensors.update(sources.unstack(tensor, (name,), expert_count(config)))
         else:
             source.tensors[name] = tensor
     config["rope_parameters"] = rope_parameters(get, factors)

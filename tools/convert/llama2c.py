@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import families, sources, vocabulary
+from . import sources, vocabulary
+from .model import describe
 from .sources import PLAIN, ConvertError, File, FileTensor, Source, Tensor
 
 MAGIC = 0x616B3432  # "ak42"
@@ -127,7 +128,7 @@ def parse(file: File, path: Path) -> Source:
         "rope_theta": 10000.0,
         "tie_word_embeddings": tied,
     }
-    families.describe(config)  # refuses what the format cannot have, before anything is sized by it
+    describe(config)  # refuses what the format cannot have, before anything is sized by it
     shapes = layer | {EMBED: (vocab, dim), NORM: (dim,), OUTPUT: (vocab, dim)}
     matrices = [name for name in layer if name not in NORMS]
 

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import huggingface, pattern, sources
-from .families import LARGEST, Family, renamed
+from .configuration import LARGEST
+from .families import Family
 from .sources import ConvertError, File, Tensor, shown
+from .tensors import renamed
 
 MAX_PATTERNS = 1 << 18  # characters in alpha_pattern
 MAX_STEPS = 20_000_000  # of its expressions with all modules' names: some seconds
@@ -102,7 +104,7 @@ def weights_file(folder: Path) -> Path:
 
 
 def merge(folder: Path, family: Family, tensors: dict[str, Tensor], tied: bool) -> int:
-    """Replaces the tensors (with the names of families.named()) that the adapter changes; how many those
+    """Replaces the tensors (with the names of tensors.named()) that the adapter changes; how many those
     are."""
     if not folder.is_dir():
         state = "is not a directory with an adapter" if folder.exists() else "no such directory"

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from pyllm._llm import ffi, lib
 
-from . import families, flatfile, huggingface, sources
+from . import flatfile, huggingface, sources
+from .model import describe
 from .sources import ConvertError, Source
 
 
@@ -44,7 +45,7 @@ class Plan:
 
 def make(config: dict, context: int | None = None) -> Plan:
     """The plan for a configuration; ConvertError when it is not supported. `context` shortens the model's."""
-    model = families.describe(config, context)
+    model = describe(config, context)
     counts, err, needs = ffi.new("llm_counts *"), ffi.new("char[256]"), {}
     for dtype in flatfile.DTYPES:
         header = flatfile.make_header(dtype, model.fields)

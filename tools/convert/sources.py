@@ -285,7 +285,7 @@ class Source:
     name: str  # a short name for people
     config: dict  # as config.json has it
     tensors: dict[str, Tensor]  # by Hugging Face's names
-    canonical: bool = False  # or by those of families.TENSORS and FUSED
+    canonical: bool = False  # or by those of tensors.TENSORS and FUSED
     about: dict[str, str] = field(default_factory=dict)  # license, description
     templates: dict[str, str] = field(default_factory=dict)  # Jinja chat templates: "default", "tool_use"
     special_tokens: dict[str, str] = field(

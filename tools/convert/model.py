@@ -1,0 +1,177 @@
+"""Reads a config.json by the table in families.py: the family, the fields of the flat file's header, the
+rotary tables, and what is folded into the tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from pyllm._llm import lib
+
+from . import flatfile, rope
+from .configuration import LARGEST, Config, expert_count, integer, layer_count, number, switch
+from .families import DEFAULTS, FAMILIES, MODEL_TYPES, ONLY, REASONS, WRAPPED, WRAPPED_NAMES, Family, value_of
+from .sources import ConvertError, shown
+
+KINDS = ("full_attention", "sliding_attention")
+
+
+@dataclass
+class Model:
+    """A family's reading of a configuration: all that the header, the rotary tables and the folding of the
+    tensors need."""
+
+    architecture: str
+    family: Family
+    fields: dict[str, int | float] = field(default_factory=dict)  # of llm_header
+    angles: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))  # see rope.Tables
+    layers: list[tuple[int, int]] = field(default_factory=list)  # (n_layers,) rotary table and window
+    wrapped: bool = False  # the text part of a model of texts and pictures
+    logit_scale: float = 1.0
+    head_order: np.ndarray | None = None  # (head_dim,) see rope.head_order; None: as it is
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The dimensions that tensors.TENSORS and tensors.FUSED name."""
+        f = {key: int(value) for key, value in self.fields.items() if isinstance(value, int)}
+        q, kv, whole = f["n_heads"] * f["head_dim"], f["n_kv_heads"] * f["head_dim"], lib.LLM_QK_NORM_WHOLE
+        return {
+            "dim": f["dim"],
+            "vocab": f["vocab_size"],
+            "ffn": f["ffn_dim"],
+            "shared": f["shared_dim"],
+            "q": q,
+            "kv": kv,
+            "qnorm": q if f["flags"] & whole else f["head_dim"],
+            "knorm": kv if f["flags"] & whole else f["head_dim"],
+            "experts": f["n_experts"],
+            "gate": 1 if f["flags"] & lib.LLM_SHARED_GATE else 0,
+        }
+
+
+def architecture_of(config: Config) -> Any:
+    """The architecture that the configuration names, or else that of its model_type."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    kind = config.get("model_type")
+    if not name and isinstance(kind, str):
+        return MODEL_TYPES.get(kind, kind)
+    return name
+
+
+def unwrap(config: Config) -> tuple[Config, bool]:
+    """The configuration of the text part of a model of texts and pictures, and whether it is one."""
+    name = architecture_of(config)
+    texts = WRAPPED.get(name) if isinstance(name, str) else None
+    if texts is None:
+        return config, False
+    text = config.get("text_config") or {}
+    kind = text.get("model_type", next(iter(texts))) if isinstance(text, dict) else None
+    if not isinstance(kind, str) or kind not in texts:
+        known = " or ".join(texts)
+        raise ConvertError(f"the text part of {name} is {shown(kind)}; {known} can be converted")
+    above = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
+    return {"tie_word_embeddings": True} | text | above | {"architectures": [texts[kind]]}, True
+
+
+def find(config: Config) -> tuple[str, Family]:
+    """The architecture's name and its row of the table."""
+    name = architecture_of(config)
+    if not isinstance(name, str) or name not in FAMILIES:
+        if isinstance(name, str) and name in REASONS:
+            raise ConvertError(f"{name} cannot be converted: {REASONS[name]}")
+        what = shown(name) if name else "(the configuration names none)"
+        known = ", ".join(sorted([*FAMILIES, *WRAPPED]))
+        raise ConvertError(f"unknown architecture {what}; these can be converted: {known}")
+    return name, FAMILIES[name]
+
+
+def layers_of(config: Config, family: Family) -> tuple[list[str | None], list[int]]:
+    """The rotary kind (None: it does not turn) and the window of each layer."""
+    n_layers = layer_count(config)
+    kinds = family.kinds(config)
+    if not isinstance(kinds, list) or len(kinds) != n_layers:
+        raise ConvertError(f"configuration: layer_types has not {n_layers} entries")
+    strange = [kind for kind in kinds if kind not in KINDS]
+    if strange:
+        raise ConvertError(f"configuration: layer_types has {shown(strange[0])}, which is not supported")
+    window = 0
+    if switch(config, "use_sliding_window") and config["sliding_window"] is not None:
+        window = integer(config, "sliding_window")
+    return family.ropes(config, kinds), [window if kind == "sliding_attention" else 0 for kind in kinds]
+
+
+def describe(source_config: Config, context: int | None = None) -> Model:
+    """Reads a configuration. `context` shortens the model's own, or chooses among its rotary factors."""
+    source_config, wrapped = unwrap(source_config)
+    architecture, family = find(source_config)
+    if wrapped:
+        family = replace(family, rename=WRAPPED_NAMES + family.rename)
+    config = DEFAULTS | dict(family.defaults) | source_config
+    for key, allowed in (ONLY | dict(family.only)).items():
+        if key in config and config[key] not in allowed:
+            names = " or ".join(map(repr, allowed))
+            found = config[key]
+            found = found[:80] if isinstance(found, str) else shown(found)
+            raise ConvertError(f"configuration: {key} is {found}; of {family.name} only {names} is supported")
+
+    dim, n_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
+    head_dim = integer(config, "head_dim") if config["head_dim"] is not None else dim // n_heads
+    n_experts = expert_count(config) if family.experts else 0
+    shared = config.get(family.shared) if family.shared else 0
+    flags = family.flags | (lib.LLM_TIED if switch(config, "tie_word_embeddings") else 0)
+    for key, flag in family.switches.items():
+        flags |= flag if switch(config, key) else 0
+    longest = integer(config, "max_position_embeddings")
+    if context is not None and not 0 < context <= longest:
+        raise ConvertError(f"context {context} is not between 1 and the model's {longest}")
+    kinds, windows = layers_of(config, family)
+    numbers = {
+        "attn_scale": lambda config: head_dim**-0.5,
+        "attn_cap": lambda config: 0.0,
+        "logit_cap": lambda config: 0.0,
+        "embed_scale": lambda config: 1.0,
+        "residual_scale": lambda config: 1.0,
+        "expert_scale": value_of("routed_scaling_factor"),
+        **family.numbers,
+    }
+    model = Model(architecture, family, wrapped=wrapped, logit_scale=family.logit_scale(config))
+    if not 0 < model.logit_scale <= LARGEST:
+        raise ConvertError(f"configuration: the logits would be scaled by {model.logit_scale}")
+    model.fields = {
+        "flags": flags,
+        "dim": dim,
+        "ffn_dim": integer(config, family.ffn),
+        "n_layers": len(kinds),
+        "n_heads": n_heads,
+        "n_kv_heads": integer(config, "num_key_value_heads")
+        if config["num_key_value_heads"] is not None
+        else n_heads,
+        "head_dim": head_dim,
+        "vocab_size": integer(config, "vocab_size"),
+        "context": longest,
+        "n_rope": 1,
+        "n_experts": n_experts,
+        "n_active": integer(config, "num_experts_per_tok") if n_experts else 0,
+        "shared_dim": integer(config, family.shared) if shared else 0,
+        "norm_eps": number(config, "rms_norm_eps", zero=True),
+        **{field: formula(config) for field, formula in numbers.items()},
+    }
+    # The format's limits, before anything is sized by these numbers
+    flatfile.make_header("fp16", model.fields)
+    turning = rope.rotary_dim(config, head_dim)
+    if turning != head_dim and not family.partial:
+        raise ConvertError(
+            f"partial_rotary_factor: {turning} of a head's {head_dim} elements turn; of {family.name} all do"
+        )
+    tables = rope.tables(config, kinds, head_dim, turning, family.local_rope, context)
+    model.notes += tables.notes
+    model.fields["context"] = context or tables.context
+    model.fields["n_rope"] = len(tables.angles)
+    flatfile.make_header("fp16", model.fields)
+    model.angles, model.layers = tables.angles, list(zip(tables.layers, windows, strict=True))
+    if family.interleaved or turning != head_dim:
+        model.head_order = rope.head_order(head_dim, turning, family.interleaved)
+    return model

@@ -1,0 +1,169 @@
+"""The tensors of a model: what each tensor of the flat file is made of, by the names that Llama's tensors
+have, and the steps from a source's tensors to those: renamed, stacks of experts and fused matrices taken
+apart, and folded with what can be computed in advance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import sources
+from .families import PICTURES, Family
+from .model import Model
+from .sources import ConvertError, Tensor
+
+# Each tensor of the flat file, its parts from top to bottom (name, dimensions): Llama's names, GLM-4's for
+# the norms after a block, Qwen2-MoE's for experts. Names that do not begin with "model." or "lm_head." follow
+# "model.layers.N."; {e} is "" in a dense block and "experts.E." with experts. A part of 0 rows is none.
+TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
+    "LLM_EMBED": (("model.embed_tokens.weight", "vocab dim"),),
+    "LLM_OUT_NORM": (("model.norm.weight", "dim"),),
+    "LLM_OUTPUT": (("lm_head.weight", "vocab dim"),),
+    "LLM_ATTN_NORM": (("input_layernorm.weight", "dim"),),
+    "LLM_QKV": (
+        ("self_attn.q_proj.weight", "q dim"),
+        ("self_attn.k_proj.weight", "kv dim"),
+        ("self_attn.v_proj.weight", "kv dim"),
+    ),
+    "LLM_BIAS": (
+        ("self_attn.q_proj.bias", "q"),
+        ("self_attn.k_proj.bias", "kv"),
+        ("self_attn.v_proj.bias", "kv"),
+    ),
+    "LLM_Q_NORM": (("self_attn.q_norm.weight", "qnorm"),),
+    "LLM_K_NORM": (("self_attn.k_norm.weight", "knorm"),),
+    "LLM_ATTN_OUT": (("self_attn.o_proj.weight", "dim q"),),
+    "LLM_ATTN_POST_NORM": (("post_self_attn_layernorm.weight", "dim"),),
+    "LLM_FFN_NORM": (("post_attention_layernorm.weight", "dim"),),
+    "LLM_ROUTER": (("mlp.gate.weight", "experts dim"), ("mlp.shared_expert_gate.weight", "gate dim")),
+    "LLM_ROUTER_ADD": (("mlp.e_score_correction_bias", "experts"),),
+    "LLM_GATE_UP": (("mlp.{e}gate_proj.weight", "ffn dim"), ("mlp.{e}up_proj.weight", "ffn dim")),
+    "LLM_DOWN": (("mlp.{e}down_proj.weight", "dim ffn"),),
+    "LLM_SHARED_GATE_UP": (
+        ("mlp.shared_expert.gate_proj.weight", "shared dim"),
+        ("mlp.shared_expert.up_proj.weight", "shared dim"),
+    ),
+    "LLM_SHARED_DOWN": (("mlp.shared_expert.down_proj.weight", "dim shared"),),
+    "LLM_FFN_POST_NORM": (("post_mlp_layernorm.weight", "dim"),),
+}
+
+# Matrices that some files have in one: the end of the name, the ends of its parts' names, and their rows. In
+# a grouped one (InternLM2) each key head follows its query heads and is followed by its value head.
+QKV = (("q_proj", "q"), ("k_proj", "kv"), ("v_proj", "kv"))
+FUSED: dict[str, tuple[tuple[str, str], ...]] = {
+    ".grouped_qkv_proj": QKV,
+    ".qkv_proj": QKV,
+    ".shared_expert.gate_up_proj": (
+        ("shared_expert.gate_proj", "shared"),
+        ("shared_expert.up_proj", "shared"),
+    ),
+    ".gate_up_proj": (("gate_proj", "ffn"), ("up_proj", "ffn")),
+}
+
+# Stacks of experts, as transformers 5 keeps them in memory (shape (experts, rows, cols)), and what is in one.
+STACKS = {
+    "mlp.experts.gate_up_proj": ("mlp.experts.{e}.gate_proj.weight", "mlp.experts.{e}.up_proj.weight"),
+    "mlp.experts.down_proj": ("mlp.experts.{e}.down_proj.weight",),
+}
+
+IGNORED = (
+    "rotary_emb.inv_freq",
+    "self_attn.masked_bias",
+    "self_attn.bias",
+    "attn_rot_embd.weight",
+)  # computed, or a mask
+BIASES = (
+    ".q_proj.bias",
+    ".k_proj.bias",
+    ".v_proj.bias",
+    ".o_proj.bias",
+    ".gate_proj.bias",
+    ".up_proj.bias",
+    ".down_proj.bias",
+)
+
+
+def parts_of(model: Model, tensor: str, layer: int, expert: int) -> list[tuple[str, tuple[int, ...]]]:
+    """The names and shapes that make up a tensor of the flat file, from top to bottom."""
+    which = f"experts.{expert}." if model.fields["n_experts"] else ""
+    found = []
+    for name, dimensions in TENSORS[tensor]:
+        full = (
+            name
+            if name.startswith(("model.", "lm_head."))
+            else f"model.layers.{layer}.{name.format(e=which)}"
+        )
+        shape = tuple(model.sizes[key] for key in dimensions.split())
+        found += [(full, shape)] if shape[0] else []
+    return found
+
+
+def renamed(family: Family, name: str) -> str:
+    """A tensor's name as TENSORS, FUSED and STACKS have it."""
+    for theirs, ours in family.rename:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> dict[str, Tensor]:
+    """The tensors under the names of TENSORS and FUSED, stacks of experts taken apart, computed ones left
+    out, and those of a model's pictures too."""
+    family, pictures = model.family, 0
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        name = renamed(family, name) if rename else name
+        if name.endswith(IGNORED):
+            continue
+        if model.wrapped and name.startswith(PICTURES):
+            pictures += 1
+            continue
+        stack = next((key for key in STACKS if family.experts and name.endswith("." + key)), None)
+        prefix = name[: -len(stack)] if stack else ""
+        parts = (
+            sources.unstack(
+                tensor, tuple(prefix + part for part in STACKS[stack]), int(model.fields["n_experts"])
+            )
+            if stack
+            else {name: tensor}
+        )
+        twice = result.keys() & parts.keys()
+        if twice:
+            raise ConvertError(f"{sources.listing(sorted(twice))} occurs twice, under different spellings")
+        result.update(parts)
+    if pictures:
+        model.notes.append(f"only the text part is converted: {pictures} tensors for pictures are left out")
+    return result
+
+
+def canonical(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The named() tensors as the flat file has them: fused matrices taken apart, heads in the order in which
+    element i turns with i + head_dim / 2, and what is added to or multiplied into a norm's vector."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        fused = next((end for end in FUSED if stem.endswith(end)), None)
+        if fused is None:
+            parts = {name: tensor}
+        else:
+            rows = tuple(model.sizes[size] for _, size in FUSED[fused])
+            groups = int(model.fields["n_kv_heads"]) if "grouped" in fused else 1
+            prefix = stem[: -len(fused)]
+            names = [f"{prefix}.{part}.{kind}" for part, _ in FUSED[fused]]
+            parts = dict(zip(names, sources.split(tensor, rows, groups), strict=True))
+        twice = result.keys() & parts.keys()
+        if twice:
+            raise ConvertError(f"{sources.listing(sorted(twice))} occurs twice, fused and alone")
+        for part, found in parts.items():
+            result[part] = folded(model, part, found)
+    return result
+
+
+def folded(model: Model, name: str, tensor: Tensor) -> Tensor:
+    """A tensor with what the converter computes in advance."""
+    stem = name.rpartition(".")[0]
+    if model.head_order is not None and stem.endswith((".q_proj", ".k_proj", ".q_norm", ".k_norm")):
+        tensor = sources.in_heads(tensor, model.head_order)
+    scale = model.logit_scale if stem == "model.norm" else 1.0
+    offset = model.family.norm_offset if stem.endswith(("norm", "layernorm")) else 0.0
+    if scale != 1 or offset:
+        tensor = sources.Linear(tensor, scale, offset * scale)
+    return tensor
