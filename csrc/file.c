@@ -58,7 +58,7 @@ typedef struct range {
 } range;
 
 static const range header_ranges[] = {
-    {"n_layers", offsetof(llm_header, n_layers), 1, 1 << 10},
+    {"n_layers", offsetof(llm_header, n_layers), 1, LLM_MAX_LAYERS},
     {"dim", offsetof(llm_header, dim), 1, 1 << 20},
     {"vocab_size", offsetof(llm_header, vocab_size), 1, 1 << 24},
     {"context", offsetof(llm_header, context), 1, 1 << 28},
