@@ -426,9 +426,12 @@ static int check_version(uint32_t version, char *err, size_t errlen) {
 static int check_sections(const llm_model *m, char *err, size_t errlen) {
     const uint64_t end = LLM_HEADER_SIZE + m->h.text_size;
     llm_section_head head;
+    int last = 0;
     for (uint64_t at = LLM_HEADER_SIZE; next_section(m, &at, &head); at += head.size) {
         REQUIRE(head.size <= end - at, "section %u does not fit into the file", head.tag);
         REQUIRE(!head.reserved, "section %u: a reserved field is set: " NEWER, head.tag);
+        REQUIRE(!last, "section %u lies behind the checksums, which do not cover it", head.tag);
+        last = head.tag == LLM_CHECKSUMS;
     }
     return 0;
 }

@@ -85,7 +85,13 @@ static part layers_part(const llm_model *m) {
 static part tensor_part(const llm_model *m, size_t layer, uint32_t id, uint32_t expert) {
     const llm_tensor *t = tensor(m, layer, id);
     part p = {.data = weights(m, t, expert), .size = (size_t)t->size};
-    snprintf(p.what, sizeof p.what, "%s of layer %zu, expert %u", llm_tensor_name(id), layer, expert);
+    const char *name = llm_tensor_name(id);
+    if (id < LLM_ATTN_NORM)
+        snprintf(p.what, sizeof p.what, "tensor %s", name);
+    else if (t->experts == 1)
+        snprintf(p.what, sizeof p.what, "tensor %s of layer %zu", name, layer);
+    else
+        snprintf(p.what, sizeof p.what, "tensor %s of layer %zu, expert %u", name, layer, expert);
     return p;
 }
 
@@ -143,6 +149,8 @@ static int compare_sum(void *context, const part *p) {
 int llm_verify(const llm_model *m, char *err, size_t errlen) {
     size_t size;
     const uint64_t *sums = llm_section(m, LLM_CHECKSUMS, &size);
+    const int lost = !sums && m->h.optional & LLM_HAS_CHECKSUMS;
+    REQUIRE(!lost, "the section of checksums is not there: the file is damaged");
     REQUIRE(sums, "the file has no checksums to verify it with");
     const size_t n = llm_checksums(m, NULL, 0);
     REQUIRE(size == n * sizeof *sums, "%zu bytes of checksums, not of %zu parts", size, n);
