@@ -15,7 +15,7 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = ["csrc/llm.c", "csrc/file.c", "csrc/threads.c", "csrc/tokenizer.c", "csrc/sampler.c"]
+LIBRARY = ["csrc/llm.c", "csrc/file.c", "csrc/verify.c", "csrc/threads.c", "csrc/tokenizer.c", "csrc/sampler.c"]
 CFLAGS = ["-O3", "-std=gnu11", *os.environ.get("PYLLM_CFLAGS", "").split()]
 
 
