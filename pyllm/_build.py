@@ -15,7 +15,9 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = ["csrc/llm.c", "csrc/file.c", "csrc/verify.c", "csrc/threads.c", "csrc/tokenizer.c", "csrc/sampler.c"]
+ENGINE = ["llm", "isa_avx2", "isa_avx512", "isa_amx", "isa_neon", "file", "verify", "threads"]
+LIBRARY = [f"csrc/{name}.c" for name in [*ENGINE, "tokenizer", "sampler"]]
+COMMAND = ["main", "options", "command", "generate", "chat", "look", "info", "measure", "terminal"]
 CFLAGS = ["-O3", "-std=gnu11", *os.environ.get("PYLLM_CFLAGS", "").split()]
 
 
@@ -64,7 +66,7 @@ def make_ffi() -> FFI:
         "pyllm._llm",
         '#include "llm.h"',
         sources=LIBRARY,
-        depends=["csrc/llm.h", "csrc/file.h", "csrc/fail.h", "csrc/threads.h"],
+        depends=sorted(str(path) for path in Path("csrc").glob("*.[hi]*")),
         include_dirs=["csrc"],
         extra_compile_args=[*flags, "-fvisibility=hidden"],
         extra_link_args=flags,
@@ -78,7 +80,7 @@ def build_command(out: Path, version: str) -> None:
     """Compiles the command `pyllm` to `out`, with the built-in model inside."""
     model = ROOT / "pyllm" / "models" / "stories.llm"
     defines = [f'-DPYLLM_VERSION="{version}"', f'-DPYLLM_BUILTIN="{model}"']
-    sources = [str(ROOT / name) for name in [*LIBRARY, "csrc/terminal.c", "csrc/main.c"]]
+    sources = [str(ROOT / name) for name in [*LIBRARY, *(f"csrc/{name}.c" for name in COMMAND)]]
     command = [*compiler(), *CFLAGS, *openmp_flags(), *defines, *sources, "-lm", "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
