@@ -123,7 +123,7 @@ static double weigh(const float *x, size_t n, float max, float temperature, floa
  * Selection */
 
 /* Whether token a ranks before token b. */
-static inline int before(const float *x, uint32_t a, uint32_t b) {
+static inline int ranks_before(const float *x, uint32_t a, uint32_t b) {
     return (x[a] > x[b]) | ((x[a] == x[b]) & (a < b));
 }
 
@@ -140,7 +140,7 @@ static uint32_t select_best(uint32_t *ids, size_t n, const float *x, const float
         ids[pick] = ids[hi - 1];
         for (size_t i = lo; i < hi - 1; i++) {
             uint32_t id = ids[i]; /* no branch: half of them would be mispredicted */
-            int first = before(x, id, pivot);
+            int first = ranks_before(x, id, pivot);
             above += first * (weights ? weights[id] : 1.0f);
             ids[i] = ids[mid];
             ids[mid] = id;
@@ -166,9 +166,15 @@ static size_t keep_best(llm_sampler *s, const float *x, size_t n, const float *w
     memcpy(s->order, s->ids, n * sizeof *s->ids);
     uint32_t last = select_best(s->order, n, x, weights, target);
     for (size_t i = 0; i < n; i++)
-        if (!before(x, last, s->ids[i]))
+        if (!ranks_before(x, last, s->ids[i]))
             s->ids[kept++] = s->ids[i];
     return kept;
+}
+
+/* How many logits block b has: the last one may have fewer. */
+static size_t block_size(const llm_sampler *s, size_t b) {
+    size_t left = s->vocab_size - b * BLOCK;
+    return left < BLOCK ? left : BLOCK;
 }
 
 /* Makes the candidates those with values (vocab_size,) of at least `least`; blocks whose block_max is less
@@ -176,10 +182,10 @@ static size_t keep_best(llm_sampler *s, const float *x, size_t n, const float *w
 static size_t collect(llm_sampler *s, const float *values, const float *block_max, float least) {
     size_t n = 0;
     for (size_t b = 0; b < s->n_blocks; b++) {
-        size_t end = (b + 1) * BLOCK < s->vocab_size ? (b + 1) * BLOCK : s->vocab_size;
+        size_t begin = b * BLOCK, end = begin + block_size(s, b);
         if (block_max && !(block_max[b] >= least))
             continue;
-        for (size_t i = b * BLOCK; i < end; i++) {
+        for (size_t i = begin; i < end; i++) {
             s->ids[n] = (uint32_t)i; /* n <= i, so this stays inside */
             n += values[i] >= least;
         }
@@ -194,37 +200,60 @@ static size_t collect_top_k(llm_sampler *s, const float *x, size_t k) {
     if (k < s->n_blocks) {
         for (size_t b = 0; b < s->n_blocks; b++)
             s->order[b] = (uint32_t)b;
-        least = fmaxf(least, s->block_max[select_best(s->order, s->n_blocks, s->block_max, NULL, (double)k)]);
+        uint32_t kth = select_best(s->order, s->n_blocks, s->block_max, NULL, (double)k);
+        least = fmaxf(least, s->block_max[kth]);
     }
     size_t n = collect(s, x, s->block_max, least);
     return n > k ? keep_best(s, x, n, NULL, (double)k) : n;
+}
+
+/* Makes the candidates the k highest logits, fills in their weights, and returns how many there are; *total:
+ * the sum of the weights. */
+static size_t filter_top_k(llm_sampler *s, const float *x, float max, double *total) {
+    size_t n = collect_top_k(s, x, s->params.top_k);
+    *total = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t id = s->ids[i];
+        s->weights[id] = exp_clamped(clamp_weight((x[id] - max) / s->params.temperature));
+        *total += s->weights[id];
+    }
+    return n;
+}
+
+/* The same without a k: all tokens that top-p can keep. Those below (1 - top_p) / vocab_size of the mass
+ * cannot add up to what it drops: they need no ranking. */
+static size_t filter_all(llm_sampler *s, const float *x, float max, double *total) {
+    const llm_sampling *p = &s->params;
+    *total = weigh(x, s->vocab_size, max, p->temperature, s->weights);
+    double least = (1.0 - p->top_p) * *total / (double)s->vocab_size;
+    return collect(s, s->weights, NULL, (float)least);
+}
+
+/* Keeps of the n candidates those with at least min_p of the most likely one's weight, which is 1. */
+static size_t filter_min_p(llm_sampler *s, size_t n) {
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t id = s->ids[i];
+        if (s->weights[id] >= s->params.min_p)
+            s->ids[kept++] = id;
+    }
+    return kept;
 }
 
 /* Makes the candidates of all filters, with their weights filled in, and returns how many (at least one).
  * max is finite. */
 static size_t filter(llm_sampler *s, const float *x, float max) {
     const llm_sampling *p = &s->params;
-    double total = 0;
+    double total;
     size_t n;
-    if (p->top_k && p->top_k < s->vocab_size) {
-        n = collect_top_k(s, x, p->top_k);
-        for (size_t i = 0; i < n; i++)
-            total += s->weights[s->ids[i]] = exp_clamped(clamp_weight((x[s->ids[i]] - max) / p->temperature));
-    } else {
-        /* Tokens below (1 - top_p) / vocab_size of the mass cannot add up to what top-p drops: they need no
-         * ranking. */
-        total = weigh(x, s->vocab_size, max, p->temperature, s->weights);
-        n = collect(s, s->weights, NULL, (float)((1.0 - p->top_p) * total / (double)s->vocab_size));
-    }
+    if (p->top_k && p->top_k < s->vocab_size)
+        n = filter_top_k(s, x, max, &total);
+    else
+        n = filter_all(s, x, max, &total);
     if (p->top_p < 1.0f)
         n = keep_best(s, x, n, s->weights, p->top_p * total);
-    if (p->min_p > 0.0f) { /* the most likely token weighs 1 */
-        size_t kept = 0;
-        for (size_t i = 0; i < n; i++)
-            if (s->weights[s->ids[i]] >= p->min_p)
-                s->ids[kept++] = s->ids[i];
-        n = kept;
-    }
+    if (p->min_p > 0.0f)
+        n = filter_min_p(s, n);
     return n;
 }
 
@@ -235,8 +264,8 @@ llm_sampling llm_sampling_default(void) {
     return (llm_sampling){.temperature = 0.8f, .top_p = 0.95f, .repeat_penalty = 1.0f};
 }
 
-/* 0 if all of the parameters are in range, else -1; each comparison is written so that NaN fails it. */
-static int check(const llm_sampling *p, size_t vocab_size, char *err, size_t errlen) {
+/* 0 if all of the numbers are in range, else -1; each comparison is written so that NaN fails it. */
+static int check_numbers(const llm_sampling *p, char *err, size_t errlen) {
     const struct {
         const char *name, *range;
         float value;
@@ -253,47 +282,59 @@ static int check(const llm_sampling *p, size_t vocab_size, char *err, size_t err
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
         REQUIRE(checks[i].good, "%s must be a number %s, not %g", checks[i].name, checks[i].range,
             checks[i].value);
-    REQUIRE(vocab_size >= 1 && vocab_size <= UINT32_MAX, "vocab_size must be from 1 to %u", UINT32_MAX);
+    return 0;
+}
+
+static int check_bias(const llm_sampling *p, size_t vocab_size, char *err, size_t errlen) {
     REQUIRE(!p->n_bias || (p->bias_tokens && p->bias_values), "n_bias is %u, but an array of them is NULL",
         p->n_bias);
     for (uint32_t i = 0; i < p->n_bias; i++) {
         const uint32_t token = p->bias_tokens[i];
+        const float value = p->bias_values[i];
         REQUIRE(token < vocab_size, "bias_tokens[%u] must be below vocab_size (%zu), not %u", i, vocab_size,
             token);
-        const float value = p->bias_values[i];
         REQUIRE(value <= FLT_MAX, "bias_values[%u] must be a number or -infinity, not %g", i, value);
     }
     return 0;
 }
 
 llm_sampler *llm_sampler_open(const llm_sampling *params, size_t vocab_size, char *err, size_t errlen) {
-    if (check(params, vocab_size, err, errlen))
+    if (check_numbers(params, err, errlen))
+        return NULL;
+    REQUIRE_OR_NULL(
+        vocab_size >= 1 && vocab_size <= UINT32_MAX, "vocab_size must be from 1 to %u", UINT32_MAX);
+    if (check_bias(params, vocab_size, err, errlen))
         return NULL;
     int penalties =
         params->repeat_penalty != 1 || params->presence_penalty != 0 || params->frequency_penalty != 0;
     int adjusts = penalties || params->n_bias;
-    size_t n_blocks = (vocab_size + BLOCK - 1) / BLOCK, arrays = 3 + (adjusts ? 1 : 0) + (penalties ? 2 : 0);
+    size_t n_blocks = (vocab_size + BLOCK - 1) / BLOCK, n_bias = params->n_bias;
+    size_t arrays = 3 + (size_t)adjusts + 2 * (size_t)penalties;
     llm_sampler *s = calloc(1, sizeof *s);
-    uint32_t *memory = calloc(arrays * vocab_size + n_blocks + 2 * (size_t)params->n_bias, sizeof *memory);
+    uint32_t *memory = calloc(arrays * vocab_size + n_blocks + 2 * n_bias, sizeof *memory);
     if (!s || !memory) {
         free(s);
         free(memory);
         return FAIL_NULL("out of memory for a sampler of %zu tokens", vocab_size);
     }
-    *s =
-        (llm_sampler){.params = *params, .vocab_size = vocab_size, .n_blocks = n_blocks, .rng = params->seed};
+    s->params = *params;
+    s->vocab_size = vocab_size;
+    s->n_blocks = n_blocks;
+    s->rng = params->seed;
     s->weights = (float *)memory; /* all arrays have entries of 4 bytes and share one allocation */
     s->ids = memory + vocab_size;
     s->order = s->ids + vocab_size;
-    s->logits = adjusts ? (float *)s->order + vocab_size : NULL;
-    s->counts = penalties ? (uint32_t *)s->logits + vocab_size : NULL;
-    s->seen = penalties ? s->counts + vocab_size : NULL;
+    if (adjusts)
+        s->logits = (float *)s->order + vocab_size;
+    if (penalties) {
+        s->counts = (uint32_t *)s->logits + vocab_size;
+        s->seen = s->counts + vocab_size;
+    }
     s->block_max = (float *)memory + arrays * vocab_size;
-    if (params->n_bias) {
-        s->params.bias_values =
-            memcpy(s->block_max + n_blocks, params->bias_values, params->n_bias * sizeof(float));
-        s->params.bias_tokens = memcpy(
-            s->block_max + n_blocks + params->n_bias, params->bias_tokens, params->n_bias * sizeof(uint32_t));
+    if (n_bias) {
+        float *values = s->block_max + n_blocks;
+        s->params.bias_values = memcpy(values, params->bias_values, n_bias * sizeof *values);
+        s->params.bias_tokens = memcpy(values + n_bias, params->bias_tokens, n_bias * sizeof(uint32_t));
     }
     return s;
 }
@@ -334,29 +375,39 @@ static const float *adjust(llm_sampler *s, const float *logits) {
     return s->logits;
 }
 
+/* The largest of all logits; fills block_max. */
+static float find_max(llm_sampler *s, const float *x) {
+    for (size_t b = 0; b < s->n_blocks; b++)
+        s->block_max[b] = max_of(x + b * BLOCK, block_size(s, b));
+    return max_of(s->block_max, s->n_blocks);
+}
+
+/* Draws one of the candidates, max being finite. */
+static size_t draw(llm_sampler *s, const float *x, float max) {
+    size_t n = filter(s, x, max), i = 0;
+    double mass = 0;
+    for (size_t j = 0; j < n; j++)
+        mass += s->weights[s->ids[j]];
+    double rest = uniform(&s->rng) * mass; /* below mass, and the same sums in the same order lead up to it */
+    while (i + 1 < n && rest >= s->weights[s->ids[i]]) {
+        rest -= s->weights[s->ids[i]];
+        i++;
+    }
+    while (i && s->weights[s->ids[i]] == 0) /* rounding ran past the last token with any weight */
+        i--;
+    return s->ids[i];
+}
+
 uint32_t llm_sample(llm_sampler *s, const float *logits) {
     const float *x = adjust(s, logits);
     size_t token;
-    for (size_t b = 0; b < s->n_blocks; b++)
-        s->block_max[b] = max_of(x + b * BLOCK, b + 1 < s->n_blocks ? BLOCK : s->vocab_size - b * BLOCK);
-    float max = max_of(s->block_max, s->n_blocks);
+    float max = find_max(s, x);
     if (max == -INFINITY)
         token = first_index(logits, s->vocab_size, max_of(logits, s->vocab_size));
     else if (s->params.temperature == 0 || max == INFINITY)
         token = first_index(x, s->vocab_size, max);
-    else {
-        size_t n = filter(s, x, max), i = 0;
-        double mass = 0;
-        for (size_t j = 0; j < n; j++)
-            mass += s->weights[s->ids[j]];
-        double rest =
-            uniform(&s->rng) * mass; /* below mass, and the same sums in the same order lead up to it */
-        while (i + 1 < n && rest >= s->weights[s->ids[i]])
-            rest -= s->weights[s->ids[i++]];
-        while (i && s->weights[s->ids[i]] == 0) /* rounding ran past the last token with any weight */
-            i--;
-        token = s->ids[i];
-    }
+    else
+        token = draw(s, x, max);
     llm_sampler_accept(s, (uint32_t)token, 1);
     return (uint32_t)token;
 }
@@ -371,58 +422,80 @@ static float logprob(float x, float max, double log_sum) {
     return (float)(x == max ? -log_sum : (double)x - max - log_sum); /* two infinities have no difference */
 }
 
-/* Moves entry `at` of the heap down to its place; the root is the entry that ranks last. */
-static void sift(uint32_t *tokens, float *values, size_t n, size_t at) {
-    uint32_t token = tokens[at];
-    float value = values[at];
-    for (size_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && (values[child + 1] < values[child] ||
-                                 (values[child + 1] == values[child] && tokens[child + 1] > tokens[child])))
-            child++;
-        if (value < values[child] || (value == values[child] && token > tokens[child]))
+/* The logarithm of the sum of all exp(x - max) over x (n,). */
+static double log_sum_of(const float *x, size_t n, float max) {
+    if (max == -INFINITY)
+        return 0;
+    if (max < INFINITY)
+        return log(weigh(x, n, max, 1.0f, NULL));
+    size_t count = 0; /* the infinite ones share it all */
+    for (size_t i = 0; i < n; i++)
+        count += x[i] == INFINITY;
+    return log((double)count);
+}
+
+/* The most likely tokens so far: (n,) a heap whose root is the entry that ranks last */
+typedef struct best {
+    uint32_t *tokens;
+    float *values;
+} best;
+
+/* Whether entry i ranks after a token with this value. */
+static int ranks_after(const best *b, size_t i, uint32_t token, float value) {
+    return b->values[i] < value || (b->values[i] == value && b->tokens[i] > token);
+}
+
+/* Moves entry `at` of the n entries down to its place. */
+static void sift(const best *b, size_t n, size_t at) {
+    uint32_t token = b->tokens[at];
+    float value = b->values[at];
+    for (;;) {
+        size_t child = 2 * at + 1, other = child + 1;
+        if (child >= n)
             break;
-        tokens[at] = tokens[child];
-        values[at] = values[child];
+        if (other < n && ranks_after(b, other, b->tokens[child], b->values[child]))
+            child = other;
+        if (!ranks_after(b, child, token, value))
+            break;
+        b->tokens[at] = b->tokens[child];
+        b->values[at] = b->values[child];
+        at = child;
     }
-    tokens[at] = token;
-    values[at] = value;
+    b->tokens[at] = token;
+    b->values[at] = value;
+}
+
+/* Fills b with the n tokens of the highest logits, the highest first. */
+static void find_best(const best *b, size_t n, const float *logits, size_t vocab_size) {
+    for (size_t i = 0; i < n; i++) {
+        b->tokens[i] = (uint32_t)i;
+        b->values[i] = logits[i] > -INFINITY ? logits[i] : -INFINITY; /* NaN has no order */
+    }
+    for (size_t i = n / 2; i > 0; i--)
+        sift(b, n, i - 1);
+    for (size_t i = n; n && i < vocab_size; i++)
+        if (logits[i] > b->values[0]) { /* an equal one with a higher id ranks after it */
+            b->tokens[0] = (uint32_t)i;
+            b->values[0] = logits[i];
+            sift(b, n, 0);
+        }
+    for (size_t end = n; end > 1; end--) { /* the last in rank goes to the end */
+        uint32_t token = b->tokens[0];
+        float value = b->values[0];
+        b->tokens[0] = b->tokens[end - 1];
+        b->values[0] = b->values[end - 1];
+        sift(b, end - 1, 0);
+        b->tokens[end - 1] = token;
+        b->values[end - 1] = value;
+    }
 }
 
 float llm_logprobs(const float *logits, size_t vocab_size, uint32_t token, size_t n, uint32_t *top_tokens,
     float *top_logprobs) {
     float max = max_of(logits, vocab_size);
-    double log_sum = 0;
-    if (max == INFINITY) { /* they share it all */
-        size_t count = 0;
-        for (size_t i = 0; i < vocab_size; i++)
-            count += logits[i] == INFINITY;
-        log_sum = log((double)count);
-    } else if (max != -INFINITY) {
-        log_sum = log(weigh(logits, vocab_size, max, 1.0f, NULL));
-    }
-
+    double log_sum = log_sum_of(logits, vocab_size, max);
     n = n < vocab_size ? n : vocab_size;
-    for (size_t i = 0; i < n; i++) {
-        top_tokens[i] = (uint32_t)i;
-        top_logprobs[i] = logits[i] > -INFINITY ? logits[i] : -INFINITY; /* NaN has no order */
-    }
-    for (size_t i = n / 2; i-- > 0;)
-        sift(top_tokens, top_logprobs, n, i);
-    for (size_t i = n; n && i < vocab_size; i++)
-        if (logits[i] > top_logprobs[0]) { /* an equal one with a higher id ranks after it */
-            top_tokens[0] = (uint32_t)i;
-            top_logprobs[0] = logits[i];
-            sift(top_tokens, top_logprobs, n, 0);
-        }
-    for (size_t end = n; end-- > 1;) { /* the last in rank goes to the end */
-        uint32_t last = top_tokens[0];
-        float value = top_logprobs[0];
-        top_tokens[0] = top_tokens[end];
-        top_logprobs[0] = top_logprobs[end];
-        sift(top_tokens, top_logprobs, end, 0);
-        top_tokens[end] = last;
-        top_logprobs[end] = value;
-    }
+    find_best(&(best){top_tokens, top_logprobs}, n, logits, vocab_size);
     for (size_t i = 0; i < n; i++)
         top_logprobs[i] = logprob(top_logprobs[i], max, log_sum);
     return token < vocab_size ? logprob(logits[token], max, log_sum) : -INFINITY;
