@@ -23,6 +23,23 @@ const dtype_info dtypes[LLM_N_DTYPES] = {
 
 const char *llm_dtype_name(uint32_t dtype) { return dtype < LLM_N_DTYPES ? dtypes[dtype].name : NULL; }
 
+static const char *const feature_names[] = {
+    "tied",
+    "qkv_bias",
+    "qk_norm",
+    "qk_norm_whole",
+    "no_pre_norm",
+    "post_norm",
+    "router_normalize",
+    "router_sigmoid",
+    "router_bias",
+    "shared_gate",
+};
+
+enum { N_FEATURES = sizeof feature_names / sizeof *feature_names };
+
+const char *llm_feature_name(uint32_t bit) { return bit < N_FEATURES ? feature_names[bit] : NULL; }
+
 static const char *const tensor_names[LLM_N_TENSORS] = {
     [LLM_EMBED] = "embed",
     [LLM_OUT_NORM] = "out_norm",
@@ -94,9 +111,9 @@ static int check_zeros(const char *where, const uint8_t *bytes, size_t n, char *
     return 0;
 }
 
-/* Bits that no enum llm_feature names */
+/* No bit but those of enum llm_feature */
 static int check_bits(const char *where, uint64_t bits, char *err, size_t errlen) {
-    const uint64_t known = 2 * LLM_SHARED_GATE - 1;
+    const uint64_t known = ((uint64_t)1 << N_FEATURES) - 1;
     REQUIRE(!(bits & ~known), "%s: it needs feature %d, which is not known here: " NEWER, where,
         __builtin_ctzll(bits & ~known));
     return 0;

@@ -3,59 +3,186 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-static const char *dtype_name(uint32_t dtype) { return dtype == LLM_INT8 ? "int8" : "fp16"; }
+/* ---------------------------------------------------------------------------------------------------------
+ * What it is */
+
+/* Matrices of a layer whose dtype is a choice; the last two only with a shared expert */
+static const uint32_t MATRICES[] = {
+    LLM_QKV, LLM_ATTN_OUT, LLM_GATE_UP, LLM_DOWN, LLM_SHARED_GATE_UP, LLM_SHARED_DOWN};
+
+static size_t count_matrices(const llm_layer *l) { return l->shared_dim ? 6 : 4; }
+
+/* A bit for each dtype that the model's matrices have */
+static unsigned dtypes_of(const llm_header *h, const llm_layer *layers) {
+    unsigned bits = 1u << h->dtype[LLM_EMBED];
+    if (!(h->required & LLM_TIED))
+        bits |= 1u << h->dtype[LLM_OUTPUT];
+    for (uint32_t i = 0; i < h->n_layers; i++)
+        for (size_t k = 0; k < count_matrices(&layers[i]); k++)
+            bits |= 1u << layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM];
+    return bits;
+}
+
+/* The size of the file if all of them were of this dtype; 0: unknown */
+static uint64_t size_as(run *r, uint8_t dtype) {
+    llm_header h = *r->h;
+    llm_layer *layers = take(r, h.n_layers, sizeof *layers);
+    if (!layers)
+        return 0;
+    memcpy(layers, llm_model_layers(r->model), h.n_layers * sizeof *layers);
+    h.dtype[LLM_EMBED] = dtype;
+    if (!(h.required & LLM_TIED))
+        h.dtype[LLM_OUTPUT] = dtype;
+    for (uint32_t i = 0; i < h.n_layers; i++)
+        for (size_t k = 0; k < count_matrices(&layers[i]); k++)
+            layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = dtype;
+    uint64_t size = llm_file_size(&h, layers, r->err, sizeof r->err);
+    free(layers);
+    return size;
+}
 
 static void print_size(run *r) {
     const llm_header *h = r->h;
-    llm_header other = *h;
-    other.dtype = h->dtype == LLM_INT8 ? LLM_FP16 : LLM_INT8;
-    uint64_t other_size = llm_file_size(&other, r->err, sizeof r->err);
+    const unsigned dtypes = dtypes_of(h, llm_model_layers(r->model));
+    const char *between = "";
     printf("%-18s%" PRIu64 " bytes (%s), format %u\n", "file", h->file_size, size_text((double)h->file_size),
         h->version);
-    printf("%-18s%s", "weights", dtype_name(h->dtype));
-    if (h->dtype == LLM_INT8)
+    printf("%-18s", "weights");
+    for (uint32_t dtype = 0; dtype < LLM_N_DTYPES; dtype++) {
+        if (!(dtypes >> dtype & 1))
+            continue;
+        printf("%s%s", between, llm_dtype_name(dtype));
+        between = " and ";
+    }
+    if (dtypes >> LLM_INT8 & 1)
         printf(", with an fp16 scale for every 64");
-    printf("; %" PRIu64 " bytes (%s) as %s\n", other_size, size_text((double)other_size),
-        dtype_name(other.dtype));
+    between = ";";
+    for (uint8_t dtype = LLM_FP16; dtype <= LLM_INT8; dtype++) {
+        if (dtypes == 1u << dtype)
+            continue;
+        uint64_t size = size_as(r, dtype);
+        printf(
+            "%s %" PRIu64 " bytes (%s) as %s", between, size, size_text((double)size), llm_dtype_name(dtype));
+        between = ",";
+    }
+    putchar('\n');
 }
 
-static void print_parameters(const llm_header *h, const llm_counts *n) {
+/* What a reader of the file must know, and whether it can be checked. */
+static void print_features(const run *r) {
+    const char *between = "";
+    printf("%-18s", "features");
+    for (uint32_t bit = 0; llm_feature_name(bit); bit++) {
+        if (!(r->h->required >> bit & 1))
+            continue;
+        printf("%s%s", between, llm_feature_name(bit));
+        between = ", ";
+    }
+    printf("%s\n", r->h->required ? "" : "none");
+    const char *checksums = "none";
+    if (has_section(r, LLM_CHECKSUMS))
+        checksums = r->o->verify ? "right" : "there, see --verify";
+    printf("%-18s%s\n", "checksums", checksums);
+}
+
+static void print_parameters(const llm_counts *n) {
     printf("%-18s%" PRIu64, "parameters", n->parameters);
-    if (h->n_experts)
+    if (n->active != n->parameters)
         printf(", %" PRIu64 " of them for each token", n->active);
     putchar('\n');
 }
 
-static void print_shape(const llm_header *h) {
-    printf("%-18s%u layers, width %u, feed-forward %u", "shape", h->n_layers, h->dim, h->ffn_dim);
-    if (h->n_experts)
-        printf(" in %u experts, %u for each token", h->n_experts, h->n_active);
-    if (h->shared_dim)
-        printf(" and a shared one of %u", h->shared_dim);
+static int same_ffn(const llm_layer *a, const llm_layer *b) {
+    return a->ffn == b->ffn && a->ffn_dim == b->ffn_dim && a->n_experts == b->n_experts &&
+           a->n_active == b->n_active && a->shared_dim == b->shared_dim;
+}
+
+static int same_heads(const llm_layer *a, const llm_layer *b) {
+    return a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim;
+}
+
+/* How many of the layers are as layer i; 0: an earlier one is, and was counted. */
+static uint32_t count_alike(const llm_header *h, const llm_layer *layers, uint32_t i,
+    int (*same)(const llm_layer *, const llm_layer *)) {
+    uint32_t n = 0;
+    for (uint32_t k = 0; k < h->n_layers; k++) {
+        if (!same(&layers[i], &layers[k]))
+            continue;
+        if (k < i)
+            return 0;
+        n++;
+    }
+    return n;
+}
+
+static void print_ffn(const llm_layer *l) {
+    printf("feed-forward %u", l->ffn_dim);
+    if (l->n_experts)
+        printf(" in %u experts, %u for each token", l->n_experts, l->n_active);
+    if (l->shared_dim)
+        printf(" and a shared one of %u", l->shared_dim);
+}
+
+static void print_shape(const llm_header *h, const llm_layer *layers) {
+    printf("%-18s%u layers, width %u, ", "shape", h->n_layers, h->dim);
+    for (uint32_t i = 0; i < h->n_layers; i++) {
+        const uint32_t alike = count_alike(h, layers, i, same_ffn);
+        if (!alike)
+            continue;
+        if (i)
+            printf("; ");
+        print_ffn(&layers[i]);
+        if (alike < h->n_layers)
+            printf(" in %u layers", alike);
+    }
     putchar('\n');
 }
 
 static void print_attention(const llm_header *h, const llm_layer *layers) {
-    uint32_t with_window = 0, widest = 0;
+    uint32_t with_window = 0, widest = 0, borrowing = 0;
+    printf("%-18s", "attention");
     for (uint32_t i = 0; i < h->n_layers; i++) {
-        with_window += layers[i].window != 0;
-        if (layers[i].window > widest)
-            widest = layers[i].window;
+        const llm_layer *l = &layers[i];
+        with_window += l->window != 0;
+        borrowing += l->kv_layer != i;
+        if (l->window > widest)
+            widest = l->window;
+        const uint32_t alike = count_alike(h, layers, i, same_heads);
+        if (!alike)
+            continue;
+        printf("%s%u heads of %u, %u for keys and values", i ? "; " : "", l->n_heads, l->head_dim,
+            l->n_kv_heads);
+        if (alike < h->n_layers)
+            printf(" in %u layers", alike);
     }
-    printf(
-        "%-18s%u heads of %u, %u for keys and values", "attention", h->n_heads, h->head_dim, h->n_kv_heads);
     if (with_window)
         printf(", in %u layers over %u positions at most", with_window, widest);
+    if (borrowing)
+        printf(", in %u layers with those of another", borrowing);
     putchar('\n');
 }
 
-/* What sets the model apart from Llama. */
-static void print_variant(const llm_header *h) {
+/* A number of a layer that is not what it usually is, once. */
+static void print_unusual(
+    const llm_header *h, const llm_layer *layers, size_t field, float usual, const char *name) {
+    for (uint32_t i = 0; i < h->n_layers; i++) {
+        float value;
+        memcpy(&value, (const char *)&layers[i] + field, sizeof value);
+        if (value != usual) {
+            printf(", %s %g", name, value);
+            return;
+        }
+    }
+}
+
+/* What sets the model apart from Llama, in words. */
+static void print_variant(const llm_header *h, const llm_layer *layers) {
     static const struct {
-        uint32_t flag;
+        uint64_t flag;
         const char *name;
     } flags[] = {
         {LLM_QKV_BIAS, "bias on q, k and v"},
@@ -63,28 +190,25 @@ static void print_variant(const llm_header *h) {
         {LLM_QK_NORM_WHOLE, "over all heads"},
         {LLM_NO_PRE_NORM, "no norm before a block"},
         {LLM_POST_NORM, "norm after a block"},
-        {LLM_GELU, "GELU"},
         {LLM_ROUTER_SIGMOID, "experts by sigmoid"},
         {LLM_ROUTER_BIAS, "bias on their choice"},
         {LLM_SHARED_GATE, "gate on the shared expert"},
     };
-    const struct {
-        float value, usual;
-        const char *name;
-    } numbers[] = {
-        {h->attn_cap, 0, "scores up to"},
-        {h->logit_cap, 0, "logits up to"},
-        {h->embed_scale, 1, "embedding times"},
-        {h->residual_scale, 1, "blocks times"},
-        {h->expert_scale, 1, "experts times"},
-    };
-    printf("%-18soutput %s", "variant", h->flags & LLM_TIED ? "tied to the embedding" : "of its own");
+    printf("%-18soutput %s", "variant", h->required & LLM_TIED ? "tied to the embedding" : "of its own");
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
-        if (h->flags & flags[i].flag)
+        if (h->required & flags[i].flag)
             printf(", %s", flags[i].name);
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        if (numbers[i].value != numbers[i].usual)
-            printf(", %s %g", numbers[i].name, numbers[i].value);
+    if (layers[0].activation == LLM_GELU)
+        printf(", GELU");
+    print_unusual(h, layers, offsetof(llm_layer, attn_cap), 0, "scores up to");
+    if (h->logit_cap != 0)
+        printf(", logits up to %g", h->logit_cap);
+    if (h->embed_scale != 1)
+        printf(", embedding times %g", h->embed_scale);
+    if (h->residual_scale != 1)
+        printf(", blocks times %g", h->residual_scale);
+    if (layers[h->n_layers - 1].ffn == LLM_EXPERTS)
+        print_unusual(h, layers, offsetof(llm_layer, expert_scale), 1, "experts times");
     putchar('\n');
 }
 
@@ -178,17 +302,21 @@ static int print_speed(run *r, const needs *x) {
 int run_info(run *r) {
     const llm_header *h = r->h;
     llm_counts n;
-    if (llm_count(h, &n, r->err, sizeof r->err))
+    const llm_layer *layers = llm_model_layers(r->model);
+    if (llm_count(h, layers, &n, r->err, sizeof r->err))
         return engine_failed(r);
+    if (r->o->verify && llm_verify(r->model, r->err, sizeof r->err))
+        return report(FAILED, "%s: %s", r->o->model ? r->o->model : "the built-in model", r->err);
     if (open_session(r, 1) != OK) /* for its threads and instruction set */
         return FAILED;
     if (print_section(r, LLM_NAME, "name") != OK || print_section(r, LLM_ABOUT, "about") != OK)
         return FAILED;
     print_size(r);
-    print_parameters(h, &n);
-    print_shape(h);
-    print_attention(h, llm_model_layers(r->model));
-    print_variant(h);
+    print_features(r);
+    print_parameters(&n);
+    print_shape(h, layers);
+    print_attention(h, layers);
+    print_variant(h, layers);
     if (print_tokenizer(r) != OK)
         return FAILED;
     print_chat(r);

@@ -1042,45 +1042,26 @@ int llm_truncate(llm_session *s, uint32_t seq, size_t length, char *err, size_t 
     return 0;
 }
 
-/* Calls see() for the pages of `length` positions of each head of each layer that has keys and values of its own:
- * where they begin in a sequence, and their bytes, all in the same order. */
-static void each_head(const llm_session *s, size_t length,
-    void (*see)(uint8_t *kv, size_t size, void *context), uint32_t seq, void *context) {
+/* The first `length` positions of all heads of a sequence, whose pages follow each other in the order of layers,
+ * keys and values, and kv heads: `from_span` and `to_span` positions from a head to the next. */
+static void copy_pages(const llm_session *s, size_t length, const uint16_t *from, size_t from_span,
+    uint16_t *to, size_t to_span) {
     for (size_t layer = 0; layer < s->m->h.n_layers; layer++) {
         const llm_layer *l = &s->m->layers[layer];
-        if (l->kv_layer != layer)
-            continue;
-        for (size_t kind = KEYS; kind <= VALUES; kind++)
-            for (size_t a = 0; a < l->n_kv_heads; a++) {
-                uint8_t *kv = (uint8_t *)cache(s, seq, layer, kind, a);
-                see(kv, align(length, SPAN) * width_of(l) * sizeof(uint16_t), context);
-            }
+        const size_t width = width_of(l), heads = l->kv_layer == layer ? 2 * (size_t)l->n_kv_heads : 0;
+        for (size_t a = 0; a < heads; a++) {
+            memcpy(to, from, align(length, SPAN) * width * sizeof *to);
+            from += from_span * width;
+            to += to_span * width;
+        }
     }
-}
-
-static void copy_across(uint8_t *kv, size_t size, void *context) {
-    const ptrdiff_t *distance = context;
-    memcpy(kv + *distance, kv, size);
-}
-
-static void copy_out(uint8_t *kv, size_t size, void *context) {
-    uint8_t **state = context;
-    memcpy(*state, kv, size);
-    *state += size;
-}
-
-static void copy_in(uint8_t *kv, size_t size, void *context) {
-    uint8_t **state = context;
-    memcpy(kv, *state, size);
-    *state += size;
 }
 
 int llm_copy(llm_session *s, uint32_t from, uint32_t to, size_t length, char *err, size_t errlen) {
     TRY(check_sequence(s, from, length, err, errlen) || check_sequence(s, to, 0, err, errlen));
     if (from != to) {
-        ptrdiff_t distance = ((ptrdiff_t)to - (ptrdiff_t)from) * (ptrdiff_t)(s->seq_size * sizeof *s->kv);
         llm_truncate(s, to, 0, err, errlen);
-        each_head(s, length, copy_across, from, &distance);
+        copy_pages(s, length, s->kv + from * s->seq_size, s->span, s->kv + to * s->seq_size, s->span);
     }
     s->length[to] = length;
     return 0;
@@ -1089,10 +1070,13 @@ int llm_copy(llm_session *s, uint32_t from, uint32_t to, size_t length, char *er
 int llm_state(llm_session *s, uint32_t seq, size_t length, void *state, int set, char *err, size_t errlen) {
     TRY(check_sequence(s, seq, set ? 0 : length, err, errlen));
     REQUIRE(length <= s->o.context, "%zu positions do not fit into a context of %u", length, s->o.context);
-    if (set) {
-        llm_truncate(s, seq, 0, err, errlen);
-        s->length[seq] = length;
+    uint16_t *kv = s->kv + seq * s->seq_size;
+    if (!set) {
+        copy_pages(s, length, kv, s->span, state, align(length, SPAN));
+        return 0;
     }
-    each_head(s, length, set ? copy_in : copy_out, seq, &state);
+    llm_truncate(s, seq, 0, err, errlen);
+    copy_pages(s, length, state, align(length, SPAN), kv, s->span);
+    s->length[seq] = length;
     return 0;
 }

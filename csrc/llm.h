@@ -81,6 +81,9 @@ enum llm_feature {
                                   the router (Qwen2-MoE) */
 };
 
+/* "tied", "qkv_bias" and so on, of the feature with this bit (0: LLM_TIED); NULL: there is no such feature. */
+const char *llm_feature_name(uint32_t bit);
+
 /* What a file offers: the bits of header.optional. A reader passes over bits that it does not know. */
 enum llm_offer {
     LLM_HAS_CHECKSUMS = 1 /* section LLM_CHECKSUMS */

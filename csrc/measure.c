@@ -200,7 +200,7 @@ int run_bench(run *r) {
     bench b = {.n_prompt = r->o->prompt_tokens, .repeat = r->o->repeat};
     b.n_made = r->o->max_tokens ? r->o->max_tokens : 64;
     llm_counts n;
-    if (llm_count(r->h, &n, r->err, sizeof r->err))
+    if (llm_count(r->h, llm_model_layers(r->model), &n, r->err, sizeof r->err))
         return engine_failed(r);
     if (open_session(r, (uint32_t)(b.n_prompt + b.n_made)) != OK || open_bench(r, &b, n.read) != OK)
         return FAILED;

@@ -75,6 +75,8 @@ static const option OPTIONS[] = {
      .help = "print only the ids, on one line"},
     {.name = "speed", .kind = FLAG, .commands = INFO, .field = AT(speed),
      .help = "measure how fast memory can be read, and so how many tokens/s to expect at most"},
+    {.name = "verify", .kind = FLAG, .commands = INFO, .field = AT(verify),
+     .help = "read the whole file and compare it with its checksums"},
     {.name = "prompt-tokens", .kind = COUNT, .commands = BENCH,
      .field = AT(prompt_tokens), .low = 1, .high = 1 << 20, .value = "N",
      .help = "tokens of the prompt"},

@@ -13,7 +13,7 @@ typedef struct settings {
     size_t n_stops;
     llm_sampling sampling;
     uint32_t max_tokens, threads, context, stride, prompt_tokens, repeat; /* 0: not given */
-    int has_seed, no_echo, no_special, no_bos, hide_thinking, no_thinking, ids, speed, verbose, help;
+    int has_seed, no_echo, no_special, no_bos, hide_thinking, no_thinking, ids, speed, verify, verbose, help;
 } settings;
 
 enum { /* a bit for each command: which of them take an option */
