@@ -1,0 +1,234 @@
+/* session.c - sessions: their memory, one mapping that is reserved once, and their sequences' keys and values, which
+ * are cut, copied, moved out and moved in. */
+#include "session.h"
+#include "fail.h"
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* ------------------------------------------------------------------------------------------------------
+ * Opening and closing */
+
+/* The bytes that a buffer takes of the arena. With LLM_GUARD, which tests define, each ends where pages begin
+ * that nothing may touch: a number written behind it ends the process at once. */
+#ifdef LLM_GUARD
+#define GUARD ((size_t)1 << 16) /* a multiple of every page size */
+#define ROOM(size) (align(size, GUARD) + GUARD)
+#else
+#define GUARD ((size_t)0)
+#define ROOM(size) align(size, 64)
+#endif
+
+/* The most that any layer needs: numbers of a row of each buffer */
+typedef struct widths {
+    size_t qkv, q, att, parts, ffn, picks, experts, group, width;
+} widths;
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+static widths measure(const llm_model *m) {
+    widths w = {0};
+    for (size_t i = 0; i < m->h.n_layers; i++) {
+        const llm_layer *l = &m->layers[i];
+        const size_t heads = l->n_heads + 2 * (size_t)l->n_kv_heads;
+        w.qkv = larger(w.qkv, align(heads * l->head_dim, LLM_GROUP));
+        w.att = larger(w.att, align((size_t)l->n_heads * l->head_dim, LLM_GROUP));
+        w.q = larger(w.q, l->n_heads * width_of(l));
+        w.parts = larger(w.parts, l->n_heads * (width_of(l) + 2));
+        w.ffn = larger(w.ffn, align(larger(l->ffn_dim, l->shared_dim), LLM_GROUP));
+        w.picks = larger(w.picks, picks_of(l));
+        w.experts = larger(w.experts, l->n_experts);
+        w.group = larger(w.group, group_of(l));
+    }
+    return w;
+}
+
+/* Numbers of a sequence's keys and values in one layer */
+static size_t layer_kv_size(const llm_session *s, const llm_layer *l) {
+    return 2 * l->n_kv_heads * width_of(l) * s->span;
+}
+
+/* Where each layer's keys begin, once there is memory to write it to; returns how many numbers all take. */
+static size_t place_layers(const llm_session *s, size_t *layer_kv) {
+    size_t size = 0;
+    for (size_t i = 0; i < s->m->h.n_layers; i++) {
+        const llm_layer *l = &s->m->layers[i];
+        const int own = l->kv_layer == i;
+        if (layer_kv)
+            layer_kv[i] = own ? size : layer_kv[l->kv_layer];
+        size += own ? layer_kv_size(s, l) : 0;
+    }
+    return size;
+}
+
+/* Reserves the buffers; memory is taken as they are first written. */
+static int open_buffers(llm_session *s, char *err, size_t errlen) {
+    const llm_header *h = &s->m->h;
+    const widths w = measure(s->m);
+    const size_t b = s->o.batch, n_seqs = s->o.n_seqs, f = sizeof(float);
+    s->dim = align(h->dim, LLM_GROUP);
+    s->qkv_dim = w.qkv;
+    s->span = align(s->o.context, SPAN);
+    s->seq_size = align(place_layers(s, NULL), 1 << 15);
+    s->run = align((48 + w.group - 1) / w.group, 8);
+    s->part = s->span > 8 * 512 ? align(s->span / 8, SPAN) : 512;
+    s->part_size = b * w.parts;
+    s->n_parts = (s->span + s->part - 1) / s->part;
+    const size_t columns = larger(s->dim, larger(w.att, w.ffn));
+    const size_t mixed = w.picks ? b : 0; /* tokens of an expert */
+    const struct {
+        void *slot;
+        size_t size;
+    } buffers[] = {
+        {&s->kv, n_seqs * s->seq_size * sizeof(uint16_t)},
+        {&s->layer_kv, h->n_layers * sizeof(size_t)},
+        {&s->length, n_seqs * sizeof(size_t)},
+        {&s->new_length, n_seqs * sizeof(size_t)},
+        {&s->seqs, b * f},
+        {&s->pos, b * f},
+        {&s->rows, b * f},
+        {&s->runs, (b + 1) * f},
+        {&s->x, b * s->dim * f},
+        {&s->xb, b * s->dim * f},
+        {&s->out, b * s->dim * f},
+        {&s->rotation, b * h->n_rope * h->rope_dim * f},
+        {&s->qkv, b * w.qkv * f},
+        {&s->q, b * w.q * f},
+        {&s->scores, s->o.threads * s->run * w.group * SPAN * f},
+        {&s->parts, s->n_parts * s->part_size * f},
+        {&s->att, b * w.att * f},
+        {&s->gate, 2 * b * w.ffn * f},
+        {&s->hidden, b * w.ffn * f},
+        {&s->router, b * (w.experts + 1) * f},
+        {&s->chosen, b * w.picks * f},
+        {&s->gains, b * w.picks * f},
+        {&s->members, b * w.picks * f},
+        {&s->starts, (w.experts + 2) * f},
+        {&s->expert_x, mixed * s->dim * f},
+        {&s->expert_gains, mixed * f},
+        {&s->expert_out, mixed * s->dim * f},
+        {&s->quants, align(b, 32) * (columns + 32) * sizeof(int16_t)},
+        {&s->scales, b * columns / LLM_GROUP * f},
+    };
+    const size_t n = sizeof buffers / sizeof *buffers;
+    for (size_t i = 0; i < n; i++)
+        s->arena_size += ROOM(buffers[i].size);
+    const int map = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    if ((double)s->seq_size * (double)n_seqs < 0x1p60)
+        s->arena = mmap(NULL, s->arena_size, PROT_READ | PROT_WRITE, map, -1, 0);
+    REQUIRE(s->arena && s->arena != MAP_FAILED, "no memory for %zu sequences of %u", n_seqs, s->o.context);
+    uint8_t *at = s->arena;
+    for (size_t i = 0; i < n; i++) {
+        at += ROOM(buffers[i].size) - GUARD;
+        const uint8_t *start = at - align(buffers[i].size, 64);
+        memcpy(buffers[i].slot, &start, sizeof start);
+        REQUIRE(!GUARD || !mprotect(at, GUARD, PROT_NONE), "no memory for guard pages");
+        at += GUARD;
+    }
+    place_layers(s, s->layer_kv);
+    return 0;
+}
+
+static llm_options with_defaults(const llm_options *options, const llm_header *h) {
+    llm_options o = {0};
+    if (options)
+        o = *options;
+    if (!o.context)
+        o.context = h->context;
+    if (!o.n_seqs)
+        o.n_seqs = 1;
+    if (!o.threads)
+        o.threads = llm_default_threads();
+    if (!o.batch)
+        o.batch = 256;
+    return o;
+}
+
+static int open_session(
+    llm_session *s, const llm_model *m, const llm_options *options, char *err, size_t errlen) {
+    s->m = m;
+    s->o = with_defaults(options, &m->h);
+    s->k = pick_kernels(err, errlen);
+    TRY(!s->k);
+    REQUIRE(s->o.context <= 1 << 28 && s->o.n_seqs <= 1 << 16 && s->o.threads <= MAX_THREADS &&
+                s->o.batch <= MAX_BATCH,
+        "over 2^28 positions, 65536 sequences, %d threads or batches of %d", MAX_THREADS, MAX_BATCH);
+    return open_buffers(s, err, errlen);
+}
+
+llm_session *llm_session_open(const llm_model *m, const llm_options *options, char *err, size_t errlen) {
+    llm_session *s = calloc(1, sizeof *s);
+    REQUIRE_OR_NULL(s, "out of memory");
+    if (!open_session(s, m, options, err, errlen))
+        return s;
+    llm_session_close(s);
+    return NULL;
+}
+
+void llm_session_close(llm_session *s) {
+    if (s && s->arena && s->arena != MAP_FAILED)
+        munmap(s->arena, s->arena_size);
+    free(s);
+}
+
+const llm_options *llm_session_options(const llm_session *s) { return &s->o; }
+
+const char *llm_session_isa(const llm_session *s) { return s->k->name; }
+
+/* ------------------------------------------------------------------------------------------------------
+ * Sequences: cut, copied, moved out and in */
+
+size_t llm_length(const llm_session *s, uint32_t seq) { return seq < s->o.n_seqs ? s->length[seq] : 0; }
+
+static int check_sequence(const llm_session *s, uint32_t seq, size_t length, char *err, size_t errlen) {
+    REQUIRE(seq < s->o.n_seqs, "there is no sequence %u: the session has %u", seq, s->o.n_seqs);
+    REQUIRE(length <= s->length[seq], "sequence %u has %zu positions, not %zu", seq, s->length[seq], length);
+    return 0;
+}
+
+int llm_truncate(llm_session *s, uint32_t seq, size_t length, char *err, size_t errlen) {
+    TRY(check_sequence(s, seq, length, err, errlen));
+    if (length == 0 && s->length[seq])
+        madvise(s->kv + seq * s->seq_size, s->seq_size * sizeof *s->kv, MADV_DONTNEED);
+    s->length[seq] = length;
+    return 0;
+}
+
+/* The first `length` positions of all heads of a sequence, whose pages follow each other in the order of layers,
+ * keys and values, and kv heads: `from_span` and `to_span` positions from a head to the next. */
+static void copy_pages(const llm_session *s, size_t length, const uint16_t *from, size_t from_span,
+    uint16_t *to, size_t to_span) {
+    for (size_t layer = 0; layer < s->m->h.n_layers; layer++) {
+        const llm_layer *l = &s->m->layers[layer];
+        const size_t width = width_of(l), heads = l->kv_layer == layer ? 2 * (size_t)l->n_kv_heads : 0;
+        for (size_t a = 0; a < heads; a++) {
+            memcpy(to, from, align(length, SPAN) * width * sizeof *to);
+            from += from_span * width;
+            to += to_span * width;
+        }
+    }
+}
+
+int llm_copy(llm_session *s, uint32_t from, uint32_t to, size_t length, char *err, size_t errlen) {
+    TRY(check_sequence(s, from, length, err, errlen) || check_sequence(s, to, 0, err, errlen));
+    if (from != to) {
+        llm_truncate(s, to, 0, err, errlen);
+        copy_pages(s, length, s->kv + from * s->seq_size, s->span, s->kv + to * s->seq_size, s->span);
+    }
+    s->length[to] = length;
+    return 0;
+}
+
+int llm_state(llm_session *s, uint32_t seq, size_t length, void *state, int set, char *err, size_t errlen) {
+    TRY(check_sequence(s, seq, set ? 0 : length, err, errlen));
+    REQUIRE(length <= s->o.context, "%zu positions do not fit into a context of %u", length, s->o.context);
+    uint16_t *kv = s->kv + seq * s->seq_size;
+    if (!set) {
+        copy_pages(s, length, kv, s->span, state, align(length, SPAN));
+        return 0;
+    }
+    llm_truncate(s, seq, 0, err, errlen);
+    copy_pages(s, length, state, align(length, SPAN), kv, s->span);
+    s->length[seq] = length;
+    return 0;
+}

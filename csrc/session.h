@@ -1,0 +1,101 @@
+/* session.h - what a session owns: keys and values of its sequences, and the buffers of one pass. session.c makes
+ * it, llm.c works with it. Not part of the interface. */
+#ifndef SESSION_H
+#define SESSION_H
+#include "file.h"
+#include "kernels.h"
+#include "threads.h"
+
+/* The buffers, with B tokens in a batch. Rows are padded to a multiple of 64 columns, and the padding is 0. Where
+ * layers differ, a buffer has room for the largest; q_dim, n_kv_heads and the like are then those of the layer
+ * at work. */
+struct llm_session {
+    const llm_model *m;
+    const kernels *k;
+    llm_options o;
+    team_barrier barrier;
+    uint8_t *arena; /* one mapping that holds all buffers */
+    size_t arena_size;
+
+    /* keys and values: of each sequence, of each layer that makes its own, keys and values, of each kv head, pages
+     * of SPAN positions, see kv_offset() */
+    uint16_t *kv;       /* (n_seqs, seq_size) fp16 */
+    size_t *layer_kv;   /* (n_layers,) where a layer's keys begin in a sequence */
+    size_t *length;     /* (n_seqs,) positions of each sequence */
+    size_t *new_length; /* (n_seqs,) to count ahead in */
+    size_t seq_size;    /* numbers of a sequence */
+    size_t span;        /* positions that a sequence has room for: the context in whole pages */
+
+    /* the batch */
+    uint32_t *seqs, *pos; /* (B,) sequence and position of each token */
+    uint32_t *rows;       /* (n_rows,) tokens whose logits are wanted */
+    uint32_t *runs; /* (n_runs + 1,) tokens at which runs begin: neighbours in a sequence, at most `run` */
+    size_t n_runs, run;
+
+    float *x;        /* (B, dim) the residual stream, */
+    float *xb;       /* (B, dim) its norm, */
+    float *out;      /* (B, dim) and what a block adds to it */
+    float *rotation; /* (n_rope, B, 2, rope_dim / 2) cosines and sines of each token's position */
+    size_t dim;      /* padded */
+
+    /* attention */
+    float *qkv; /* (B, qkv_dim) projections: q_dim queries, kv_dim keys, kv_dim values */
+    float *q;   /* (n_kv_heads, B, group, width) queries, rotated and scaled; width: a head's, padded to 16 */
+    float *scores; /* (threads, run * group, SPAN); group: query heads that share a kv head */
+    float *parts; /* (n_parts, n_kv_heads, B, group, width + 2) attention over a part of the positions each: a
+                      weighted sum of values, the largest score, the sum of weights */
+    float *att;   /* (B, q_dim) attention over all of them */
+    size_t qkv_dim, part_size; /* columns of qkv; numbers of a part */
+    size_t part, n_parts;      /* positions in a part, and how many parts there are at most */
+
+    /* feed-forward */
+    float *gate;   /* (B, 2 * ffn_dim) gates, then ups */
+    float *hidden; /* (B, ffn_dim) */
+
+    /* mixtures; every token goes through `picks` experts, of which the shared one is the last */
+    float *router;       /* (B, n_experts + 1) logits, then probabilities; the last one is the shared gate */
+    uint32_t *chosen;    /* (B, picks) experts of a token, the shared one is number n_experts */
+    float *gains;        /* (B, picks) their weights */
+    uint32_t *members;   /* (B * picks,) places in `chosen` of expert 0, then of expert 1, ... */
+    uint32_t *starts;    /* (n_experts + 2,) where in `members` they begin */
+    float *expert_x;     /* (B, dim) the tokens of one expert, side by side, */
+    float *expert_gains; /* (B,) their weights, */
+    float *expert_out;   /* (B, dim) and what it makes of them */
+
+    /* activations as a product wants them: 16 bits for each number, and a scale for 64 */
+    int16_t *quants; /* (B, columns + 32) */
+    float *scales;   /* (B, columns / 64) */
+};
+
+/* A head's numbers in the cache, and the query heads that share one of its keys */
+static inline size_t width_of(const llm_layer *l) { return align(l->head_dim, LLM_TILE); }
+
+static inline size_t group_of(const llm_layer *l) { return l->n_heads / l->n_kv_heads; }
+
+static inline size_t picks_of(const llm_layer *l) { return l->n_active + !!l->shared_dim; }
+
+/* Where a row and a column of a matrix in tiles lie, if a column of a row is one number, see llm.h */
+static inline size_t in_tile(size_t row, size_t col, size_t cols) {
+    return (row / LLM_TILE * cols + col) * LLM_TILE + row % LLM_TILE;
+}
+
+enum { KEYS, VALUES };
+
+/* The keys or values of one head of one layer of a sequence, (span, width) in pages */
+static inline uint16_t *cache(const llm_session *s, size_t seq, size_t layer, size_t kind, size_t head) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t rows = kind * l->n_kv_heads + head;
+    return s->kv + seq * s->seq_size + s->layer_kv[layer] + rows * s->span * width_of(l);
+}
+
+/* Where number c of a position lies in there: in a page of SPAN positions, whose keys (SPAN, width) or transposed
+ * values (width, SPAN) are a matrix in tiles, as weights are, so that both are multiplied as they are */
+static inline size_t kv_offset(size_t kind, size_t width, size_t pos, size_t c) {
+    const size_t page = pos / SPAN * SPAN * width, row = pos % SPAN;
+    return page + (kind == KEYS ? in_tile(row, c, width) : in_tile(c, row, SPAN));
+}
+
+/* The best kernels that the processor has, or those that PYLLM_ISA names; NULL: err says that it has none such. */
+const kernels *pick_kernels(char *err, size_t errlen);
+
+#endif
