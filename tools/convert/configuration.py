@@ -10,18 +10,6 @@ from .sources import ConvertError, shown
 
 Config = dict[str, Any]
 LARGEST = 1e30  # of a number in a configuration: far from the end of float32
-# The smallest model that the format has; other fields are checked against the format's limits with these
-LEAST = {
-    "dim": 1,
-    "ffn_dim": 1,
-    "n_layers": 1,
-    "n_heads": 1,
-    "n_kv_heads": 1,
-    "head_dim": 2,
-    "vocab_size": 1,
-    "context": 1,
-    "n_rope": 1,
-}
 
 
 def integer(config: Config, *keys: str, zero: bool = False) -> int:
@@ -55,13 +43,11 @@ def switch(config: Config, key: str) -> bool:
 
 def layer_count(config: Config) -> int:
     """num_hidden_layers, checked against the format's limit before anything is sized by it."""
-    n_layers = integer(config, "num_hidden_layers")
-    flatfile.make_header("fp16", LEAST | {"n_layers": n_layers})
-    return n_layers
+    return flatfile.check_layer_count(integer(config, "num_hidden_layers"))
 
 
 def expert_count(config: Config) -> int:
     """The number of experts, checked like layer_count."""
-    n_experts = integer(config, "num_local_experts", "num_experts")
-    flatfile.make_header("fp16", LEAST | {"n_experts": n_experts, "n_active": 1})
+    n_experts = integer(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    flatfile.make_layout(flatfile.Shape(layers=(flatfile.Layer(n_experts=n_experts, n_active=1),)))
     return n_experts

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -132,13 +132,13 @@ def same(one: sources.Tensor, other: sources.Tensor) -> bool:
 def settle_tie(model: Model, tensors: dict[str, sources.Tensor]) -> None:
     """Output matrix and embedding, the way PreTrainedModel.tie_weights of transformers 5 does it: stored
     twice they are tied only if they are equal; stored once, the one serves as both."""
-    if not model.fields["flags"] & lib.LLM_TIED:
+    if not model.shape.tied:
         return
     embedding, output = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
     if embedding is None and output is not None:
         tensors["model.embed_tokens.weight"] = output
     if embedding is not None and output is not None and not same(embedding, output):
-        model.fields["flags"] &= ~lib.LLM_TIED
+        model.shape = replace(model.shape, tied=False)
         model.notes.append(
             "the configuration ties the output matrix to the embedding, but both are stored and differ: "
             "kept apart"
@@ -148,13 +148,13 @@ def settle_tie(model: Model, tensors: dict[str, sources.Tensor]) -> None:
 
 
 def collect(
-    source: Source, model: Model, header: object, tensors: dict[str, sources.Tensor]
+    source: Source, model: Model, layout: flatfile.Layout, tensors: dict[str, sources.Tensor]
 ) -> list[tuple[flatfile.Place, list[sources.Tensor]]]:
     """The parts of each tensor of the flat file. Names every tensor that is missing, unused, or of the wrong
     shape."""
     plan: list[tuple[flatfile.Place, list[sources.Tensor]]] = []
     missing, wrong, used = [], [], set()
-    for place in flatfile.places(header):
+    for place in flatfile.places(layout):
         parts, rows = [], 0
         for name, shape in parts_of(model, place.tensor, place.layer, place.expert):
             used.add(name)
@@ -167,7 +167,7 @@ def collect(
             else:
                 parts.append(tensor)
         if (place.rows * place.cols if place.dtype == lib.LLM_FP32 else place.rows) != rows:
-            raise ConvertError(f"{place.tensor}: the table of families has {rows} rows, llm.c {place.rows}")
+            raise ConvertError(f"{place.tensor}: the table of families has {rows} rows, file.c {place.rows}")
         plan.append((place, parts))
         if len(missing) > MAX_MISSING:
             names = sources.listing(list(dict.fromkeys(missing))[:8], 8)
@@ -178,9 +178,7 @@ def collect(
     if wrong:
         raise ConvertError(f"{plural(len(wrong), 'has', 'have')} the wrong shape: {sources.listing(wrong)}")
     unused = [
-        name
-        for name in tensors.keys() - used
-        if not (name.endswith(BIASES) and all_zero(tensors[name]))
+        name for name in tensors.keys() - used if not (name.endswith(BIASES) and all_zero(tensors[name]))
     ]
     if unused:
         names = sorted(tensors[name].name for name in unused)
@@ -328,7 +326,7 @@ def convert_source(
     tensors = named(model, source.tensors, rename=not source.canonical)
     settle_tie(model, tensors)
     for adapter in adapters:
-        count = lora.merge(adapter, model.family, tensors, bool(model.fields["flags"] & lib.LLM_TIED))
+        count = lora.merge(adapter, model.family, tensors, model.shape.tied)
         model.notes.append(f"merged {count} matrices of the adapter {adapter.name}")
     tensors = canonical(model, tensors)
 
@@ -342,7 +340,7 @@ def convert_source(
     check: Callable[[Path], None] = lambda path: None  # noqa: E731
     if tokenizer is not False:
         ends = "\n".join(templates.values()) or None
-        sections |= make_tokenizer(source, tokenizer, int(model.fields["vocab_size"]), ends)
+        sections |= make_tokenizer(source, tokenizer, model.shape.vocab_size, ends)
         folder = tokenizer or source.path
         if folder.is_dir():
 
@@ -356,13 +354,12 @@ def convert_source(
 
     sections |= make_chat(templates, source.special_tokens, model.notes)
 
-    area = flatfile.pack_sections(sections)
-    header = flatfile.make_header(dtype, model.fields, len(area))
-    plan = collect(source, model, header, tensors)
+    layout = flatfile.finish_layout(model.shape, dtype, sections)
+    plan = collect(source, model, layout, tensors)
     threads = max(1, lib.llm_default_threads())
     with progress_bar(sum(place.size for place, _ in plan), quiet) as progress:
-        errors = flatfile.write(out, header, model.layers, model.angles, area, plan, threads, progress, check)
-    return report(out, header, plan, errors, model.notes)
+        errors = flatfile.write(out, layout, model.angles, plan, threads, progress, check)
+    return report(out, layout, plan, errors, model.notes)
 
 
 def make_tokenizer(
@@ -464,7 +461,7 @@ def check_destination(out: Path, source: Source) -> None:
 
 def report(
     out: Path,
-    header: object,
+    layout: flatfile.Layout,
     plan: list[tuple[flatfile.Place, list[sources.Tensor]]],
     errors: dict[str, flatfile.Error],
     notes: list[str],
@@ -476,7 +473,7 @@ def report(
         total.add(error)
     return Report(
         path=out,
-        bytes=header.file_size,
+        bytes=layout.header.file_size,
         parameters=sum(place.rows * place.cols for place, _ in plan),
         max_error=total.largest,
         mean_error=total.total / max(1, total.count),

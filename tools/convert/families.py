@@ -14,7 +14,7 @@ from typing import Any
 from pyllm._llm import lib
 
 from .configuration import Config, integer, layer_count, number
-from .sources import ConvertError
+from .sources import ConvertError, shown
 
 BIAS = {"attention_bias": lib.LLM_QKV_BIAS}
 
@@ -64,6 +64,29 @@ def value_of(name: str, absent: float = 1.0) -> Callable[[Config], float]:
     return lambda config: absent if config.get(name) is None else number(config, name)
 
 
+def sparse_by_step(config: Config, i: int) -> bool:
+    """Qwen2MoeDecoderLayer: every so many-th layer has experts, but for those that are listed."""
+    dense, step = config.get("mlp_only_layers"), config.get("decoder_sparse_step")
+    if not isinstance(dense, (list, type(None))):
+        raise ConvertError(f"configuration: mlp_only_layers is {shown(dense)}, not a list of layers")
+    step = 1 if step is None else integer(config, "decoder_sparse_step")
+    return i not in (dense or ()) and (i + 1) % step == 0
+
+
+def sparse_after_first(config: Config, i: int) -> bool:
+    """Glm4MoeDecoderLayer: the first layers are dense."""
+    return i >= integer(config, "first_k_dense_replace", zero=True)
+
+
+def sparse_between(config: Config, i: int) -> bool:
+    """Ernie4_5_MoeDecoderLayer: every so many-th layer from a first to a last has experts; -1 is the last of
+    all."""
+    last = config["moe_layer_end_index"]
+    last = layer_count(config) - 1 if last == -1 else integer(config, "moe_layer_end_index", zero=True)
+    first = integer(config, "moe_layer_start_index", zero=True)
+    return first <= i <= last and (i + 1) % integer(config, "moe_layer_interval") == 0
+
+
 @dataclass(frozen=True)
 class Family:
     """One row of the table. `defaults` are transformers' own, for keys that config.json may leave out."""
@@ -71,14 +94,19 @@ class Family:
     name: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     rename: tuple[tuple[str, str], ...] = ()  # substitutions that turn its tensor names into those of TENSORS
-    flags: int = 0  # of llm_header
+    flags: int = 0  # of llm_layer
     switches: Mapping[str, int] = field(default_factory=lambda: BIAS)  # a key of the configuration -> a flag
-    numbers: Mapping[str, Callable[[Config], float]] = field(default_factory=dict)  # fields of llm_header
+    # fields of llm_header and llm_layer
+    numbers: Mapping[str, Callable[[Config], float]] = field(default_factory=dict)
     logit_scale: Callable[[Config], float] = lambda config: 1.0  # multiplies the logits
     norm_offset: float = 0.0  # what is added to the vector of every norm
+    activation: int = lib.LLM_SILU
     ffn: str = "intermediate_size"  # the key of the feed-forward block's (or one expert's) inner width
     experts: bool = False
+    sparse: Callable[[Config, int], bool] = lambda config, i: True  # whether layer i has experts, if any has
+    dense: str = "intermediate_size"  # the key of the inner width of layers without experts
     shared: str | None = None  # the key of the shared expert's inner width
+    n_shared: str | None = None  # the key of the number of shared experts, which are one of all their widths
     kinds: Callable[[Config], list[str]] = sliding(lambda config, i: False, listed=False)
     ropes: Callable[[Config, list[str]], list[str | None]] = ropes_of_kinds
     local_rope: bool = False  # layers with a window have a rotary table of their own
@@ -91,7 +119,11 @@ WINDOW = {"use_sliding_window": True, "sliding_window": None}
 QWEN = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 QWEN_KINDS = sliding(lambda config, i: i >= integer(config, "max_window_layers", zero=True))
 EVERY = sliding(lambda config, i: True, listed=False)
-ALL_SPARSE = {"decoder_sparse_step": (None, 1), "mlp_only_layers": (None, [])}
+UNGROUPED = {"n_group": (None, 1), "topk_group": (None, 1)}  # all experts are chosen from together
+SHARED_NAMES = (
+    (".mlp.shared_experts.", ".mlp.shared_expert."),
+    (".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias"),
+)
 NORMALIZE = {"norm_topk_prob": lib.LLM_ROUTER_NORMALIZE}
 MIXTRAL_NAMES = (
     (".block_sparse_moe.", ".mlp."),
@@ -195,7 +227,7 @@ FAMILIES: dict[str, Family] = {
         experts=True,
         shared="shared_expert_intermediate_size",
         kinds=sliding(lambda config, i: i % 2 == 0 and i < integer(config, "max_window_layers", zero=True)),
-        only=ALL_SPARSE,
+        sparse=sparse_by_step,
     ),
     "Qwen3ForCausalLM": Family(
         "Qwen3", defaults={"head_dim": 128, **QWEN}, flags=lib.LLM_QK_NORM, kinds=QWEN_KINDS
@@ -208,7 +240,7 @@ FAMILIES: dict[str, Family] = {
         ffn="moe_intermediate_size",
         experts=True,
         kinds=EVERY,
-        only=ALL_SPARSE,
+        sparse=sparse_by_step,
     ),
     "SmolLM3ForCausalLM": Family(
         "SmolLM3",
@@ -232,7 +264,7 @@ FAMILIES: dict[str, Family] = {
     "GemmaForCausalLM": Family(
         "Gemma",
         defaults={**GEMMA, "num_key_value_heads": 16},
-        flags=lib.LLM_GELU,
+        activation=lib.LLM_GELU,
         numbers={"embed_scale": GEMMA_NUMBERS["embed_scale"]},
         norm_offset=1.0,
         only=GEMMA_ONLY,
@@ -248,7 +280,8 @@ FAMILIES: dict[str, Family] = {
             "final_logit_softcapping": 30.0,
         },
         rename=GEMMA_NAMES,
-        flags=lib.LLM_GELU | lib.LLM_POST_NORM,
+        flags=lib.LLM_POST_NORM,
+        activation=lib.LLM_GELU,
         numbers={**GEMMA_NUMBERS, "attn_cap": value_of("attn_logit_softcapping", 0.0)},
         norm_offset=1.0,
         kinds=sliding(lambda config, i: i % 2 == 0),
@@ -272,7 +305,8 @@ FAMILIES: dict[str, Family] = {
             "rope_local_base_freq": 10000.0,
         },
         rename=GEMMA_NAMES,
-        flags=lib.LLM_GELU | lib.LLM_POST_NORM | lib.LLM_QK_NORM,
+        flags=lib.LLM_POST_NORM | lib.LLM_QK_NORM,
+        activation=lib.LLM_GELU,
         numbers=GEMMA_NUMBERS,
         norm_offset=1.0,
         kinds=sliding(lambda config, i: (i + 1) % integer(config, "sliding_window_pattern") != 0),
@@ -356,6 +390,89 @@ FAMILIES: dict[str, Family] = {
         switches={"use_bias": lib.LLM_QKV_BIAS},
         interleaved=True,
     ),
+    "Glm4MoeForCausalLM": Family(
+        "GLM-4.5",
+        defaults={
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "partial_rotary_factor": 0.5,
+            "moe_intermediate_size": 1408,
+            "num_experts_per_tok": 8,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+        },
+        rename=SHARED_NAMES,
+        flags=lib.LLM_ROUTER_SIGMOID | lib.LLM_ROUTER_BIAS,
+        switches={"use_qk_norm": lib.LLM_QK_NORM, **BIAS, **NORMALIZE},
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=sparse_after_first,
+        shared="moe_intermediate_size",
+        n_shared="n_shared_experts",
+        partial=True,
+        only=UNGROUPED,
+    ),
+    "Dots1ForCausalLM": Family(
+        "dots.llm1",
+        defaults={
+            "moe_intermediate_size": 1408,
+            "first_k_dense_replace": 0,
+            **WINDOW,
+            "sliding_window": 4096,
+            "max_window_layers": 62,
+        },
+        rename=SHARED_NAMES,
+        flags=lib.LLM_QK_NORM | lib.LLM_ROUTER_SIGMOID | lib.LLM_ROUTER_BIAS,
+        switches=BIAS | NORMALIZE,
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=sparse_after_first,
+        shared="moe_intermediate_size",
+        n_shared="n_shared_experts",
+        kinds=sliding(
+            lambda config, i: (
+                config["sliding_window"] is not None and i >= integer(config, "max_window_layers", zero=True)
+            )
+        ),
+        only=UNGROUPED,
+    ),
+    "DeepseekForCausalLM": Family(
+        "DeepSeek V1",
+        defaults={"num_experts_per_tok": 6, "first_k_dense_replace": 0, "norm_topk_prob": False},
+        rename=SHARED_NAMES,
+        switches=BIAS | NORMALIZE,
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=sparse_after_first,
+        shared="moe_intermediate_size",
+        n_shared="n_shared_experts",
+        only={"scoring_func": (None, "softmax"), "moe_layer_freq": (None, 1)},
+    ),
+    "Ernie4_5_MoeForCausalLM": Family(
+        "ERNIE 4.5 MoE",
+        defaults={
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+            "moe_intermediate_size": 1536,
+            "moe_k": 6,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": -1,
+            "moe_layer_interval": 1,
+        },
+        rename=(*SHARED_NAMES, (".mlp.moe_statics.", ".mlp.")),
+        flags=lib.LLM_ROUTER_NORMALIZE | lib.LLM_ROUTER_BIAS,
+        switches={"use_bias": lib.LLM_QKV_BIAS},
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=sparse_between,
+        shared="moe_intermediate_size",
+        n_shared="moe_num_shared_experts",
+        interleaved=True,
+    ),
     "Exaone4ForCausalLM": Family(
         "EXAONE 4",
         defaults={
@@ -406,7 +523,10 @@ FAMILIES["Glm4ForCausalLM"] = replace(FAMILIES["GlmForCausalLM"], name="GLM-4-04
 
 # The architecture of a configuration that names only its model_type, as AutoModelForCausalLM takes it
 MODEL_TYPES = {
+    "deepseek": "DeepseekForCausalLM",
+    "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
@@ -414,6 +534,7 @@ MODEL_TYPES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "glm": "GlmForCausalLM",
     "glm4": "Glm4ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
     "granitemoeshared": "GraniteMoeSharedForCausalLM",
@@ -455,19 +576,14 @@ PICTURES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "m
 LAYER_NORM = "it normalises with LayerNorm (a mean, a bias), and this format has RMSNorm only"
 LATENT = "its attention is over compressed keys and values (MLA)"
 RECURRENT = "some of its layers are recurrent (a state-space model), not attention"
-DENSE_FIRST = "some of its layers are dense and the others mixtures of experts"
 REASONS: dict[str, str] = {
     "GptOssForCausalLM": "its attention has sinks and its experts have biases and a clamped gate",
     "DeepseekV2ForCausalLM": LATENT,
     "DeepseekV3ForCausalLM": LATENT,
     "DeepseekV32ForCausalLM": LATENT,
-    "DeepseekForCausalLM": DENSE_FIRST,
     "KimiK25ForConditionalGeneration": LATENT,
     "MiniCPM3ForCausalLM": LATENT,
-    "Glm4MoeForCausalLM": DENSE_FIRST,
     "Glm4MoeLiteForCausalLM": LATENT,
-    "Dots1ForCausalLM": DENSE_FIRST,
-    "Ernie4_5_MoeForCausalLM": DENSE_FIRST,
     "ChatGLMModel": "it is the remote-code form of GLM-4; convert the repository whose name ends in -hf",
     "MambaForCausalLM": RECURRENT,
     "Mamba2ForCausalLM": RECURRENT,

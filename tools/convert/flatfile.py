@@ -1,4 +1,4 @@
-"""Writes the flat file. Where each byte goes is asked of llm_layout and llm_file_size in llm.c; what the
+"""Writes the flat file. Where each byte goes is asked of llm_layout and llm_file_size in file.c; what the
 numbers become is decided here.
 
 fp16 matrices are rounded to the nearest half. int8 matrices have one scale for 64 columns, max|w| / 127
@@ -8,13 +8,15 @@ take."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +40,62 @@ TENSOR_IDS = sorted(
 )
 
 
+ROUTED = (
+    lib.LLM_ROUTER_NORMALIZE | lib.LLM_ROUTER_SIGMOID | lib.LLM_ROUTER_BIAS | lib.LLM_SHARED_GATE
+)  # flags of a layer with experts
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What an llm_layer says, but for its dtypes. The defaults are those of the smallest layer that the
+    format has."""
+
+    flags: int = 0
+    n_heads: int = 1
+    n_kv_heads: int = 1
+    head_dim: int = 2
+    window: int = 0
+    rope: int = 0
+    kv_layer: int | None = None  # None: it makes its own keys and values
+    attn_scale: float = 1.0
+    attn_cap: float = 0.0
+    activation: int = lib.LLM_SILU
+    ffn_dim: int = 1
+    n_experts: int = 0
+    n_active: int = 0
+    shared_dim: int = 0
+    expert_scale: float = 1.0
+
+    @property
+    def ffn(self) -> int:
+        return lib.LLM_EXPERTS if self.n_experts else lib.LLM_DENSE
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model's header says, and its layers. The defaults are those of the smallest model."""
+
+    tied: bool = False
+    dim: int = 1
+    vocab_size: int = 1
+    context: int = 1
+    n_rope: int = 1
+    rope_dim: int = 2
+    norm_eps: float = 0.0
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_cap: float = 0.0
+    layers: tuple[Layer, ...] = (Layer(),)
+
+    @property
+    def required(self) -> int:
+        """The features that a reader of the file must know."""
+        bits = lib.LLM_TIED if self.tied else 0
+        for layer in self.layers:
+            bits |= layer.flags
+        return bits
+
+
 class Place(NamedTuple):
     """One tensor of the flat file, as llm_layout answers."""
 
@@ -52,57 +110,130 @@ class Place(NamedTuple):
     dtype: int
 
 
+@dataclass
+class Layout:
+    """A flat file before it has weights."""
+
+    header: ffi.CData  # llm_header *
+    layers: ffi.CData  # llm_layer[], without which the header's tensors have no place
+    text: bytes = b""  # the sections
+    checksums_at: int = 0  # where the numbers of LLM_CHECKSUMS begin in the file
+
+
 # ---------------------------------------------------------------------------------------------------------
-# The header and the layout
+# The header, the layers and the layout
 
 
-def make_header(dtype: str, fields: dict[str, int | float], text_size: int = 0) -> ffi.CData:
-    """An llm_header with these fields, file_size and checksum set. ConvertError when llm.c refuses it."""
-    header = ffi.new("llm_header *")
-    ffi.memmove(header.magic, MAGIC, len(MAGIC))
-    header.version, header.dtype, header.text_size = lib.LLM_VERSION, DTYPES[dtype], text_size
-    for key, value in fields.items():
-        setattr(header, key, value)
+def check_layer_count(n_layers: int) -> int:
+    """n_layers, unless the format has fewer."""
+    if n_layers > lib.LLM_MAX_LAYERS:
+        raise ConvertError(
+            f"the model does not fit the format: n_layers is {n_layers}, above {lib.LLM_MAX_LAYERS}"
+        )
+    return n_layers
+
+
+def make_layout(shape: Shape) -> Layout:
+    """The layout of a model with matrices of the first dtype, fp16. ConvertError when file.c refuses it."""
+    n_layers = check_layer_count(len(shape.layers))
+    layout = Layout(ffi.new("llm_header *"), ffi.new("llm_layer[]", n_layers))
+    ffi.memmove(layout.header.magic, MAGIC, len(MAGIC))
+    layout.header.version, layout.header.n_layers = lib.LLM_VERSION, n_layers
+    layout.header.required = shape.required
+    for key in ("dim", "vocab_size", "context", "n_rope", "rope_dim"):
+        setattr(layout.header, key, getattr(shape, key))
+    for key in ("norm_eps", "embed_scale", "residual_scale", "logit_cap"):
+        setattr(layout.header, key, getattr(shape, key))
+    for i, layer in enumerate(shape.layers):
+        fields = asdict(layer) | {"ffn": layer.ffn}
+        fields["kv_layer"] = i if layer.kv_layer is None else layer.kv_layer
+        for key, value in fields.items():
+            setattr(layout.layers[i], key, value)
+    seal(layout)
+    return layout
+
+
+def seal(layout: Layout) -> None:
+    """Sets what follows from the rest: the file's size and the header's checksum."""
     err = ffi.new("char[256]")
-    header.file_size = lib.llm_file_size(header, err, len(err))
-    if header.file_size == 0:
+    layout.header.file_size = lib.llm_file_size(layout.header, layout.layers, err, len(err))
+    if layout.header.file_size == 0:
         raise ConvertError(f"the model does not fit the format: {ffi.string(err).decode()}")
-    header.checksum = lib.llm_checksum(header)
-    return header
+    layout.header.checksum = lib.llm_checksum(layout.header)
 
 
-def make_layers(layers: list[tuple[int, int]]) -> ffi.CData:
-    """An llm_layer[] of the rotary table and the window of each layer."""
-    return ffi.new("llm_layer[]", [{"rope": rope, "window": window} for rope, window in layers])
-
-
-def places(header: ffi.CData) -> Iterator[Place]:
-    """The tensors that the model has, those that occur once, then layer by layer."""
-    once = [(number, name) for number, name in TENSOR_IDS if number < lib.LLM_ATTN_NORM]
-    rest = [(number, name) for number, name in TENSOR_IDS if number >= lib.LLM_ATTN_NORM]
+def ask(layout: Layout, number: int, layer: int, expert: int = 0) -> ffi.CData:
+    """The llm_tensor * of a tensor."""
     out, err = ffi.new("llm_tensor *"), ffi.new("char[256]")
-    order = itertools.chain(
-        ((0, *t) for t in once), ((layer, *t) for layer in range(header.n_layers) for t in rest)
-    )
-    for layer, number, name in order:
-        experts = max(1, header.n_experts) if name in ("LLM_GATE_UP", "LLM_DOWN") else 1
-        for expert in range(experts):
-            if lib.llm_layout(header, number, layer, expert, out, err, len(err)):
-                raise ConvertError(f"the model does not fit the format: {ffi.string(err).decode()}")
-            if out.size:
-                yield Place(
-                    name, layer, expert, out.offset, out.size, out.rows, out.cols, out.stride, out.dtype
-                )
+    if lib.llm_layout(layout.header, layout.layers, number, layer, expert, out, err, len(err)):
+        raise ConvertError(f"the model does not fit the format: {ffi.string(err).decode()}")
+    return out
+
+
+@functools.lru_cache(maxsize=1024)
+def inventory(layer: Layer, tied: bool) -> dict[str, tuple[bool, int]]:
+    """What tensors a model of this one layer has: whether each is a matrix, and how many of it there are.
+    Asked of small models, because llm_layout looks at all layers for each answer."""
+    own = replace(layer, kv_layer=None, rope=0)
+    last = replace(own, kv_layer=None if layer.kv_layer is None else 0)
+    layout = make_layout(Shape(tied=tied, rope_dim=layer.head_dim, layers=(own, last)))
+    found = {}
+    for number, name in TENSOR_IDS:
+        tensor = ask(layout, number, 0 if number < lib.LLM_ATTN_NORM else 1)
+        if tensor.size:
+            found[name] = tensor.dtype != lib.LLM_FP32, tensor.experts
+    return found
+
+
+def dtype_of(tensor: str, dtype: str) -> int:
+    """The dtype of a matrix in a file of `dtype`: a router is small, and decides."""
+    return lib.LLM_FP16 if tensor == "LLM_ROUTER" else DTYPES[dtype]
+
+
+def finish_layout(shape: Shape, dtype: str, sections: dict[int, bytes] | None = None) -> Layout:
+    """The layout of a file of `dtype` with these sections and room for checksums."""
+    layout = make_layout(shape)
+    numbers, count = {name: number for number, name in TENSOR_IDS}, 0
+    for i, layer in enumerate(shape.layers):
+        for name, (matrix, experts) in inventory(layer, shape.tied).items():
+            once = numbers[name] < lib.LLM_ATTN_NORM
+            count += 0 if once and i else experts
+            if matrix and once:
+                layout.header.dtype[numbers[name]] = dtype_of(name, dtype)
+            elif matrix:
+                layout.layers[i].dtype[numbers[name] - lib.LLM_ATTN_NORM] = dtype_of(name, dtype)
+    area = pack_sections(sections or {})
+    layout.checksums_at = lib.LLM_HEADER_SIZE + len(area) + ffi.sizeof("llm_section_head")
+    area += pack_sections({lib.LLM_CHECKSUMS: bytes(8 * (2 + count))})  # the last section
+    layout.text = area + bytes(-len(area) % 64)
+    layout.header.text_size = len(layout.text)
+    layout.header.optional = lib.LLM_HAS_CHECKSUMS
+    seal(layout)
+    return layout
+
+
+def places(layout: Layout) -> Iterator[Place]:
+    """The tensors that the model has, those that occur once, then layer by layer."""
+    once = [(0, *item) for item in TENSOR_IDS if item[0] < lib.LLM_ATTN_NORM]
+    rest = [item for item in TENSOR_IDS if item[0] >= lib.LLM_ATTN_NORM]
+    n_layers = layout.header.n_layers
+    for layer, number, name in itertools.chain(once, ((i, *item) for i in range(n_layers) for item in rest)):
+        t = ask(layout, number, layer)
+        # from one expert to the next it is as far as from the first to the second
+        step = ask(layout, number, layer, 1).offset - t.offset if t.experts > 1 else 0
+        for expert in range(t.experts if t.size else 0):
+            offset = t.offset + expert * step
+            yield Place(name, layer, expert, offset, t.size, t.rows, t.cols, t.stride, t.dtype)
 
 
 def pack_sections(sections: dict[int, bytes]) -> bytes:
-    """The section area: heads and payloads in the order of their tags, each padded to 16, all to 64."""
+    """Heads and payloads of sections in the order of their tags, each padded to 16."""
     area = bytearray()
     for tag, payload in sorted(sections.items()):
         head = ffi.new("llm_section_head *", {"tag": tag, "size": len(payload)})
         area += bytes(ffi.buffer(head)) + payload
         area += bytes(-len(area) % 16)
-    return bytes(area) + bytes(-len(area) % 64)
+    return bytes(area)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -150,8 +281,8 @@ def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def encode(w: np.ndarray, dtype: int, tensor: Tensor) -> tuple[list[np.ndarray], Error]:
     """Weights (rows, stride) float32, zeros in the padding, to what the file stores of these rows: halves
-    (rows, stride), or pairs of int8 (rows, stride / 2) as int16 and scales (rows, stride / 64); and the error
-    made."""
+    (rows, stride), or four int8 at a time (rows, stride / 4) as int32 and scales (rows, stride / 64); and the
+    error made."""
     groups = w.reshape(-1, GROUP)
     magnitudes = np.abs(w).reshape(-1)
     top = np.maximum.reduceat(magnitudes, np.arange(0, w.size, GROUP))  # 5 times as fast as max(axis=1)
@@ -167,7 +298,7 @@ def encode(w: np.ndarray, dtype: int, tensor: Tensor) -> tuple[list[np.ndarray],
     if dtype == lib.LLM_INT8:
         q, scale = to_int8(groups, top)
         stored = q * scale.astype(np.float32)[:, None]
-        arrays = [q.reshape(w.shape).view(np.int16), scale.reshape(len(w), -1)]
+        arrays = [q.reshape(w.shape).view(np.int32), scale.reshape(len(w), -1)]
     else:
         half = to_fp16(w)
         stored = half.astype(np.float32).reshape(groups.shape)
@@ -308,27 +439,41 @@ def write_tensors(
     return errors
 
 
+def write_checksums(fd: int, path: Path, layout: Layout) -> None:
+    """Completes the file at `path`, open as fd, with the checksums of what it holds."""
+    err = ffi.new("char[256]")
+    model = lib.llm_open(os.fsencode(path), err, len(err))
+    if not model:
+        raise ConvertError(f"the file that was written does not open: {ffi.string(err).decode()}")
+    try:
+        count = lib.llm_checksums(model, ffi.NULL, 0)
+        sums = ffi.new("uint64_t[]", count)
+        lib.llm_checksums(model, sums, count)
+    finally:
+        lib.llm_close(model)
+    write_at(fd, np.frombuffer(ffi.buffer(sums), np.uint8), layout.checksums_at)
+
+
 def write(
     path: Path,
-    header: ffi.CData,
-    layers: list[tuple[int, int]],
+    layout: Layout,
     angles: np.ndarray,
-    sections: bytes,
     tensors: list[tuple[Place, list[Tensor]]],
     threads: int = 1,
     progress: Callable[[int], None] = lambda n: None,
     check: Callable[[Path], None] = lambda path: None,
 ) -> dict[str, Error]:
-    """Writes a flat file under a temporary name, lets `check` look at it, and renames it to `path`. `layers`
-    are the rotary table and the window of each layer, `angles` (n_rope, head_dim / 2, 2) the tables."""
-    head = bytes(ffi.buffer(header)).ljust(lib.LLM_HEADER_SIZE, b"\0") + sections
-    head += bytes(ffi.buffer(make_layers(layers)))
+    """Writes a flat file under a temporary name, lets `check` look at it, and renames it to `path`. `angles`
+    (n_rope, rope_dim / 2, 2) are the rotary tables."""
+    header = layout.header
+    head = bytes(ffi.buffer(header)) + layout.text + bytes(ffi.buffer(layout.layers))
     head += np.ascontiguousarray(angles, "<f4").tobytes()
     if len(head) > min((place.offset for place, _ in tensors), default=header.file_size):
-        raise ConvertError("llm.c's layout has less room before the tensors than the header describes")
+        raise ConvertError("file.c's layout has less room before the tensors than the header describes")
     check_space(path, header.file_size)
     with files.replacing(path, header.file_size) as (fd, temporary):
         write_at(fd, np.frombuffer(head, np.uint8), 0)
         errors = write_tensors(fd, tensors, threads, progress)
+        write_checksums(fd, temporary, layout)
         check(temporary)
     return errors

@@ -15,6 +15,7 @@ from .families import DEFAULTS, FAMILIES, MODEL_TYPES, ONLY, REASONS, WRAPPED, W
 from .sources import ConvertError, shown
 
 KINDS = ("full_attention", "sliding_attention")
+OF_HEADER = ("embed_scale", "residual_scale", "logit_cap")  # numbers that all layers share
 
 
 @dataclass
@@ -24,30 +25,35 @@ class Model:
 
     architecture: str
     family: Family
-    fields: dict[str, int | float] = field(default_factory=dict)  # of llm_header
+    shape: flatfile.Shape = field(default_factory=flatfile.Shape)
     angles: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))  # see rope.Tables
-    layers: list[tuple[int, int]] = field(default_factory=list)  # (n_layers,) rotary table and window
     wrapped: bool = False  # the text part of a model of texts and pictures
     logit_scale: float = 1.0
     head_order: np.ndarray | None = None  # (head_dim,) see rope.head_order; None: as it is
+    ahead: int = 0  # layers behind the last one that predict further tokens, which are left out
     notes: list[str] = field(default_factory=list)
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """The dimensions that tensors.TENSORS and tensors.FUSED name."""
-        f = {key: int(value) for key, value in self.fields.items() if isinstance(value, int)}
-        q, kv, whole = f["n_heads"] * f["head_dim"], f["n_kv_heads"] * f["head_dim"], lib.LLM_QK_NORM_WHOLE
+    def n_experts(self) -> int:
+        """Of each layer that has any."""
+        return max(layer.n_experts for layer in self.shape.layers)
+
+    def sizes(self, number: int) -> dict[str, int]:
+        """The dimensions that tensors.TENSORS and tensors.FUSED name, in this layer."""
+        layer = self.shape.layers[number]
+        q, kv = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
+        whole = bool(layer.flags & lib.LLM_QK_NORM_WHOLE)
         return {
-            "dim": f["dim"],
-            "vocab": f["vocab_size"],
-            "ffn": f["ffn_dim"],
-            "shared": f["shared_dim"],
+            "dim": self.shape.dim,
+            "vocab": self.shape.vocab_size,
+            "ffn": layer.ffn_dim,
+            "shared": layer.shared_dim,
             "q": q,
             "kv": kv,
-            "qnorm": q if f["flags"] & whole else f["head_dim"],
-            "knorm": kv if f["flags"] & whole else f["head_dim"],
-            "experts": f["n_experts"],
-            "gate": 1 if f["flags"] & lib.LLM_SHARED_GATE else 0,
+            "qnorm": q if whole else layer.head_dim,
+            "knorm": kv if whole else layer.head_dim,
+            "experts": layer.n_experts,
+            "gate": 1 if layer.flags & lib.LLM_SHARED_GATE else 0,
         }
 
 
@@ -103,6 +109,52 @@ def layers_of(config: Config, family: Family) -> tuple[list[str | None], list[in
     return family.ropes(config, kinds), [window if kind == "sliding_attention" else 0 for kind in kinds]
 
 
+def flags_of(config: Config, family: Family) -> int:
+    """The flags of the family's row and of the configuration's switches."""
+    flags = family.flags
+    for key, flag in family.switches.items():
+        flags |= flag if switch(config, key) else 0
+    return flags
+
+
+def attention(config: Config, family: Family) -> flatfile.Layer:
+    """What all layers have in common: all but the feed-forward block, the window and the rotary table."""
+    dim, n_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
+    head_dim = integer(config, "head_dim") if config["head_dim"] is not None else dim // n_heads
+    given = config["num_key_value_heads"] is not None
+    own = {key: formula(config) for key, formula in family.numbers.items() if key.startswith("attn_")}
+    return flatfile.Layer(
+        flags=flags_of(config, family) & ~flatfile.ROUTED,
+        n_heads=n_heads,
+        n_kv_heads=integer(config, "num_key_value_heads") if given else n_heads,
+        head_dim=head_dim,
+        activation=family.activation,
+        **{"attn_scale": max(1, head_dim) ** -0.5, **own},
+    )
+
+
+def feed_forwards(config: Config, family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of llm_layer for the feed-forward block of a dense layer and of one with experts, each empty
+    when the model has none such."""
+    if not family.experts:
+        return {"ffn_dim": integer(config, family.ffn)}, {}
+    shared = integer(config, family.shared) if family.shared and config.get(family.shared) else 0
+    if family.n_shared:
+        given = config.get(family.n_shared) is not None
+        shared *= integer(config, family.n_shared, zero=True) if given else 0
+    sparse = {
+        "flags": flags_of(config, family) & flatfile.ROUTED,
+        "ffn_dim": integer(config, family.ffn),
+        "n_experts": expert_count(config),
+        "n_active": integer(config, "num_experts_per_tok", "moe_k"),
+        "shared_dim": shared,
+        "expert_scale": family.numbers.get("expert_scale", value_of("routed_scaling_factor"))(config),
+    }
+    if all(family.sparse(config, i) for i in range(layer_count(config))):
+        return {}, sparse
+    return {"ffn_dim": integer(config, family.dense)}, sparse
+
+
 def describe(source_config: Config, context: int | None = None) -> Model:
     """Reads a configuration. `context` shortens the model's own, or chooses among its rotary factors."""
     source_config, wrapped = unwrap(source_config)
@@ -117,50 +169,34 @@ def describe(source_config: Config, context: int | None = None) -> Model:
             found = found[:80] if isinstance(found, str) else shown(found)
             raise ConvertError(f"configuration: {key} is {found}; of {family.name} only {names} is supported")
 
-    dim, n_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
-    head_dim = integer(config, "head_dim") if config["head_dim"] is not None else dim // n_heads
-    n_experts = expert_count(config) if family.experts else 0
-    shared = config.get(family.shared) if family.shared else 0
-    flags = family.flags | (lib.LLM_TIED if switch(config, "tie_word_embeddings") else 0)
-    for key, flag in family.switches.items():
-        flags |= flag if switch(config, key) else 0
     longest = integer(config, "max_position_embeddings")
     if context is not None and not 0 < context <= longest:
         raise ConvertError(f"context {context} is not between 1 and the model's {longest}")
     kinds, windows = layers_of(config, family)
-    numbers = {
-        "attn_scale": lambda config: head_dim**-0.5,
-        "attn_cap": lambda config: 0.0,
-        "logit_cap": lambda config: 0.0,
-        "embed_scale": lambda config: 1.0,
-        "residual_scale": lambda config: 1.0,
-        "expert_scale": value_of("routed_scaling_factor"),
-        **family.numbers,
-    }
     model = Model(architecture, family, wrapped=wrapped, logit_scale=family.logit_scale(config))
     if not 0 < model.logit_scale <= LARGEST:
         raise ConvertError(f"configuration: the logits would be scaled by {model.logit_scale}")
-    model.fields = {
-        "flags": flags,
-        "dim": dim,
-        "ffn_dim": integer(config, family.ffn),
-        "n_layers": len(kinds),
-        "n_heads": n_heads,
-        "n_kv_heads": integer(config, "num_key_value_heads")
-        if config["num_key_value_heads"] is not None
-        else n_heads,
-        "head_dim": head_dim,
-        "vocab_size": integer(config, "vocab_size"),
-        "context": longest,
-        "n_rope": 1,
-        "n_experts": n_experts,
-        "n_active": integer(config, "num_experts_per_tok") if n_experts else 0,
-        "shared_dim": integer(config, family.shared) if shared else 0,
-        "norm_eps": number(config, "rms_norm_eps", zero=True),
-        **{field: formula(config) for field, formula in numbers.items()},
-    }
+    if config.get("num_nextn_predict_layers") is not None:
+        model.ahead = integer(config, "num_nextn_predict_layers", zero=True)
+    dense, sparse = feed_forwards(config, family)
+    common = attention(config, family)
+    layers = []
+    for i, window in enumerate(windows):
+        ffn = sparse if sparse and family.sparse(config, i) else dense
+        layers.append(replace(common, window=window, **ffn, flags=common.flags | ffn.get("flags", 0)))
+    head_dim, numbers = common.head_dim, family.numbers
+    model.shape = flatfile.Shape(
+        tied=switch(config, "tie_word_embeddings"),
+        dim=integer(config, "hidden_size"),
+        vocab_size=integer(config, "vocab_size"),
+        context=longest,
+        rope_dim=head_dim,
+        norm_eps=number(config, "rms_norm_eps", zero=True),
+        layers=tuple(layers),
+        **{key: numbers[key](config) for key in OF_HEADER if key in numbers},
+    )
     # The format's limits, before anything is sized by these numbers
-    flatfile.make_header("fp16", model.fields)
+    flatfile.make_layout(model.shape)
     turning = rope.rotary_dim(config, head_dim)
     if turning != head_dim and not family.partial:
         raise ConvertError(
@@ -168,10 +204,14 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         )
     tables = rope.tables(config, kinds, head_dim, turning, family.local_rope, context)
     model.notes += tables.notes
-    model.fields["context"] = context or tables.context
-    model.fields["n_rope"] = len(tables.angles)
-    flatfile.make_header("fp16", model.fields)
-    model.angles, model.layers = tables.angles, list(zip(tables.layers, windows, strict=True))
+    model.angles = tables.angles
+    model.shape = replace(
+        model.shape,
+        context=context or tables.context,
+        n_rope=len(tables.angles),
+        layers=tuple(replace(layer, rope=n) for layer, n in zip(layers, tables.layers, strict=True)),
+    )
+    flatfile.make_layout(model.shape)
     if family.interleaved or turning != head_dim:
         model.head_order = rope.head_order(head_dim, turning, family.interleaved)
     return model

@@ -48,11 +48,11 @@ def make(config: dict, context: int | None = None) -> Plan:
     model = describe(config, context)
     counts, err, needs = ffi.new("llm_counts *"), ffi.new("char[256]"), {}
     for dtype in flatfile.DTYPES:
-        header = flatfile.make_header(dtype, model.fields)
-        if lib.llm_count(header, counts, err, len(err)):
+        layout = flatfile.finish_layout(model.shape, dtype)
+        if lib.llm_count(layout.header, layout.layers, counts, err, len(err)):
             raise ConvertError(f"the model does not fit the format: {ffi.string(err).decode()}")
-        needs[dtype] = Need(header.file_size, counts.read)
-    context = int(model.fields["context"])
+        needs[dtype] = Need(layout.header.file_size, counts.read)
+    context = model.shape.context
     return Plan(
         model.family.name,
         model.architecture,
@@ -60,7 +60,7 @@ def make(config: dict, context: int | None = None) -> Plan:
         counts.parameters,
         counts.active,
         counts.kv,
-        lib.llm_kv_read(header, flatfile.make_layers(model.layers), context),
+        lib.llm_kv_read(layout.header, layout.layers, context),
         needs,
         model.notes,
     )

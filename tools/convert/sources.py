@@ -212,6 +212,17 @@ class Rows(Tensor):
         return self.base.read(low, high)[wanted - low]
 
 
+class Row(Tensor):
+    """The only row of a matrix, as a vector."""
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__(base.name, base.shape[1:])
+        self.base = base
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.base.read(0, 1).reshape(-1, 1)[start:stop]
+
+
 class Linear(Tensor):
     """scale * base + offset, in float32."""
 

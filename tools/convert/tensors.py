@@ -4,6 +4,7 @@ apart, and folded with what can be computed in advance."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from . import sources
@@ -84,7 +85,8 @@ BIASES = (
 
 def parts_of(model: Model, tensor: str, layer: int, expert: int) -> list[tuple[str, tuple[int, ...]]]:
     """The names and shapes that make up a tensor of the flat file, from top to bottom."""
-    which = f"experts.{expert}." if model.fields["n_experts"] else ""
+    sizes = model.sizes(layer)
+    which = f"experts.{expert}." if sizes["experts"] else ""
     found = []
     for name, dimensions in TENSORS[tensor]:
         full = (
@@ -92,9 +94,23 @@ def parts_of(model: Model, tensor: str, layer: int, expert: int) -> list[tuple[s
             if name.startswith(("model.", "lm_head."))
             else f"model.layers.{layer}.{name.format(e=which)}"
         )
-        shape = tuple(model.sizes[key] for key in dimensions.split())
+        shape = tuple(sizes[key] for key in dimensions.split())
         found += [(full, shape)] if shape[0] else []
     return found
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to."""
+    found = re.match(r"model\.layers\.(\d{1,9})\.", name)
+    return int(found[1]) if found else None
+
+
+def is_ahead(model: Model, name: str) -> bool:
+    """Whether a tensor serves to predict a token after the next one (multi-token prediction): of a layer
+    behind the last one, or called so."""
+    layer, n_layers = layer_of(name), len(model.shape.layers)
+    behind = layer is not None and n_layers <= layer < n_layers + model.ahead
+    return model.ahead > 0 and (behind or name.startswith("model.mtp_"))
 
 
 def renamed(family: Family, name: str) -> str:
@@ -106,8 +122,8 @@ def renamed(family: Family, name: str) -> str:
 
 def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> dict[str, Tensor]:
     """The tensors under the names of TENSORS and FUSED, stacks of experts taken apart, computed ones left
-    out, and those of a model's pictures too."""
-    family, pictures = model.family, 0
+    out, and those of a model's pictures and of predictions beyond the next token too."""
+    family, pictures, ahead = model.family, 0, 0
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         name = renamed(family, name) if rename else name
@@ -116,12 +132,13 @@ def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> d
         if model.wrapped and name.startswith(PICTURES):
             pictures += 1
             continue
+        if is_ahead(model, name):
+            ahead += 1
+            continue
         stack = next((key for key in STACKS if family.experts and name.endswith("." + key)), None)
         prefix = name[: -len(stack)] if stack else ""
         parts = (
-            sources.unstack(
-                tensor, tuple(prefix + part for part in STACKS[stack]), int(model.fields["n_experts"])
-            )
+            sources.unstack(tensor, tuple(prefix + part for part in STACKS[stack]), model.n_experts)
             if stack
             else {name: tensor}
         )
@@ -131,6 +148,8 @@ def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> d
         result.update(parts)
     if pictures:
         model.notes.append(f"only the text part is converted: {pictures} tensors for pictures are left out")
+    if ahead:
+        model.notes.append(f"{ahead} tensors that predict a token after the next one are left out")
     return result
 
 
@@ -144,8 +163,10 @@ def canonical(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if fused is None:
             parts = {name: tensor}
         else:
-            rows = tuple(model.sizes[size] for _, size in FUSED[fused])
-            groups = int(model.fields["n_kv_heads"]) if "grouped" in fused else 1
+            layer = layer_of(name)
+            number = layer if layer is not None and layer < len(model.shape.layers) else 0
+            rows = tuple(model.sizes(number)[size] for _, size in FUSED[fused])
+            groups = model.shape.layers[number].n_kv_heads if "grouped" in fused else 1
             prefix = stem[: -len(fused)]
             names = [f"{prefix}.{part}.{kind}" for part, _ in FUSED[fused]]
             parts = dict(zip(names, sources.split(tensor, rows, groups), strict=True))
@@ -166,4 +187,6 @@ def folded(model: Model, name: str, tensor: Tensor) -> Tensor:
     offset = model.family.norm_offset if stem.endswith(("norm", "layernorm")) else 0.0
     if scale != 1 or offset:
         tensor = sources.Linear(tensor, scale, offset * scale)
+    if name.endswith(".mlp.e_score_correction_bias") and tensor.shape[:-1] == (1,):
+        tensor = sources.Row(tensor)  # ERNIE 4.5 MoE has groups of experts, and one of them
     return tensor
