@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
-from pyllm.tools import auto_tokenizer, vocabulary  # noqa: E402
+from pyllm.tools import auto_tokenizer, huggingface_tokenizer  # noqa: E402
 from test_tokenizer import NO_BOS, QWEN2, SPECIAL, Engine, random_texts, spm  # noqa: E402
 from test_tokenizer_families import (  # noqa: E402
     COMMON,
@@ -78,7 +78,7 @@ def compare(folder: Path, seed: str) -> str:
     """Ids and texts of our tokenizer and of transformers': "same", or why they cannot be compared."""
     reference = auto(folder)
     try:
-        ours = Engine(vocabulary.from_directory(folder))
+        ours = Engine(huggingface_tokenizer.from_directory(folder))
     except ValueError as error:
         return f"refused: {error}"
     if reference is None or reference.vocab_size < 100:  # it has classes that look for no vocab.json

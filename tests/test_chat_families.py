@@ -24,7 +24,7 @@ from pyllm._llm import lib
 pytest.importorskip("jinja2")
 tokenizers = pytest.importorskip("tokenizers")
 
-from pyllm.tools import convert, vocabulary  # noqa: E402
+from pyllm.tools import convert, huggingface_tokenizer  # noqa: E402
 from pyllm.tools.chat_parts import assemble, derive  # noqa: E402
 from reference import make_model  # noqa: E402
 
@@ -134,7 +134,7 @@ def save(folder: Path, core, template: str, special: dict[str, str], **arguments
     folder.mkdir(exist_ok=True)
     core.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({**special, "chat_template": template}))
-    sections = vocabulary.from_directory(folder)
+    sections = huggingface_tokenizer.from_directory(folder)
     sections |= convert.make_chat({"default": template}, special, [])
     path = folder / "model.llm"
     path.write_bytes(make_model(7, vocab_size=core.get_vocab_size(), sections=sections, **arguments))
@@ -368,10 +368,10 @@ def test_named_templates_are_chosen_as_transformers_chooses_them(tmp_path, place
     templates = {name: NAMED_TEMPLATES[name] for name in names}
     write_templates(tmp_path, place, templates)
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    sections, notes = vocabulary.from_directory(tmp_path), []
+    sections, notes = huggingface_tokenizer.from_directory(tmp_path), []
     eom = reference.convert_tokens_to_ids("<|eom_id|>").to_bytes(4, "little")
     assert (eom in sections[lib.LLM_STOP]) == ("tool_use" in names)
-    assert vocabulary.chat_templates(tmp_path) == reference.chat_template == templates
+    assert huggingface_tokenizer.chat_templates(tmp_path) == reference.chat_template == templates
     sections |= convert.make_chat(templates, {}, notes)
     assert ("chat templates that are left out: rag" in notes) == ("rag" in names)
     path = tmp_path / "model.llm"

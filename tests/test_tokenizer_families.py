@@ -20,7 +20,15 @@ import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
 from pyllm._llm import lib  # noqa: E402
-from pyllm.tools import pattern, vocabulary  # noqa: E402
+from pyllm.tools import (  # noqa: E402
+    gguf_tokenizer,
+    huggingface_tokenizer,
+    pattern,
+    tekken,
+    tokenizer_json,
+    verify_tokenizer,
+    vocabulary,
+)
 from test_tokenizer import (  # noqa: E402
     BYTES,
     CL100K,
@@ -161,7 +169,7 @@ COMMON: tuple[Mark, ...] = (("<unk>", "s"), ("<s>", "s"), ("</s>", "s"))
 def compare(file: dict, texts: list[str], defaults: bool = False) -> None:
     """Ids and text of the engine and of the library, which must be the same."""
     reference = Tokenizer.from_str(json.dumps(file))
-    ours = Engine(vocabulary.from_tokenizer_json(file).sections())
+    ours = Engine(tokenizer_json.from_tokenizer_json(file).sections())
     if defaults:
         theirs = [e.ids for e in reference.encode_batch(texts)]
         assert_same(texts, [ours.encode(t, SPECIAL) for t in texts], theirs)
@@ -588,7 +596,7 @@ def write_model(folder: Path, file: dict, **others: dict) -> Path:
     """A model's directory with this tokenizer.json and other files; the flat file made from it."""
     for name, value in {"tokenizer": file, **others}.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
-    (folder / "model.llm").write_bytes(flat_file(vocabulary.from_directory(folder)))
+    (folder / "model.llm").write_bytes(flat_file(huggingface_tokenizer.from_directory(folder)))
     return folder / "model.llm"
 
 
@@ -610,7 +618,7 @@ def test_a_familys_tokenizer_is_that_of_the_library(name: str, tmp_path: Path) -
     compare(
         file, marked_texts(random_texts()[:1000], [text for text, _ in family.marks], name), defaults=True
     )
-    assert "hard texts encode as" in vocabulary.verify(write_model(tmp_path, file), tmp_path)
+    assert "hard texts encode as" in verify_tokenizer.verify(write_model(tmp_path, file), tmp_path)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -630,7 +638,7 @@ def test_a_familys_generation_ends_where_its_files_say(name: str, tmp_path: Path
     else:
         others["tokenizer_config"]["chat_template"] = family.template
     write_model(tmp_path, file, **others)
-    assert stops_of(vocabulary.from_directory(tmp_path), ids) == set(family.stops)
+    assert stops_of(huggingface_tokenizer.from_directory(tmp_path), ids) == set(family.stops)
 
 
 @pytest.mark.parametrize(
@@ -653,13 +661,13 @@ def test_a_familys_generation_ends_where_its_files_say(name: str, tmp_path: Path
 def test_stop_tokens_come_from_every_file_that_names_one(others: dict, stops: set, tmp_path: Path) -> None:
     file = spec(False, None, byte_level(regex=True), marks("", ("<|im_end|>", "")))
     write_model(tmp_path, file, **others)
-    assert stops_of(vocabulary.from_directory(tmp_path), ids_of(file)) == stops
+    assert stops_of(huggingface_tokenizer.from_directory(tmp_path), ids_of(file)) == stops
 
 
 def test_the_eos_of_the_post_processor_does_not_hide_that_of_tokenizer_config(tmp_path: Path) -> None:
     file = spec(False, None, byte_level(regex=True), marks(EOT), post=template(None, EOT))
     write_model(tmp_path, file, tokenizer_config={"eos_token": "</s>"})
-    assert stops_of(vocabulary.from_directory(tmp_path), ids_of(file)) == {"</s>", EOT}
+    assert stops_of(huggingface_tokenizer.from_directory(tmp_path), ids_of(file)) == {"</s>", EOT}
 
 
 @pytest.mark.parametrize(
@@ -691,7 +699,7 @@ def test_stop_tokens_of_gguf(named: dict, stops: set) -> None:
         fields[key] = ids.get(text, text)
     # llama.cpp knows these by their texts; where there is a template, it names those that end a turn
     ends = {"</s>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"} if "chat_template" not in named else set()
-    assert stops_of(vocabulary.from_gguf(fields), ids) == stops | ends
+    assert stops_of(gguf_tokenizer.from_gguf(fields), ids) == stops | ends
 
 
 @pytest.mark.parametrize(
@@ -715,7 +723,7 @@ def test_a_gguf_stops_at_tokens_that_llama_cpp_knows_by_their_texts(texts: str, 
         "tokenizer.ggml.token_type": [1, *[3] * len(names)],
         "tokenizer.ggml.merges": [],
     }
-    found = stops_of(vocabulary.from_gguf(fields), {text: i for i, text in enumerate(["a", *names])})
+    found = stops_of(gguf_tokenizer.from_gguf(fields), {text: i for i, text in enumerate(["a", *names])})
     assert found == set(stops.split())
 
 
@@ -772,8 +780,8 @@ def test_gguf_splits_as_llama_cpp_splits(name: str) -> None:
         whole_words=name in ("glm4", "midm-2.0", "pixtral", "minicpm5"),
     )
     reference = Tokenizer.from_str(json.dumps(file))
-    ours = Engine(vocabulary.from_gguf(gguf_fields(reference, name)))
-    texts = [*random_texts()[::5], *vocabulary.hard_strings()]
+    ours = Engine(gguf_tokenizer.from_gguf(gguf_fields(reference, name)))
+    texts = [*random_texts()[::5], *verify_tokenizer.hard_strings()]
     theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
     assert_same(texts, [ours.encode(t) for t in texts], theirs)
     ours.close()
@@ -871,12 +879,12 @@ def refusal(norm: str, name: str) -> str:
 def test_every_combination_is_exact_or_refused(name: str) -> None:
     pieces, pre_tokenizer = PRE_TOKENIZERS[name]
     texts = marked_texts(random_texts()[3000:3150], ["<s>", "<tool>"], name)
-    texts += vocabulary.hard_strings(["<tool>"])[::3]
+    texts += verify_tokenizer.hard_strings(["<tool>"])[::3]
     for norm, normalizer in NORMALIZERS.items():
         file = spec(pieces, normalizer, pre_tokenizer, marks("", ("<tool>", "")))
         if message := refusal(norm, name):
             with pytest.raises(ValueError, match=re.escape(message)):
-                vocabulary.from_tokenizer_json(file)
+                tokenizer_json.from_tokenizer_json(file)
         else:
             compare(file, texts)
 
@@ -929,7 +937,7 @@ def test_added_tokens_of_every_sort(name: str) -> None:
         parts = [text for text, _ in added] * 2 + PIECES[2]
         texts = ["".join(rng.choices(parts, k=rng.randint(1, 7))) for _ in range(250)]
         try:
-            vocabulary.from_tokenizer_json(file)
+            tokenizer_json.from_tokenizer_json(file)
         except ValueError as error:
             assert re.search("the (normalized )?added tokens? .* not supported", str(error))
             refused += 1
@@ -942,7 +950,7 @@ def test_added_tokens_that_are_the_same_when_normalized_are_refused() -> None:
     """The library then takes one by chance."""
     file = spec(False, NFC, byte_level(), (*COMMON, ("<\u00c5>", "n"), ("<A\u030a>", "sn")))
     with pytest.raises(ValueError, match="by chance"):
-        vocabulary.from_tokenizer_json(file)
+        tokenizer_json.from_tokenizer_json(file)
 
 
 def test_merges_with_the_tokens_of_bytes_are_refused() -> None:
@@ -951,7 +959,7 @@ def test_merges_with_the_tokens_of_bytes_are_refused() -> None:
     file["model"]["vocab"] |= {"0A": 2600, "0A>": 2601, "<0x": 2602}
     file["model"]["merges"].append(["<0x", "0A>"])
     with pytest.raises(ValueError, match="has a merge to '<0x0A>' with a token for a byte"):
-        vocabulary.from_tokenizer_json(file)
+        tokenizer_json.from_tokenizer_json(file)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -1059,7 +1067,7 @@ def test_a_tokenizer_that_is_subtly_wrong_is_refused(name: str, tmp_path: Path) 
     model = write_model(tmp_path, wrong)
     (tmp_path / "tokenizer.json").write_text(json.dumps(true))
     with pytest.raises(ValueError, match="(becomes|has the id).*(library makes|library gives)"):
-        vocabulary.verify(model, tmp_path)
+        verify_tokenizer.verify(model, tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -1139,10 +1147,10 @@ def test_vocabularies_of_full_size(
         file["added_tokens"].append({"id": ids.get(text, n - n_special + i), "content": text, **switches})
     assert len(ids) + n_special == n and len(model["merges"]) >= n_merges
     text = made_up_text(300_000)
-    hard = vocabulary.hard_strings
-    monkeypatch.setattr(vocabulary, "hard_strings", lambda marks: [text, *hard(marks)])
-    assert f"so do all {n} tokens" in vocabulary.verify(write_model(tmp_path, file), tmp_path)
-    ours = vocabulary.Engine(tmp_path / "model.llm")
+    hard = verify_tokenizer.hard_strings
+    monkeypatch.setattr(verify_tokenizer, "hard_strings", lambda marks: [text, *hard(marks)])
+    assert f"so do all {n} tokens" in verify_tokenizer.verify(write_model(tmp_path, file), tmp_path)
+    ours = verify_tokenizer.Engine(tmp_path / "model.llm")
     assert len(ours.encode(text, NO_BOS)) < len(text.encode()) / 2  # merges do happen
     ours.close()
 
@@ -1200,7 +1208,7 @@ def tekken_file(n_special: int = 30) -> dict:
 def test_tekken_json_merges_as_tiktoken_does(tmp_path: Path) -> None:
     file = tekken_file()
     (tmp_path / "tekken.json").write_text(json.dumps(file))
-    sections = vocabulary.from_directory(tmp_path)
+    sections = huggingface_tokenizer.from_directory(tmp_path)
     ours = Engine(sections)
     used = file["config"]["default_vocab_size"] - 30
     ranks = {base64.b64decode(item["token_bytes"]): 30 + item["rank"] for item in file["vocab"][:used]}
@@ -1233,4 +1241,4 @@ def test_a_strange_tekken_json_is_refused(path: str, value: object) -> None:
     file = tekken_file()
     change(path, value)(file)
     with pytest.raises(ValueError):
-        vocabulary.from_tekken(file)
+        tekken.from_tekken(file)

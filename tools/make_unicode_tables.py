@@ -186,7 +186,7 @@ def main() -> None:
     classes, decompositions, pairs = nfc_tables()
     out = (
         f'"""Unicode data as tokenizers {tokenizers.__version__} has it, made by make_unicode_tables.py.\n\n'
-        "Base 85 of deflated variable-length integers; tools/convert/vocabulary.py reads them.\n"
+        "Base 85 of deflated variable-length integers; tools/convert/pattern.py reads them.\n"
         '"""\n\n'
         "# Category of each run of code points: code point (less the one before), index in CATEGORY_NAMES.\n"
         f'CATEGORY_NAMES = (\n    "{" ".join(CATEGORIES)}"\n).split()\n'

@@ -9,13 +9,13 @@ of such code."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .pre_tokenizers import QWEN2, QWEN35
+from .sentencepiece_model import CONTROL, USER_DEFINED, Pieces, read_pieces
 from .sources import read_json
 
 METASPACE = "\u2581"
@@ -71,85 +71,6 @@ def as_token(value: object, where: str, special: bool = False) -> Token:
     out = {"content": text, **{key: bool(given.get(key)) for key in SWITCHES}}
     out["special"] = bool(given.get("special", special))
     out["normalized"] = bool(given.get("normalized", not out["special"]))
-    return out
-
-
-# Types of pieces, as sentencepiece_model.proto has them
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE_PIECE = 1, 2, 3, 4, 5, 6
-
-
-@dataclass
-class Pieces:
-    """A tokenizer.model: pieces as (text, score, type of sentencepiece_model.proto), by id; the fields of its
-    trainer's and its normalizer's specification by number."""
-
-    pieces: list[tuple[str, float, int]] = field(default_factory=list)
-    trainer: dict[int, Any] = field(default_factory=dict)
-    normalizer: dict[int, Any] = field(default_factory=dict)
-
-    def text(self, number: int, default: str) -> str:
-        """A text in the trainer's specification."""
-        value = self.trainer.get(number)
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) and value else default
-
-    def special_id(self, number: int, default: int) -> int | None:
-        """An id in the trainer's specification: 40 unknown, 41 BOS, 42 EOS."""
-        value = self.trainer.get(number, default)
-        return value if isinstance(value, int) and value < len(self.pieces) else None
-
-
-def proto_fields(data: bytes, where: str) -> list[tuple[int, Any]]:
-    """The fields of a protobuf message: numbers, or the bytes of messages, texts and fixed-width values."""
-    out: list[tuple[int, Any]] = []
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        number = 0
-        for shift in range(0, 70, 7):
-            if at >= len(data):
-                break
-            at += 1
-            number |= (data[at - 1] & 0x7F) << shift
-            if data[at - 1] < 0x80:
-                return number
-        raise ValueError(f"{where} is not a sentencepiece model: it ends inside a number")
-
-    while at < len(data):
-        key = varint()
-        if key & 7 == 0:
-            out.append((key >> 3, varint()))
-            continue
-        size = {1: 8, 5: 4}.get(key & 7)
-        if key & 7 == 2:
-            size = varint()
-        if size is None or size > len(data) - at:
-            raise ValueError(f"{where} is not a sentencepiece model: it has a field of a wrong size")
-        out.append((key >> 3, data[at : at + size]))
-        at += size
-    return out
-
-
-def read_pieces(data: bytes, where: str) -> Pieces:
-    """The contents of a tokenizer.model, which must be a BPE."""
-    out = Pieces()
-    try:
-        for number, value in proto_fields(data, where):
-            if number == 1:
-                piece = dict(proto_fields(value, where))
-                score = struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0
-                kind = piece.get(3, NORMAL)
-                out.pieces.append((piece.get(1, b"").decode("utf-8"), score, kind))
-            elif number in (2, 3):
-                (out.trainer if number == 2 else out.normalizer).update(proto_fields(value, where))
-    except (TypeError, AttributeError, UnicodeDecodeError, struct.error) as error:
-        raise ValueError(f"{where} is not a sentencepiece model ({error})") from None
-    if not out.pieces:
-        raise ValueError(f"{where} is not a sentencepiece model: it has no pieces")
-    if out.trainer.get(3, 1) != 2:
-        kinds = {1: "unigram", 3: "word", 4: "char"}
-        kind = kinds.get(out.trainer.get(3, 1), "strange")
-        raise ValueError(f"{where} is a {kind} model; only bpe is supported")
     return out
 
 

@@ -25,12 +25,13 @@ from pyllm._llm import lib
 
 from pyllm import files
 
-from . import chat_parts, flatfile, gguf_file, huggingface, llama2c, lora, sources, vocabulary
+from . import chat_parts, flatfile, gguf_file, huggingface, llama2c, lora, sources, verify_tokenizer
 from . import plan as planning
 from .families import Family
 from .model import Model, describe
 from .sources import ConvertError, Source
 from .tensors import BIASES, canonical, named, parts_of, renamed
+from .vocabulary import added_ids
 
 DTYPES = tuple(flatfile.DTYPES)
 MAX_LINE = 2000  # characters of an error
@@ -346,7 +347,7 @@ def convert_source(
 
             def check(path: Path) -> None:
                 try:
-                    model.notes.append(vocabulary.verify(path, folder))
+                    model.notes.append(verify_tokenizer.verify(path, folder))
                 except sources.MALFORMED as error:
                     raise ConvertError(
                         f"the tokenizer of {folder} cannot be converted exactly: {error}"
@@ -390,7 +391,7 @@ def check_vocabulary(sections: Mapping[int, bytes], vocab_size: int) -> None:
     (a <pad> one past the last row) are common there, and harmless as long as nobody writes them: the engine's
     error names them, where transformers fails too."""
     beyond = np.frombuffer(sections.get(lib.LLM_TOKEN_TYPES, b""), np.uint8)[vocab_size:]
-    added = vocabulary.added_ids(sections.get(lib.LLM_ADDED, b""))
+    added = added_ids(sections.get(lib.LLM_ADDED, b""))
     ordinary = np.flatnonzero((beyond & (lib.LLM_TOKEN_SPECIAL | lib.LLM_TOKEN_ABSENT)) == 0) + vocab_size
     if found := [int(i) for i in ordinary if int(i) not in added]:
         raise ConvertError(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pyllm._llm import lib
 
-from . import gguf_header, sources, vocabulary
+from . import gguf_header, gguf_tokenizer, sources
 from .configuration import expert_count, integer, layer_count
 from .families import FAMILIES, REASONS
 from .sources import ConvertError, File, FileTensor, Source, shown
@@ -479,7 +479,7 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
         if value(f"general.{key}"):
             source.about[key] = str(value(f"general.{key}"))
     texts = {key: found for key, found in metadata.items() if key.startswith("tokenizer.")}
-    source.templates = vocabulary.gguf_templates(texts)
+    source.templates = gguf_tokenizer.gguf_templates(texts)
     if tokens:
-        source.tokenizer = lambda template: vocabulary.from_gguf(texts, template)
+        source.tokenizer = lambda template: gguf_tokenizer.from_gguf(texts, template)
     return source

@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from . import sources, vocabulary
+from . import huggingface_tokenizer, sources
 from .sources import ConvertError, File, FileTensor, Source, shown
 
 TENSORS = ".safetensors"
@@ -28,7 +28,7 @@ FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", 
 INDEX = ".index.json"  # the end of the name of a file that says which shard has which tensor
 # What the tokenizer is read from by other code and libraries
 READ_WITH_TOKENIZER = (
-    *vocabulary.TOKENIZER_FILES,
+    *huggingface_tokenizer.TOKENIZER_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -202,7 +202,7 @@ def read_texts(source: Source) -> None:
         sources.check_file(folder / name)
     tokenizer_config = sources.read_json(folder / "tokenizer_config.json", required=False)
     try:
-        source.templates = vocabulary.chat_templates(folder)
+        source.templates = huggingface_tokenizer.chat_templates(folder)
     except sources.MALFORMED as error:
         raise ConvertError(f"{folder}: the chat template cannot be read ({error})") from None
     tokens = sources.read_json(folder / "special_tokens_map.json", required=False) | tokenizer_config
@@ -212,15 +212,15 @@ def read_texts(source: Source) -> None:
     for key, value in (("license", license_of(folder, config)), ("description", config.get("description"))):
         if isinstance(value, str) and value.strip():
             source.about[key] = value
-    if any(os.path.lexists(folder / file) for file in vocabulary.TOKENIZER_FILES):
+    if any(os.path.lexists(folder / file) for file in huggingface_tokenizer.TOKENIZER_FILES):
         source.tokenizer = lambda template: tokenizer(folder, template)
 
 
 def tokenizer(folder: Path, template: str | None) -> dict[int, bytes]:
-    """vocabulary.from_directory, with pointers, pipes and the like refused."""
+    """huggingface_tokenizer.from_directory, with pointers, pipes and the like refused."""
     for name in READ_WITH_TOKENIZER:
         sources.check_file(folder / name)
-    return vocabulary.from_directory(folder, template)
+    return huggingface_tokenizer.from_directory(folder, template)
 
 
 def download(name: str, patterns: Sequence[str] = FILES) -> Path:

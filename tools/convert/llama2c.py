@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import sources, vocabulary
+from . import llama2c_tokenizer, sources
 from .model import describe
 from .sources import PLAIN, ConvertError, File, FileTensor, Source, Tensor
 
@@ -175,6 +175,6 @@ def parse(file: File, path: Path) -> Source:
 
 
 def tokenizer(path: Path, vocab_size: int, template: str | None) -> dict[int, bytes]:
-    """vocabulary.from_llama2c, with what is not the file itself refused."""
+    """llama2c_tokenizer.from_llama2c, with what is not the file itself refused."""
     sources.check_file(path)
-    return vocabulary.from_llama2c(path, vocab_size, template)
+    return llama2c_tokenizer.from_llama2c(path, vocab_size, template)

@@ -15,16 +15,21 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 
+from pyllm._llm import lib
+
 from . import unicode_tables
 
 LIMIT = 0x110000
 ASCII = (1 << 128) - 1
 EVERYTHING = (1 << LIMIT) - 1
 UNLIMITED = 0xFFFFFFFF
-MATCH, RUN, EAT, ALT, JUMP, LOOK, END = range(7)  # enum llm_op
-SPLITS = {"Isolated": 0, "Removed": 1, "MergedWithPrevious": 2, "MergedWithNext": 3, "Contiguous": 4}
-INVERT = 8
-MAX_STAGES, MAX_INSTRUCTIONS = 16, 1024
+SPLITS = {
+    "Isolated": lib.LLM_SPLIT_ISOLATED,
+    "Removed": lib.LLM_SPLIT_REMOVED,
+    "MergedWithPrevious": lib.LLM_SPLIT_PREVIOUS,
+    "MergedWithNext": lib.LLM_SPLIT_NEXT,
+    "Contiguous": lib.LLM_SPLIT_CONTIGUOUS,
+}
 MAX_LENGTH, MAX_DEPTH = 1 << 14, 50  # of an expression: characters, and groups in groups
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -236,8 +241,8 @@ class Parser:
 
     def atom(self) -> Node:
         self.atoms += 1
-        if self.atoms > MAX_INSTRUCTIONS:  # each may hold a set of 140 kB
-            raise self.fail(f"more than {MAX_INSTRUCTIONS} parts")
+        if self.atoms > lib.LLM_MAX_INSTRUCTIONS:  # each may hold a set of 140 kB
+            raise self.fail(f"more than {lib.LLM_MAX_INSTRUCTIONS} parts")
         if self.accept("("):
             return self.group()
         if self.accept("["):
@@ -419,8 +424,8 @@ class Program:
         """Appends a stage that splits by an expression; split is a number of enum llm_split."""
         self.stages.append((len(self.code), split))
         self.emit(node)
-        self.code.append([MATCH, 0, 0, 0])
-        if len(self.stages) > MAX_STAGES or len(self.code) > MAX_INSTRUCTIONS:
+        self.code.append([lib.LLM_OP_MATCH, 0, 0, 0])
+        if len(self.stages) > lib.LLM_MAX_STAGES or len(self.code) > lib.LLM_MAX_INSTRUCTIONS:
             raise ValueError("the pre-tokenizer has more stages or longer expressions than are supported")
 
     def emit(self, node: Node) -> None:
@@ -428,7 +433,7 @@ class Program:
             bits = node.bits
             if self.metaspace:
                 bits = bits & ~chars(" \u2581") | (chars(" ") if bits >> 0x2581 & 1 else 0)
-            op = EAT if node.possessive else RUN
+            op = lib.LLM_OP_EAT if node.possessive else lib.LLM_OP_RUN
             self.code.append([op, self.class_number(bits), node.least, node.most])
         elif node.kind == "seq":
             for part in node.parts:
@@ -436,23 +441,23 @@ class Program:
         elif node.kind == "alt":
             jumps = []
             for part in node.parts[:-1]:
-                alt = [ALT, 0, 0, 0]
+                alt = [lib.LLM_OP_ALT, 0, 0, 0]
                 self.code.append(alt)
                 self.emit(part)
-                jumps.append([JUMP, 0, 0, 0])
+                jumps.append([lib.LLM_OP_JUMP, 0, 0, 0])
                 self.code.append(jumps[-1])
                 alt[1] = len(self.code)
             self.emit(node.parts[-1])
             for jump in jumps:
                 jump[1] = len(self.code)
         elif node.kind == "look":
-            look = [LOOK, 0, int(node.negative), 0]
+            look = [lib.LLM_OP_LOOK, 0, int(node.negative), 0]
             self.code.append(look)
             self.emit(node.parts[0])
-            self.code.append([MATCH, 0, 0, 0])
+            self.code.append([lib.LLM_OP_MATCH, 0, 0, 0])
             look[1] = len(self.code)
         else:
-            self.code.append([END, 0, 0, 0])
+            self.code.append([lib.LLM_OP_END, 0, 0, 0])
 
     def sections(self) -> tuple[bytes, bytes]:
         """The payloads of LLM_PATTERN (empty without stages) and LLM_CLASSES."""
@@ -474,7 +479,7 @@ def literal(text: str) -> Node:
     """An expression that matches exactly text."""
     if not text:
         raise ValueError("the pre-tokenizer splits at an empty text, which is not supported")
-    if len(text) > MAX_INSTRUCTIONS:
+    if len(text) > lib.LLM_MAX_INSTRUCTIONS:
         raise ValueError(f"the pre-tokenizer splits at {len(text)} characters, which is not supported")
     parts = [Node("class", bits=chars(char)) for char in text]
     return parts[0] if len(parts) == 1 else Node("seq", parts=parts)

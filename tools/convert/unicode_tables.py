@@ -1,6 +1,6 @@
 """Unicode data as tokenizers 0.23.3 has it, made by make_unicode_tables.py.
 
-Base 85 of deflated variable-length integers; tools/vocabulary.py reads them.
+Base 85 of deflated variable-length integers; tools/convert/pattern.py reads them.
 """
 
 # Category of each run of code points: code point (less the one before), index in CATEGORY_NAMES.
