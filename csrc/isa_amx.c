@@ -60,7 +60,7 @@ static AMX void expand_int8(const matrix *w, size_t row, size_t c0, size_t n, __
     move(3, sums[t + LLM_TILE] + LLM_TILE, 128)
 
 /* 32 rows of all tokens (Intel's optimization manual, chapter 20): 32 tokens at a time, four tiles of sums */
-static AMX void rows_bf16(const matrix *w, size_t row, const activations *a, float *y, size_t ldy, int add) {
+static AMX void rows_bf16(const matrix *w, size_t row, const activations *a, vectors y, int add) {
     /* palette 1, 8 tiles of 16 rows of 64 bytes */
     static const uint16_t config[32] = {[0] = 1, [8 ... 15] = 64, [24 ... 27] = 0x1010};
     void (*const expand)(const matrix *, size_t, size_t, size_t, __m512i *) =
@@ -93,7 +93,7 @@ static AMX void rows_bf16(const matrix *w, size_t row, const activations *a, flo
         }
     }
     for (size_t t = 0; t < a->n; t++)
-        store_rows(w, row, sums[t], ROWS_AMX, y + t * ldy, add);
+        store_rows(w, row, sums[t], ROWS_AMX, row_of(y, t), add);
     _tile_release();
 }
 

@@ -22,7 +22,6 @@ const kernels kernels_avx2 = {
     .has = has_avx2,
     .rows = 16,
     .few = PRODUCTS(avx2),
-    .many = PRODUCTS(avx2),
     KERNELS(avx2),
 };
 #else

@@ -19,7 +19,6 @@ const kernels kernels_avx512 = {
     .has = has_avx512,
     .rows = 32,
     .few = PRODUCTS(avx512),
-    .many = PRODUCTS(avx512),
     KERNELS(avx512),
 };
 #else

@@ -19,7 +19,6 @@ const kernels kernels_neon = {
     .has = has_neon,
     .rows = 16,
     .few = PRODUCTS(neon),
-    .many = PRODUCTS(neon),
     KERNELS(neon),
 };
 #else

@@ -20,6 +20,16 @@ static inline uint32_t bits_of(float f) { return *(any_uint *)&f; }
 
 static inline float float_of(uint32_t u) { return *(any_float *)&u; }
 
+/* Vectors of floats, `stride` from one to the next */
+typedef struct vectors {
+    float *data;
+    size_t stride;
+} vectors;
+
+static inline size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+static inline float *row_of(vectors v, size_t i) { return v.data + i * v.stride; }
+
 /* A matrix (rows, cols) in tiles of 16 rows, as llm.h describes them: weights, or keys or values, which are fp16 */
 typedef struct matrix {
     const uint8_t *tiles;
@@ -33,20 +43,20 @@ typedef struct matrix {
 /* The vectors that a matrix is multiplied with: n tokens */
 typedef struct activations {
     size_t n;
-    const float *x; /* (n, ldx) */
-    size_t ldx;
+    vectors x;        /* (n, cols) */
     const int16_t *q; /* (n, ldq), as the product's prepare() makes them of x */
     size_t ldq;
-    const float *scales; /* (n, cols / 64), as well */
+    const float *scales; /* (n, n_groups), as well */
+    size_t n_groups;     /* cols / 64 */
 } activations;
 
 /* How a dtype's matrices are multiplied */
 typedef struct product {
     /* makes q (64,) and a scale of a group of 64 numbers x; NULL: rows() takes x as it is */
     void (*prepare)(int16_t *q, float *scale, const float *x);
-    /* y (n, ldy) = x (n, cols) W^T, or += with `add`, in columns row, row + 1, ... of y: as many as the table
-     * says, as far as W has so many */
-    void (*rows)(const matrix *w, size_t row, const activations *a, float *y, size_t ldy, int add);
+    /* y (n, rows of W) = x (n, cols) W^T, or += with `add`, in columns row, row + 1, ... of y: as many as the
+     * table says, as far as W has so many */
+    void (*rows)(const matrix *w, size_t row, const activations *a, vectors y, int add);
 } product;
 
 typedef struct kernels {
@@ -54,7 +64,7 @@ typedef struct kernels {
     int (*has)(void); /* whether the processor, the hypervisor and the system have it */
     size_t rows;      /* of a matrix that a product does at once */
     product few[LLM_N_DTYPES];
-    product many[LLM_N_DTYPES]; /* from MANY tokens on */
+    product many[LLM_N_DTYPES]; /* from MANY tokens on; without rows(): the same */
 
     /* out (n,) = x / rms(x) * w (Zhang and Sennrich 2019). out may be x. */
     void (*rmsnorm)(float *out, const float *x, const float *w, size_t n, float eps);

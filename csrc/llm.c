@@ -123,50 +123,64 @@ static void forward(void *context) {
     unembed(s, b->n_rows, b->logits);
 }
 
-/* Products, see below. y (n, ldy) = x (n, ldx) W^T; W is tensor t, of expert `expert`. */
-static void matmul(llm_session *s, const llm_tensor *t, size_t expert, size_t n, const float *x, size_t ldx,
-    float *y, size_t ldy);
-static void matmul_exact(llm_session *s, const llm_tensor *t, size_t n, const float *x, float *y, size_t ldy);
+/* y (n, rows) = x (n, cols) @ W (rows, cols)^T; W is tensor t, of expert e. See "Products". */
+static void matmul(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x, vectors y);
+static void matmul_exact(llm_session *s, const llm_tensor *t, size_t n, vectors x, vectors y);
+
+/* x (cols,) = a row of a tensor. See "What the numbers of a file mean". */
 static void read_row(const llm_model *m, const llm_tensor *t, size_t row, float *x);
 
-static const float *floats(const llm_model *m, const llm_tensor *t) {
-    return (const float *)weights(m, t, 0);
+/* A vector of the file */
+static const float *floats(const llm_session *s, const llm_tensor *t) {
+    return (const float *)weights(s->m, t, 0);
+}
+
+/* out = RMSNorm(x) of as many numbers as the tensor has weights. out may be x. */
+static void rmsnorm(const llm_session *s, const llm_tensor *t, const float *x, float *out) {
+    s->k->rmsnorm(out, x, floats(s, t), t->cols, s->m->h.norm_eps);
 }
 
 /* ------------------------------------------------------------------------------------------------------
  * Embedding, and how blocks read and write the residual stream */
 
+/* The cosines and sines of position `pos`, times its magnitude, for each angle of a rotary table */
+static void find_angles(const llm_angle *table, size_t half, uint32_t pos, float *cosines, float *sines) {
+    for (size_t c = 0; c < half; c++) {
+        const float turn = (float)pos * table[c].frequency;
+        cosines[c] = table[c].magnitude * cosf(turn);
+        sines[c] = table[c].magnitude * sinf(turn);
+    }
+}
+
+/* Where the cosines and then the sines of token i lie, for a rotary table */
+static float *rotation_of(const llm_session *s, size_t table, size_t i) {
+    return s->rotation + (table * s->o.batch + i) * s->m->h.rope_dim;
+}
+
 /* x (n, dim) = rows of the embedding; and the angles by which each position turns */
 static void embed(llm_session *s, size_t n, const uint32_t *tokens) {
     const llm_header *h = &s->m->h;
+    const llm_tensor *w = tensor(s->m, 0, LLM_EMBED);
     const size_t half = h->rope_dim / 2;
     EACH(i, n) {
-        float *x = s->x + i * s->dim;
-        read_row(s->m, tensor(s->m, 0, LLM_EMBED), tokens[i], x);
+        float *x = row_of(s->x, i);
+        read_row(s->m, w, tokens[i], x);
         for (size_t c = 0; c < h->dim; c++)
             x[c] *= h->embed_scale;
         for (size_t table = 0; table < h->n_rope; table++) {
-            const llm_angle *angle = s->m->rope + table * half;
-            float *cosines = s->rotation + (table * s->o.batch + i) * 2 * half, *sines = cosines + half;
-            for (size_t c = 0; c < half; c++) {
-                const float turn = (float)s->pos[i] * angle[c].frequency;
-                cosines[c] = angle[c].magnitude * cosf(turn);
-                sines[c] = angle[c].magnitude * sinf(turn);
-            }
+            float *cosines = rotation_of(s, table, i);
+            find_angles(s->m->rope + table * half, half, s->pos[i], cosines, cosines + half);
         }
     }
     barrier(&s->barrier);
 }
 
-/* What a block reads, (n, dim): the norm `id` of the residual stream, or without one the stream itself */
-static const float *block_input(llm_session *s, size_t layer, uint32_t id, size_t n) {
+/* What a block reads (n, dim): the norm `id` of the residual stream, or without one the stream itself */
+static vectors block_input(llm_session *s, size_t layer, uint32_t id, size_t n) {
     const llm_tensor *norm = tensor(s->m, layer, id);
-    const llm_header *h = &s->m->h;
     if (norm->size)
-        EACH(i, n) {
-            const float *x = s->x + i * s->dim;
-            s->k->rmsnorm(s->xb + i * s->dim, x, floats(s->m, norm), h->dim, h->norm_eps);
-        }
+        EACH(i, n)
+            rmsnorm(s, norm, row_of(s->x, i), row_of(s->xb, i));
     barrier(&s->barrier);
     return norm->size ? s->xb : s->x;
 }
@@ -177,16 +191,15 @@ static void add_block(llm_session *s, size_t layer, uint32_t id, size_t n) {
     const llm_tensor *norm = tensor(s->m, layer, id);
     const llm_header *h = &s->m->h;
     EACH(i, n) {
-        float *out = s->out + i * s->dim;
+        float *out = row_of(s->out, i);
         if (norm->size)
-            s->k->rmsnorm(out, out, floats(s->m, norm), h->dim, h->norm_eps);
-        s->k->add_scaled(s->x + i * s->dim, out, h->residual_scale, h->dim);
+            rmsnorm(s, norm, out, out);
+        s->k->add_scaled(row_of(s->x, i), out, h->residual_scale, h->dim);
     }
 }
 
 /* ------------------------------------------------------------------------------------------------------
- * Attention: with query heads that share keys and values (Ainslie et al. 2023), over the positions of a window or
- * all of them */
+ * Attention: query heads share keys and values in groups (Ainslie et al. 2023), over all positions or a window */
 
 static void bias_and_norm(llm_session *s, size_t layer, size_t i);
 static void store_queries(llm_session *s, size_t layer, size_t i);
@@ -196,10 +209,11 @@ static void merge_parts(llm_session *s, size_t layer, size_t i);
 
 static void attention(llm_session *s, size_t layer, size_t n) {
     const llm_layer *l = &s->m->layers[layer];
-    const llm_tensor *w_qkv = tensor(s->m, layer, LLM_QKV), *w_out = tensor(s->m, layer, LLM_ATTN_OUT);
-    const float *x = block_input(s, layer, LLM_ATTN_NORM, n);
+    const llm_tensor *w_qkv = tensor(s->m, layer, LLM_QKV);
+    const llm_tensor *w_out = tensor(s->m, layer, LLM_ATTN_OUT);
+    const vectors x = block_input(s, layer, LLM_ATTN_NORM, n);
     /* qkv (n, q_dim + 2 kv_dim) = x (n, dim) @ W (q_dim + 2 kv_dim, dim)^T */
-    matmul(s, w_qkv, 0, n, x, s->dim, s->qkv, s->qkv_dim);
+    matmul(s, w_qkv, 0, n, x, s->qkv);
     EACH(i, n) {
         bias_and_norm(s, layer, i);
         store_queries(s, layer, i);
@@ -214,66 +228,74 @@ static void attention(llm_session *s, size_t layer, size_t n) {
         merge_parts(s, layer, i);
     barrier(&s->barrier);
     /* out (n, dim) = att (n, q_dim) @ W (dim, q_dim)^T */
-    matmul(s, w_out, 0, n, s->att, w_out->stride, s->out, s->dim);
+    matmul(s, w_out, 0, n, s->att, s->out);
     add_block(s, layer, LLM_ATTN_POST_NORM, n);
 }
 
-/* RMSNorm of x (size,) in pieces as wide as the norm: heads, or all of them together */
+/* x (size,) in pieces as wide as the norm: heads, or all of them together */
 static void norm_heads(llm_session *s, const llm_tensor *norm, float *x, size_t size) {
     for (size_t c = 0; c < size; c += norm->cols)
-        s->k->rmsnorm(x + c, x + c, floats(s->m, norm), norm->cols, s->m->h.norm_eps);
+        rmsnorm(s, norm, x + c, x + c);
 }
 
 /* The projections of token i get their bias, and queries and keys their norm. */
 static void bias_and_norm(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *bias = tensor(s->m, layer, LLM_BIAS);
-    const llm_tensor *q_norm = tensor(s->m, layer, LLM_Q_NORM), *k_norm = tensor(s->m, layer, LLM_K_NORM);
-    const size_t q_dim = (size_t)l->n_heads * l->head_dim, kv_dim = (size_t)l->n_kv_heads * l->head_dim;
-    float *qkv = s->qkv + i * s->qkv_dim;
+    const llm_tensor *q_norm = tensor(s->m, layer, LLM_Q_NORM);
+    const llm_tensor *k_norm = tensor(s->m, layer, LLM_K_NORM);
+    float *qkv = row_of(s->qkv, i);
     for (size_t c = 0; c < bias->cols; c++)
-        qkv[c] += floats(s->m, bias)[c];
+        qkv[c] += floats(s, bias)[c];
     if (q_norm->size)
-        norm_heads(s, q_norm, qkv, q_dim);
+        norm_heads(s, q_norm, qkv, q_dim_of(l));
     if (k_norm->size)
-        norm_heads(s, k_norm, qkv + q_dim, kv_dim);
+        norm_heads(s, k_norm, qkv + q_dim_of(l), kv_dim_of(l));
 }
 
 /* A head of token i, turned by its position's angles (Su et al. 2021) */
 static void rotate(llm_session *s, const llm_layer *l, size_t i, const float *head, float *out) {
-    const size_t half = s->m->h.rope_dim / 2;
-    const float *cosines = s->rotation + (l->rope * (size_t)s->o.batch + i) * 2 * half;
-    s->k->rope(out, head, cosines, cosines + half, l->head_dim / 2);
+    const float *cosines = rotation_of(s, l->rope, i);
+    const float *sines = cosines + s->m->h.rope_dim / 2;
+    s->k->rope(out, head, cosines, sines, l->head_dim / 2);
 }
 
-/* Token i's queries, turned and scaled, to where attend() finds those that share a kv head side by side */
+/* Which row of s->q, and of a part, query head a of token i is: those that share a kv head follow each other */
+static size_t query_row(const llm_session *s, size_t group, size_t a, size_t i) {
+    return (a / group * s->o.batch + i) * group + a % group;
+}
+
+/* Token i's queries, turned and scaled */
 static void store_queries(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
-    const size_t group = group_of(l), width = width_of(l);
+    const size_t width = width_of(l);
+    const float *queries = row_of(s->qkv, i);
     float head[MAX_HEAD] = {0};
     for (size_t a = 0; a < l->n_heads; a++) {
-        float *q = s->q + ((a / group * s->o.batch + i) * group + a % group) * width;
-        rotate(s, l, i, s->qkv + i * s->qkv_dim + a * l->head_dim, head);
+        float *q = s->q + query_row(s, group_of(l), a, i) * width;
+        rotate(s, l, i, queries + a * l->head_dim, head);
         for (size_t c = 0; c < width; c++)
             q[c] = head[c] * l->attn_scale;
     }
 }
 
-/* A head's key or value (width,) into the cache; beyond fp16 its largest number */
+/* A head's key or value (width,) into the cache; what is beyond fp16 as its largest number */
 static void store_head(llm_session *s, size_t layer, size_t kind, size_t a, size_t i, const float *head) {
     const size_t width = width_of(&s->m->layers[layer]);
-    uint16_t *kv = cache(s, s->seqs[i], layer, kind, a), halves[MAX_HEAD];
+    uint16_t *kv = cache(s, s->seqs[i], layer, kind, a);
+    uint16_t halves[MAX_HEAD];
     s->k->to_half(halves, head, width);
     for (size_t c = 0; c < width; c++) {
+        const size_t at = kv_offset(kind, width, s->pos[i], c);
         const int infinite = (halves[c] & 0x7fff) == 0x7c00;
-        kv[kv_offset(kind, width, s->pos[i], c)] = (uint16_t)(halves[c] - infinite);
+        kv[at] = (uint16_t)(halves[c] - infinite);
     }
 }
 
 static void store_keys_and_values(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
-    const size_t q_dim = (size_t)l->n_heads * l->head_dim, kv_dim = (size_t)l->n_kv_heads * l->head_dim;
-    const float *keys = s->qkv + i * s->qkv_dim + q_dim, *values = keys + kv_dim;
+    const float *keys = row_of(s->qkv, i) + q_dim_of(l);
+    const float *values = keys + kv_dim_of(l);
     float head[MAX_HEAD] = {0};
     for (size_t a = 0; a < l->n_kv_heads; a++) {
         rotate(s, l, i, keys + a * l->head_dim, head);
@@ -283,11 +305,18 @@ static void store_keys_and_values(llm_session *s, size_t layer, size_t i) {
     }
 }
 
-/* y (n, ldy) = x W^T of a small matrix by one thread, or += with `add` */
-static void small_matmul(
-    const kernels *k, const matrix *w, const activations *a, float *y, size_t ldy, int add) {
-    for (size_t row = 0; row < w->rows; row += k->rows)
-        k->few[LLM_FP16].rows(w, row, a, y, ldy, add);
+/* A page of the cache as a matrix: keys (n, width), or values (width, n), of n <= SPAN positions */
+static matrix page_matrix(const uint16_t *page, size_t rows, size_t cols, size_t stored_cols) {
+    matrix w = {.tiles = (const uint8_t *)page, .rows = rows, .cols = cols, .dtype = LLM_FP16};
+    w.tile_size = LLM_TILE * stored_cols * sizeof *page;
+    return w;
+}
+
+/* y (n, rows) = x (n, cols) W^T of a page by one thread, or += with `add` */
+static void page_matmul(const llm_session *s, const matrix *w, size_t n, vectors x, vectors y, int add) {
+    const activations a = {.n = n, .x = x};
+    for (size_t row = 0; row < w->rows; row += s->k->rows)
+        s->k->few[LLM_FP16].rows(w, row, &a, y, add);
 }
 
 /* Hides what a token at position `pos` does not attend to among SPAN scores of the positions from p on. */
@@ -298,113 +327,137 @@ static void mask(float *scores, size_t p, size_t pos, size_t window) {
         scores[c] = -INFINITY;
 }
 
-/* Softmax attention of one run of tokens, of the query heads that share one kv head, over one part of their
- * sequence so far; SPAN positions at a time (Dao et al. 2022). `unit` numbers parts, then runs, then kv heads. */
+/* What a unit of attention is: the tokens of a run, the query heads that share kv head a, and a part of their
+ * sequence so far. Units number kv heads, then runs, then parts. */
+typedef struct attention_unit {
+    size_t a, first, n_tokens, part; /* first: the run's first token, in the batch */
+} attention_unit;
+
+static attention_unit unit_of(const llm_session *s, size_t n_kv_heads, size_t unit) {
+    const size_t run = unit / n_kv_heads % s->n_runs;
+    attention_unit u = {.a = unit % n_kv_heads, .first = s->runs[run]};
+    u.n_tokens = s->runs[run + 1] - u.first;
+    u.part = unit / n_kv_heads / s->n_runs;
+    return u;
+}
+
+/* Softmax attention of one unit, SPAN positions at a time (Dao et al. 2022), to s->parts */
 static void attend(llm_session *s, size_t layer, size_t unit) {
     const llm_layer *l = &s->m->layers[layer];
-    const size_t a = unit % l->n_kv_heads, run = unit / l->n_kv_heads % s->n_runs;
-    const size_t part = unit / l->n_kv_heads / s->n_runs;
-    const size_t group = group_of(l), width = width_of(l), size = width + 2;
-    const size_t first = s->runs[run], rows = (s->runs[run + 1] - first) * group; /* query heads */
-    const size_t start = s->pos[first], end = start + rows / group;
+    const attention_unit u = unit_of(s, l->n_kv_heads, unit);
+    const size_t group = group_of(l), width = width_of(l);
+    const size_t n = u.n_tokens * group; /* queries */
+    const size_t start = s->pos[u.first];
+    const size_t end = start + u.n_tokens;
     const size_t window = l->window ? l->window : end;
-    const size_t seen = start < window ? 0 : (start + 1 - window) / SPAN * SPAN; /* the first page of use */
-    const size_t part_begin = part * s->part, part_end = part_begin + s->part;
-    const size_t row = (a * s->o.batch + first) * group; /* the first query head, in s->q and in a part */
-    const uint16_t *keys = cache(s, s->seqs[first], layer, KEYS, a);
-    const uint16_t *values = cache(s, s->seqs[first], layer, VALUES, a);
-    float *scores = s->scores + THREAD * s->run * group * SPAN;
-    float *out = s->parts + part * s->part_size + row * size;
-    if (part_begin >= end)
+    const size_t row = query_row(s, group, u.a * group, u.first);
+    const uint16_t *keys = cache(s, s->seqs[u.first], layer, KEYS, u.a);
+    const uint16_t *values = cache(s, s->seqs[u.first], layer, VALUES, u.a);
+    const vectors q = {s->q + row * width, width};
+    const vectors scores = {s->scores + THREAD * s->run * group * SPAN, SPAN};
+    const vectors out = {s->parts + u.part * s->part_size + row * (width + 2), width + 2};
+    size_t p = u.part * s->part; /* a position */
+    const size_t part_end = p + s->part < end ? p + s->part : end;
+    if (p >= end)
         return;
-    memset(out, 0, rows * size * sizeof *out);
-    for (size_t m = 0; m < rows; m++)
-        out[m * size + width] = -0x1p127f;
-    for (size_t p = part_begin > seen ? part_begin : seen; p < end && p < part_end; p += SPAN) {
-        const size_t n = end - p < SPAN ? end - p : SPAN;
-        const size_t m0 = p > start ? (p - start) * group : 0; /* query heads before it see none of them */
-        const matrix k = {.tiles = (const uint8_t *)(keys + p * width),
-            .tile_size = LLM_TILE * width * sizeof *keys,
-            .rows = n,
-            .cols = width,
-            .dtype = LLM_FP16};
-        const matrix v = {.tiles = (const uint8_t *)(values + p * width),
-            .tile_size = LLM_TILE * SPAN * sizeof *values,
-            .rows = width,
-            .cols = n,
-            .dtype = LLM_FP16};
-        const activations q = {.n = rows - m0, .x = s->q + (row + m0) * width, .ldx = width};
-        const activations weight = {.n = rows - m0, .x = scores, .ldx = SPAN};
-        small_matmul(s->k, &k, &q, scores, SPAN, 0); /* scores (rows, n) = q (rows, width) @ K (n, width)^T */
-        for (size_t m = m0; m < rows; m++) {
-            float *score = scores + (m - m0) * SPAN;
+    memset(out.data, 0, n * out.stride * sizeof *out.data);
+    for (size_t m = 0; m < n; m++)
+        row_of(out, m)[width] = -0x1p127f;
+    if (start >= window && p < start + 1 - window)
+        p = larger(p, (start + 1 - window) / SPAN * SPAN); /* the first page that anyone attends to */
+    for (; p < part_end; p += SPAN) {
+        const size_t n_keys = end - p < SPAN ? end - p : SPAN;
+        const size_t m0 = p > start ? (p - start) * group : 0; /* queries before see nothing of this page */
+        const vectors q0 = {row_of(q, m0), width};
+        const vectors out0 = {row_of(out, m0), out.stride};
+        const matrix k = page_matrix(keys + p * width, n_keys, width, width);
+        const matrix v = page_matrix(values + p * width, width, n_keys, SPAN);
+        /* scores (n - m0, n_keys) = q (n - m0, width) @ K (n_keys, width)^T */
+        page_matmul(s, &k, n - m0, q0, scores, 0);
+        for (size_t m = m0; m < n; m++) {
+            float *score = row_of(scores, m - m0);
             if (l->attn_cap > 0)
                 s->k->softcap(score, l->attn_cap);
             mask(score, p, start + m / group, window);
-            s->k->online_softmax(score, out + m * size, width);
+            s->k->online_softmax(score, row_of(out, m), width);
         }
-        /* out (rows, width) += weights (rows, n) @ V^T (width, n)^T */
-        small_matmul(s->k, &v, &weight, out + m0 * size, size, 1);
+        /* out (n - m0, width) += weights (n - m0, n_keys) @ V (width, n_keys)^T */
+        page_matmul(s, &v, n - m0, scores, out0, 1);
     }
 }
 
 /* att (n_heads, head_dim) of token i: the parts of each head become one, divided by its sum of weights. */
 static void merge_parts(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
-    const size_t group = group_of(l), width = width_of(l), hd = l->head_dim, q_dim = l->n_heads * hd;
-    const size_t stride = tensor(s->m, layer, LLM_ATTN_OUT)->stride;
-    float *att = s->att + i * stride;
-    for (size_t a = 0; a < l->n_heads; a++) {
-        const size_t row = (a / group * s->o.batch + i) * group + a % group;
-        float *out = s->parts + row * (width + 2);
+    const size_t width = width_of(l), head_dim = l->head_dim;
+    const size_t padding = tensor(s->m, layer, LLM_ATTN_OUT)->stride - q_dim_of(l);
+    float *att = row_of(s->att, i);
+    for (size_t a = 0; a < l->n_heads; a++, att += head_dim) {
+        float *out = s->parts + query_row(s, group_of(l), a, i) * (width + 2);
         for (size_t part = 1; part * s->part <= s->pos[i]; part++)
             s->k->merge(out, out + part * s->part_size, width);
-        for (size_t c = 0; c < hd; c++)
-            att[a * hd + c] = out[c] / out[width + 1];
+        for (size_t c = 0; c < head_dim; c++)
+            att[c] = out[c] / out[width + 1];
     }
-    memset(att + q_dim, 0, (stride - q_dim) * sizeof *att);
+    memset(att, 0, padding * sizeof *att);
 }
 
 /* ------------------------------------------------------------------------------------------------------
  * Feed-forward: a gated unit (Shazeer 2020), or a mixture of them (Jiang et al. 2024, "Mixtral of Experts") */
 
-/* out (n, dim) = (gains * up * activation(gate)) @ W_down (dim, ffn)^T, where gate and up (n, ffn each) = x (n, dim) @
- * W_gate_up (2 ffn, dim)^T; gains (n,), NULL: all 1 */
-static void gated_unit(llm_session *s, const llm_layer *l, const llm_tensor *gate_up, const llm_tensor *down,
-    size_t expert, size_t n, const float *x, const float *gains, float *out) {
-    const size_t ffn = down->cols, stride = down->stride, groups = stride / LLM_GROUP;
-    matmul(s, gate_up, expert, n, x, s->dim, s->gate, 2 * stride);
+/* The two matrices of a gated unit */
+typedef struct unit_weights {
+    const llm_tensor *gate_up; /* (2 ffn_dim, dim) */
+    const llm_tensor *down;    /* (dim, ffn_dim) */
+    size_t expert;
+} unit_weights;
+
+/* hidden = gain * up * activation(gate): columns c to c + 64 of token i, zeros behind the last one */
+static void glu(llm_session *s, const llm_layer *l, size_t ffn_dim, size_t i, size_t c, float gain) {
+    const float *gate = row_of(s->gate, i) + c, *up = gate + ffn_dim;
+    float *hidden = row_of(s->hidden, i) + c;
+    s->k->glu(hidden, gate, up, gain, l->activation);
+    for (size_t k = c < ffn_dim ? ffn_dim - c : 0; k < LLM_GROUP; k++)
+        hidden[k] = 0;
+}
+
+/* out (n, dim) of x (n, dim); gains (n,) multiply it, NULL: all 1 */
+static void gated_unit(llm_session *s, const llm_layer *l, unit_weights w, size_t n, vectors x,
+    const float *gains, vectors out) {
+    const size_t ffn_dim = w.down->cols;
+    const size_t groups = w.down->stride / LLM_GROUP;
+    /* gate and up (n, 2 ffn_dim) = x (n, dim) @ W (2 ffn_dim, dim)^T */
+    matmul(s, w.gate_up, w.expert, n, x, s->gate);
     EACH(unit, n * groups) {
         const size_t i = unit / groups, c = unit % groups * LLM_GROUP;
-        const float *gate = s->gate + i * 2 * stride + c;
-        float *hidden = s->hidden + i * stride + c;
-        s->k->glu(hidden, gate, gate + ffn, gains ? gains[i] : 1, l->activation);
-        if (c + LLM_GROUP > ffn)
-            memset(hidden + (ffn - c), 0, (c + LLM_GROUP - ffn) * sizeof *hidden);
+        glu(s, l, ffn_dim, i, c, gains ? gains[i] : 1);
     }
     barrier(&s->barrier);
-    matmul(s, down, expert, n, s->hidden, stride, out, s->dim);
+    /* out (n, dim) = hidden (n, ffn_dim) @ W (dim, ffn_dim)^T */
+    matmul(s, w.down, w.expert, n, s->hidden, out);
 }
 
 static void feed_forward(llm_session *s, size_t layer, size_t n) {
-    const llm_tensor *gate_up = tensor(s->m, layer, LLM_GATE_UP), *down = tensor(s->m, layer, LLM_DOWN);
-    const float *x = block_input(s, layer, LLM_FFN_NORM, n);
-    gated_unit(s, &s->m->layers[layer], gate_up, down, 0, n, x, NULL, s->out);
+    const llm_layer *l = &s->m->layers[layer];
+    const unit_weights w = {tensor(s->m, layer, LLM_GATE_UP), tensor(s->m, layer, LLM_DOWN), 0};
+    const vectors x = block_input(s, layer, LLM_FFN_NORM, n);
+    gated_unit(s, l, w, n, x, NULL, s->out);
     add_block(s, layer, LLM_FFN_POST_NORM, n);
 }
 
 static void route(llm_session *s, size_t layer, size_t i);
 static void sort_by_expert(llm_session *s, const llm_layer *l, size_t n);
-static void expert(llm_session *s, size_t layer, size_t e, const float *x);
+static void expert(llm_session *s, size_t layer, size_t e, vectors x);
 
 static void moe(llm_session *s, size_t layer, size_t n) {
     const llm_layer *l = &s->m->layers[layer];
-    const float *x = block_input(s, layer, LLM_FFN_NORM, n);
+    const llm_tensor *w_router = tensor(s->m, layer, LLM_ROUTER);
+    const vectors x = block_input(s, layer, LLM_FFN_NORM, n);
     /* router (n, n_experts) = x (n, dim) @ W (n_experts, dim)^T */
-    matmul_exact(s, tensor(s->m, layer, LLM_ROUTER), n, x, s->router, l->n_experts + 1);
+    matmul_exact(s, w_router, n, x, s->router);
     EACH(i, n) {
         route(s, layer, i);
-        memset(s->out + i * s->dim, 0, s->dim * sizeof *s->out);
+        memset(row_of(s->out, i), 0, s->out.stride * sizeof(float));
     }
     barrier(&s->barrier);
     if (THREAD == 0)
@@ -452,17 +505,16 @@ static size_t best_expert(const float *p, const float *bias, const uint8_t *take
 static void route(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *add = tensor(s->m, layer, LLM_ROUTER_ADD);
-    const float *bias = add->size ? floats(s->m, add) : NULL;
-    const size_t n = l->n_experts, picks = picks_of(l);
-    float *p = s->router + i * (n + 1), *gains = s->gains + i * picks, sum = 0;
-    uint32_t *chosen = s->chosen + i * picks;
+    const float *bias = add->size ? floats(s, add) : NULL;
+    const size_t n = l->n_experts;
+    float *p = row_of(s->router, i), sum = 0;
+    float *gains = s->gains + i * picks_of(l);
+    uint32_t *chosen = s->chosen + i * picks_of(l);
     uint8_t taken[MAX_EXPERTS] = {0};
-    if (l->flags & LLM_ROUTER_SIGMOID) {
-        for (size_t e = 0; e < n; e++)
-            p[e] = sigmoid(p[e]);
-    } else {
+    if (!(l->flags & LLM_ROUTER_SIGMOID))
         softmax(p, n);
-    }
+    for (size_t e = 0; e < n && l->flags & LLM_ROUTER_SIGMOID; e++)
+        p[e] = sigmoid(p[e]);
     for (size_t k = 0; k < l->n_active; k++) {
         const size_t best = best_expert(p, bias, taken, n);
         taken[best] = 1;
@@ -493,39 +545,45 @@ static void sort_by_expert(llm_session *s, const llm_layer *l, size_t n) {
     s->starts[l->n_experts + 1] = m;
 }
 
-/* out += expert e of its tokens, which are brought together, and then added where they belong */
-static void expert(llm_session *s, size_t layer, size_t e, const float *x) {
+/* out += expert e of its tokens, which are brought together, and then added where they belong. The shared one is
+ * number n_experts. */
+static void expert(llm_session *s, size_t layer, size_t e, vectors x) {
     const llm_layer *l = &s->m->layers[layer];
-    const int shared = e == l->n_experts;
-    const llm_tensor *gate_up = tensor(s->m, layer, shared ? LLM_SHARED_GATE_UP : LLM_GATE_UP);
-    const llm_tensor *down = tensor(s->m, layer, shared ? LLM_SHARED_DOWN : LLM_DOWN);
     const uint32_t *members = s->members + s->starts[e];
-    const size_t n = s->starts[e + 1] - s->starts[e], picks = picks_of(l), row = s->dim * sizeof *x;
+    const size_t n = s->starts[e + 1] - s->starts[e];
+    const size_t picks = picks_of(l);
+    unit_weights w = {tensor(s->m, layer, LLM_GATE_UP), tensor(s->m, layer, LLM_DOWN), e};
+    if (e == l->n_experts) {
+        w.gate_up = tensor(s->m, layer, LLM_SHARED_GATE_UP);
+        w.down = tensor(s->m, layer, LLM_SHARED_DOWN);
+        w.expert = 0;
+    }
     EACH(i, n) {
-        memcpy(s->expert_x + i * s->dim, x + members[i] / picks * s->dim, row);
-        s->expert_gains[i] = s->gains[members[i]];
+        memcpy(row_of(s->expert_x, i), row_of(x, members[i] / picks), x.stride * sizeof(float));
+        s->expert_gain[i] = s->gains[members[i]];
     }
     barrier(&s->barrier);
-    gated_unit(s, l, gate_up, down, shared ? 0 : e, n, s->expert_x, s->expert_gains, s->expert_out);
-    EACH(i, n)
-        s->k->add_scaled(s->out + members[i] / picks * s->dim, s->expert_out + i * s->dim, 1, s->dim);
+    gated_unit(s, l, w, n, s->expert_x, s->expert_gain, s->expert_out);
+    EACH(i, n) {
+        float *out = row_of(s->out, members[i] / picks);
+        s->k->add_scaled(out, row_of(s->expert_out, i), 1, s->m->h.dim);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------------
  * Logits */
 
-/* logits (n_rows, vocab_size) = norm(x) (n_rows, dim) @ W (vocab_size, dim)^T, of the tokens in s->rows */
 static void unembed(llm_session *s, size_t n_rows, float *logits) {
     const llm_header *h = &s->m->h;
     const llm_tensor *norm = tensor(s->m, 0, LLM_OUT_NORM);
     const llm_tensor *w = tensor(s->m, 0, h->required & LLM_TIED ? LLM_EMBED : LLM_OUTPUT);
+    const vectors y = {logits, h->vocab_size};
     barrier(&s->barrier);
-    EACH(r, n_rows) {
-        const float *x = s->x + s->rows[r] * s->dim;
-        s->k->rmsnorm(s->xb + r * s->dim, x, floats(s->m, norm), h->dim, h->norm_eps);
-    }
+    EACH(r, n_rows)
+        rmsnorm(s, norm, row_of(s->x, s->rows[r]), row_of(s->xb, r));
     barrier(&s->barrier);
-    matmul(s, w, 0, n_rows, s->xb, s->dim, logits, h->vocab_size);
+    /* logits (n_rows, vocab_size) = xb (n_rows, dim) @ W (vocab_size, dim)^T, of the tokens in s->rows */
+    matmul(s, w, 0, n_rows, s->xb, y);
     if (h->logit_cap > 0)
         EACH(i, n_rows * h->vocab_size)
             logits[i] = h->logit_cap * tanhf(logits[i] / h->logit_cap);
@@ -535,48 +593,56 @@ static void unembed(llm_session *s, size_t n_rows, float *logits) {
  * Products */
 
 static matrix matrix_of(const llm_model *m, const llm_tensor *t, size_t expert) {
-    const size_t padded = align(t->rows, LLM_TILE), groups = t->stride / LLM_GROUP;
-    const size_t scales = t->dtype == LLM_INT8 ? padded * groups * sizeof(uint16_t) : 0;
-    const uint8_t *w = weights(m, t, expert);
-    return (matrix){.tiles = w,
-        .tile_size = (t->size - scales) / (padded / LLM_TILE),
-        .scales = (const uint16_t *)(w + t->size - scales),
-        .rows = t->rows,
-        .cols = t->stride,
-        .dtype = t->dtype};
+    const size_t padded = align(t->rows, LLM_TILE);
+    const size_t groups = t->stride / LLM_GROUP;
+    matrix w = {.tiles = weights(m, t, expert), .rows = t->rows, .cols = t->stride, .dtype = t->dtype};
+    size_t size = t->size;
+    if (t->dtype == LLM_INT8) {
+        size -= padded * groups * sizeof *w.scales;
+        w.scales = (const uint16_t *)(w.tiles + size);
+    }
+    w.tile_size = size / (padded / LLM_TILE);
+    return w;
 }
 
-/* All threads: first the activations as the product wants them, then rows of W */
-static void multiply(llm_session *s, const product *p, const matrix *w, size_t n, const float *x, size_t ldx,
-    float *y, size_t ldy) {
-    const size_t groups = w->cols / LLM_GROUP, units = (w->rows + s->k->rows - 1) / s->k->rows;
-    activations a = {.x = x, .ldx = ldx, .q = s->quants, .ldq = w->cols + 32, .scales = s->scales};
-    a.n = n < s->o.batch ? n : s->o.batch; /* what the buffers have rows for, whoever calls */
+/* A group of 64 activations as the product wants them */
+static void prepare(llm_session *s, const product *p, const activations *a, size_t i, size_t group) {
+    const float *x = row_of(a->x, i) + group * LLM_GROUP;
+    int16_t *q = s->quants + i * a->ldq + group * LLM_GROUP;
+    float *scale = s->scales + i * a->n_groups + group;
+    p->prepare(q, scale, x);
+}
+
+/* All threads: first the activations, then rows of W */
+static void multiply(llm_session *s, const product *p, const matrix *w, size_t n, vectors x, vectors y) {
+    const size_t step = s->k->rows;
+    const size_t units = (w->rows + step - 1) / step;
+    activations a = {.n = n, .x = x, .q = s->quants, .scales = s->scales};
+    a.n_groups = w->cols / LLM_GROUP;
+    a.ldq = w->cols + 32;
+    if (n > s->o.batch)
+        a.n = s->o.batch; /* what the buffers have rows for, whoever calls */
     if (p->prepare) {
-        EACH(unit, a.n * groups) {
-            const size_t i = unit / groups, g = unit % groups;
-            int16_t *q = s->quants + i * a.ldq + g * LLM_GROUP;
-            p->prepare(q, s->scales + unit, x + i * ldx + g * LLM_GROUP);
-        }
+        EACH(unit, a.n * a.n_groups)
+            prepare(s, p, &a, unit / a.n_groups, unit % a.n_groups);
         barrier(&s->barrier);
     }
     EACH(unit, units)
-        p->rows(w, unit * s->k->rows, &a, y, ldy, 0);
+        p->rows(w, unit * step, &a, y, 0);
     barrier(&s->barrier);
 }
 
-static void matmul(llm_session *s, const llm_tensor *t, size_t expert, size_t n, const float *x, size_t ldx,
-    float *y, size_t ldy) {
-    const matrix w = matrix_of(s->m, t, expert);
-    const product *products = n < MANY ? s->k->few : s->k->many;
-    multiply(s, &products[t->dtype], &w, n, x, ldx, y, ldy);
+/* The same however many tokens there are, so that which experts they go to never depends on the batch */
+static void matmul_exact(llm_session *s, const llm_tensor *t, size_t n, vectors x, vectors y) {
+    const matrix w = matrix_of(s->m, t, 0);
+    multiply(s, &s->k->few[t->dtype], &w, n, x, y);
 }
 
-/* The same however many tokens there are, so that which experts they go to never depends on the batch */
-static void matmul_exact(
-    llm_session *s, const llm_tensor *t, size_t n, const float *x, float *y, size_t ldy) {
-    const matrix w = matrix_of(s->m, t, 0);
-    multiply(s, &s->k->few[t->dtype], &w, n, x, s->dim, y, ldy);
+static void matmul(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x, vectors y) {
+    const matrix w = matrix_of(s->m, t, e);
+    const product *few = &s->k->few[t->dtype];
+    const product *many = &s->k->many[t->dtype];
+    multiply(s, n >= MANY && many->rows ? many : few, &w, n, x, y);
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -638,27 +704,30 @@ static void read_row(const llm_model *m, const llm_tensor *t, size_t row, float 
 
 #define PLAIN_TOKENS 64 /* that a product takes at a time */
 
-/* sums (n, 16) += x (n, cols) @ W (16, cols)^T */
-static void plain_tile(
-    const matrix *w, size_t row, size_t n, const float *x, size_t ldx, float sums[][LLM_TILE]) {
-    float tile[LLM_GROUP][LLM_TILE];
-    for (size_t c0 = 0; c0 < w->cols; c0 += LLM_GROUP) {
-        const size_t cols = w->cols - c0 < LLM_GROUP ? w->cols - c0 : LLM_GROUP;
-        unpack[w->dtype](w, row, c0, cols, tile);
-        for (size_t t = 0; t < n; t++)
-            for (size_t c = 0; c < cols; c++)
-                for (size_t r = 0; r < LLM_TILE; r++)
-                    sums[t][r] += tile[c][r] * x[t * ldx + c0 + c];
-    }
+/* sums (16,) += x (cols,) @ W (16, cols)^T of some columns */
+static void plain_dot(const float tile[][LLM_TILE], size_t cols, const float *x, float *sums) {
+    for (size_t c = 0; c < cols; c++)
+        for (size_t r = 0; r < LLM_TILE; r++)
+            sums[r] += tile[c][r] * x[c];
 }
 
-static void plain_rows(const matrix *w, size_t row, const activations *a, float *y, size_t ldy, int add) {
-    for (size_t t0 = 0; t0 < a->n; t0 += PLAIN_TOKENS) {
-        const size_t n = a->n - t0 < PLAIN_TOKENS ? a->n - t0 : PLAIN_TOKENS;
-        float sums[PLAIN_TOKENS][LLM_TILE] = {{0}};
-        plain_tile(w, row, n, a->x + t0 * a->ldx, a->ldx, sums);
+/* The tile of `row`, and n tokens from t0 on */
+static void plain_tile(const matrix *w, size_t row, vectors x, size_t t0, size_t n, vectors y, int add) {
+    float tile[LLM_GROUP][LLM_TILE], sums[PLAIN_TOKENS][LLM_TILE] = {{0}};
+    for (size_t c = 0; c < w->cols; c += LLM_GROUP) {
+        const size_t cols = w->cols - c < LLM_GROUP ? w->cols - c : LLM_GROUP;
+        unpack[w->dtype](w, row, c, cols, tile);
         for (size_t t = 0; t < n; t++)
-            store_rows(w, row, sums[t], LLM_TILE, y + (t0 + t) * ldy, add);
+            plain_dot(tile, cols, row_of(x, t0 + t) + c, sums[t]);
+    }
+    for (size_t t = 0; t < n; t++)
+        store_rows(w, row, sums[t], LLM_TILE, row_of(y, t0 + t), add);
+}
+
+static void plain_rows(const matrix *w, size_t row, const activations *a, vectors y, int add) {
+    for (size_t t = 0; t < a->n; t += PLAIN_TOKENS) {
+        const size_t n = a->n - t < PLAIN_TOKENS ? a->n - t : PLAIN_TOKENS;
+        plain_tile(w, row, a->x, t, n, y, add);
     }
 }
 
@@ -735,7 +804,6 @@ static const kernels kernels_plain = {
     .has = always,
     .rows = LLM_TILE,
     .few = {[LLM_FP16] = {NULL, plain_rows}, [LLM_INT8] = {NULL, plain_rows}},
-    .many = {[LLM_FP16] = {NULL, plain_rows}, [LLM_INT8] = {NULL, plain_rows}},
     .rmsnorm = plain_rmsnorm,
     .add_scaled = plain_add_scaled,
     .rope = plain_rope,

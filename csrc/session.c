@@ -24,15 +24,13 @@ typedef struct widths {
     size_t qkv, q, att, parts, ffn, picks, experts, group, width;
 } widths;
 
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
-
 static widths measure(const llm_model *m) {
     widths w = {0};
     for (size_t i = 0; i < m->h.n_layers; i++) {
         const llm_layer *l = &m->layers[i];
         const size_t heads = l->n_heads + 2 * (size_t)l->n_kv_heads;
         w.qkv = larger(w.qkv, align(heads * l->head_dim, LLM_GROUP));
-        w.att = larger(w.att, align((size_t)l->n_heads * l->head_dim, LLM_GROUP));
+        w.att = larger(w.att, align(q_dim_of(l), LLM_GROUP));
         w.q = larger(w.q, l->n_heads * width_of(l));
         w.parts = larger(w.parts, l->n_heads * (width_of(l) + 2));
         w.ffn = larger(w.ffn, align(larger(l->ffn_dim, l->shared_dim), LLM_GROUP));
@@ -66,15 +64,21 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     const llm_header *h = &s->m->h;
     const widths w = measure(s->m);
     const size_t b = s->o.batch, n_seqs = s->o.n_seqs, f = sizeof(float);
-    s->dim = align(h->dim, LLM_GROUP);
-    s->qkv_dim = w.qkv;
+    const size_t dim = align(h->dim, LLM_GROUP);
+    s->x.stride = s->xb.stride = s->out.stride = dim;
+    s->expert_x.stride = s->expert_out.stride = dim;
+    s->qkv.stride = w.qkv;
+    s->att.stride = w.att;
+    s->gate.stride = 2 * w.ffn;
+    s->hidden.stride = w.ffn;
+    s->router.stride = w.experts + 1;
     s->span = align(s->o.context, SPAN);
     s->seq_size = align(place_layers(s, NULL), 1 << 15);
     s->run = align((48 + w.group - 1) / w.group, 8);
     s->part = s->span > 8 * 512 ? align(s->span / 8, SPAN) : 512;
     s->part_size = b * w.parts;
     s->n_parts = (s->span + s->part - 1) / s->part;
-    const size_t columns = larger(s->dim, larger(w.att, w.ffn));
+    const size_t columns = larger(dim, larger(w.att, w.ffn));
     const size_t mixed = w.picks ? b : 0; /* tokens of an expert */
     const struct {
         void *slot;
@@ -88,25 +92,25 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->pos, b * f},
         {&s->rows, b * f},
         {&s->runs, (b + 1) * f},
-        {&s->x, b * s->dim * f},
-        {&s->xb, b * s->dim * f},
-        {&s->out, b * s->dim * f},
+        {&s->x.data, b * dim * f},
+        {&s->xb.data, b * dim * f},
+        {&s->out.data, b * dim * f},
         {&s->rotation, b * h->n_rope * h->rope_dim * f},
-        {&s->qkv, b * w.qkv * f},
+        {&s->qkv.data, b * w.qkv * f},
         {&s->q, b * w.q * f},
         {&s->scores, s->o.threads * s->run * w.group * SPAN * f},
         {&s->parts, s->n_parts * s->part_size * f},
-        {&s->att, b * w.att * f},
-        {&s->gate, 2 * b * w.ffn * f},
-        {&s->hidden, b * w.ffn * f},
-        {&s->router, b * (w.experts + 1) * f},
+        {&s->att.data, b * w.att * f},
+        {&s->gate.data, b * 2 * w.ffn * f},
+        {&s->hidden.data, b * w.ffn * f},
+        {&s->router.data, b * (w.experts + 1) * f},
         {&s->chosen, b * w.picks * f},
         {&s->gains, b * w.picks * f},
         {&s->members, b * w.picks * f},
         {&s->starts, (w.experts + 2) * f},
-        {&s->expert_x, mixed * s->dim * f},
-        {&s->expert_gains, mixed * f},
-        {&s->expert_out, mixed * s->dim * f},
+        {&s->expert_x.data, mixed * dim * f},
+        {&s->expert_gain, mixed * f},
+        {&s->expert_out.data, mixed * dim * f},
         {&s->quants, align(b, 32) * (columns + 32) * sizeof(int16_t)},
         {&s->scales, b * columns / LLM_GROUP * f},
     };

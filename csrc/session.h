@@ -32,35 +32,34 @@ struct llm_session {
     uint32_t *runs; /* (n_runs + 1,) tokens at which runs begin: neighbours in a sequence, at most `run` */
     size_t n_runs, run;
 
-    float *x;        /* (B, dim) the residual stream, */
-    float *xb;       /* (B, dim) its norm, */
-    float *out;      /* (B, dim) and what a block adds to it */
+    vectors x;       /* (B, dim) the residual stream, */
+    vectors xb;      /* (B, dim) its norm, */
+    vectors out;     /* (B, dim) and what a block adds to it */
     float *rotation; /* (n_rope, B, 2, rope_dim / 2) cosines and sines of each token's position */
-    size_t dim;      /* padded */
 
     /* attention */
-    float *qkv; /* (B, qkv_dim) projections: q_dim queries, kv_dim keys, kv_dim values */
-    float *q;   /* (n_kv_heads, B, group, width) queries, rotated and scaled; width: a head's, padded to 16 */
+    vectors qkv; /* (B, q_dim + 2 kv_dim) projections: queries, keys, values */
+    float *q; /* (n_kv_heads, B, group, width) queries, rotated and scaled; width: a head's, padded to 16 */
     float *scores; /* (threads, run * group, SPAN); group: query heads that share a kv head */
     float *parts; /* (n_parts, n_kv_heads, B, group, width + 2) attention over a part of the positions each: a
                       weighted sum of values, the largest score, the sum of weights */
-    float *att;   /* (B, q_dim) attention over all of them */
-    size_t qkv_dim, part_size; /* columns of qkv; numbers of a part */
-    size_t part, n_parts;      /* positions in a part, and how many parts there are at most */
+    vectors att;  /* (B, q_dim) attention over all of them */
+    size_t part_size;     /* numbers of a part */
+    size_t part, n_parts; /* positions in a part, and how many parts there are at most */
 
     /* feed-forward */
-    float *gate;   /* (B, 2 * ffn_dim) gates, then ups */
-    float *hidden; /* (B, ffn_dim) */
+    vectors gate;   /* (B, 2 * ffn_dim) gates, then ups */
+    vectors hidden; /* (B, ffn_dim) */
 
     /* mixtures; every token goes through `picks` experts, of which the shared one is the last */
-    float *router;       /* (B, n_experts + 1) logits, then probabilities; the last one is the shared gate */
-    uint32_t *chosen;    /* (B, picks) experts of a token, the shared one is number n_experts */
-    float *gains;        /* (B, picks) their weights */
-    uint32_t *members;   /* (B * picks,) places in `chosen` of expert 0, then of expert 1, ... */
-    uint32_t *starts;    /* (n_experts + 2,) where in `members` they begin */
-    float *expert_x;     /* (B, dim) the tokens of one expert, side by side, */
-    float *expert_gains; /* (B,) their weights, */
-    float *expert_out;   /* (B, dim) and what it makes of them */
+    vectors router;     /* (B, n_experts + 1) logits, then probabilities; the last one is the shared gate */
+    uint32_t *chosen;   /* (B, picks) experts of a token, the shared one is number n_experts */
+    float *gains;       /* (B, picks) their weights */
+    uint32_t *members;  /* (B * picks,) places in `chosen` of expert 0, then of expert 1, ... */
+    uint32_t *starts;   /* (n_experts + 2,) where in `members` they begin */
+    vectors expert_x;   /* (B, dim) the tokens of one expert, side by side, */
+    float *expert_gain; /* (B,) their weights, */
+    vectors expert_out; /* (B, dim) and what it makes of them */
 
     /* activations as a product wants them: 16 bits for each number, and a scale for 64 */
     int16_t *quants; /* (B, columns + 32) */
@@ -72,6 +71,11 @@ static inline size_t width_of(const llm_layer *l) { return align(l->head_dim, LL
 
 static inline size_t group_of(const llm_layer *l) { return l->n_heads / l->n_kv_heads; }
 
+static inline size_t q_dim_of(const llm_layer *l) { return (size_t)l->n_heads * l->head_dim; }
+
+static inline size_t kv_dim_of(const llm_layer *l) { return (size_t)l->n_kv_heads * l->head_dim; }
+
+/* Experts that a token goes through, the shared one included */
 static inline size_t picks_of(const llm_layer *l) { return l->n_active + !!l->shared_dim; }
 
 /* Where a row and a column of a matrix in tiles lie, if a column of a row is one number, see llm.h */
