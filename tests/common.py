@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyllm._llm import lib
+from pyllm._llm import ffi, lib
 
 # The command: $PYLLM_BINARY, or the one installed with this Python, or None.
 COMMAND = os.environ.get("PYLLM_BINARY") or shutil.which("pyllm", path=str(Path(sys.executable).parent))
 
 BOS, IM_START, IM_END, NONE = 256, 257, 258, 0xFFFFFFFF
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
+# What runs a model, without tokenizer and sampler
+ENGINE = ["llm.c", "file.c", "threads.c", *sorted(path.name for path in CSRC.glob("isa_*.c"))]
 
 SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
 
@@ -58,6 +60,23 @@ def byte_tokenizer(
     }
 
 
+def described(data: bytes) -> tuple[ffi.CData, ffi.CData]:
+    """The header and the layers of a file, as llm_layout takes them."""
+    header = ffi.new("llm_header *")
+    ffi.memmove(header, data, lib.LLM_HEADER_SIZE)
+    layers = ffi.new("llm_layer[]", header.n_layers)
+    start = lib.LLM_HEADER_SIZE + header.text_size
+    ffi.memmove(layers, data[start : start + ffi.sizeof(layers)], ffi.sizeof(layers))
+    return header, layers
+
+
+def place_of(data: bytes, tensor: int, layer: int = 0, expert: int = 0) -> ffi.CData:
+    """Where llm_layout says that a tensor of a file lies."""
+    found, err = ffi.new("llm_tensor *"), ffi.new("char[256]")
+    assert lib.llm_layout(*described(data), tensor, layer, expert, found, err, 256) == 0, ffi.string(err)
+    return found
+
+
 def is_hostile(c: str) -> bool:
     """Whether Unicode says that a character is a control, ends a line, or overrides the direction of text."""
     overrides = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
@@ -89,7 +108,7 @@ def build_logits(tmp_path_factory, cc: str, *options: str) -> Path:
         pytest.skip(f"needs {cc}")
     program = tmp_path_factory.getbasetemp() / ("logits-" + Path(cc).name)
     if not program.exists():
-        sources = [CSRC / "llm.c", CSRC / "file.c", CSRC / "threads.c", Path(__file__).with_name("logits.c")]
+        sources = [*(CSRC / name for name in ENGINE), Path(__file__).with_name("logits.c")]
         flags = ["-O3", "-std=gnu11", "-fopenmp", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", *options]
         subprocess.run([cc, *flags, *map(str, sources), "-lm", "-o", str(program)], check=True)
     return program

@@ -1,8 +1,9 @@
 /* fuzz.c - valid model files with hostile numbers, run through the engine: FIRST COUNT [TOGETHER] does the runs
  * FIRST to FIRST + COUNT, TOGETHER of them at once on threads that share the models.
  *
- * Every run makes a model of random features and sizes whose weights are random bits, NaN, infinities, denormal
- * or huge numbers, or sound ones, tensor by tensor; opens a session on it with a random instruction set, and
+ * Every run makes a model of random features and sizes, the same in all layers or not, whose weights are random
+ * bits, NaN, infinities, denormal or huge numbers, or sound ones, tensor by tensor; now and then damages its
+ * header or layers, which are then refused or run; opens a session on it with a random instruction set, and
  * appends, copies, truncates, loads random states and samples. Nothing may touch what it should not: build it
  * with -DLLM_GUARD (pages behind every buffer that fault; there is one behind the model too) and the
  * sanitizers. What llm.h promises is checked beside: logits are finite or an error, and after an error nothing
@@ -12,13 +13,14 @@
 #include <math.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { MAX_SEQS = 4, MAX_TOKENS = 700, GUARD = 1 << 16 };
+enum { MAX_SEQS = 4, MAX_TOKENS = 700, MAX_LAYERS = 4, GUARD = 1 << 16 };
 
 /* ---------------------------------------------------------------------------------------------------------
  * Failing */
@@ -86,37 +88,99 @@ static uint32_t size(dice *d, uint32_t most) {
     return chance(d, 6) ? 64 * from_to(d, 1, 2) : from_to(d, 1, most);
 }
 
-static llm_header make_header(dice *d) {
-    llm_header h = {.magic = "PYLLM\r\n\032", .version = LLM_VERSION};
-    h.dtype = from_to(d, LLM_FP16, LLM_INT8);
-    h.dim = size(d, 70);
-    h.ffn_dim = size(d, 70);
-    h.n_layers = from_to(d, 1, 2);
-    h.n_kv_heads = from_to(d, 1, 3);
-    h.n_heads = h.n_kv_heads * from_to(d, 1, chance(d, 8) ? 9 : 3);
-    h.head_dim = 2 * from_to(d, 1, chance(d, 8) ? 50 : 12);
-    h.vocab_size = from_to(d, 1, 50);
-    h.context = from_to(d, 1, 400);
-    h.n_rope = from_to(d, 1, 3);
-    h.norm_eps = chance(d, 4) ? 0 : 1e-5f;
-    h.attn_scale = chance(d, 9) ? number(d, 9e5f) : 0.2f;
-    h.attn_cap = chance(d, 4) ? fabsf(number(d, 50)) : 0;
-    h.logit_cap = chance(d, 4) ? fabsf(number(d, 50)) : 0;
-    h.embed_scale = chance(d, 9) ? number(d, 9e5f) : 1;
-    h.residual_scale = chance(d, 9) ? number(d, 9e5f) : 1;
-    h.expert_scale = chance(d, 9) ? number(d, 9e5f) : 1;
-    h.flags = from_to(d, 0, 2 * LLM_GELU - 1);
-    if (!(h.flags & LLM_QK_NORM))
-        h.flags &= ~(uint32_t)LLM_QK_NORM_WHOLE;
-    if (chance(d, 2)) {
-        h.n_experts = from_to(d, 1, chance(d, 12) ? 200 : 9);
-        h.n_active = from_to(d, 1, h.n_experts < 12 ? h.n_experts : 12);
-        h.ffn_dim = h.n_experts > 9 ? 1 : h.ffn_dim;
-        h.flags |= (uint32_t)bits(d) & (LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS);
-        h.shared_dim = chance(d, 2) ? size(d, 70) : 0;
-        h.flags |= h.shared_dim && chance(d, 2) ? (uint32_t)LLM_SHARED_GATE : 0;
+/* What a model's file says before the weights */
+typedef struct model {
+    llm_header h;
+    llm_layer layers[MAX_LAYERS];
+} model;
+
+static void make_experts(dice *d, llm_layer *l) {
+    l->ffn = LLM_EXPERTS;
+    l->n_experts = from_to(d, 1, chance(d, 12) ? 200 : 9);
+    l->n_active = from_to(d, 1, l->n_experts < 12 ? l->n_experts : 12);
+    l->ffn_dim = l->n_experts > 9 ? 1 : l->ffn_dim;
+    l->flags |= bits(d) & (LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS);
+    l->shared_dim = chance(d, 2) ? size(d, 70) : 0;
+    l->flags |= l->shared_dim && chance(d, 2) ? LLM_SHARED_GATE : 0;
+}
+
+static llm_layer make_layer(dice *d) {
+    llm_layer l = {0};
+    l.n_kv_heads = from_to(d, 1, 3);
+    l.n_heads = l.n_kv_heads * from_to(d, 1, chance(d, 8) ? 9 : 3);
+    l.head_dim = 2 * from_to(d, 1, chance(d, 8) ? 50 : 12);
+    l.attn_scale = chance(d, 9) ? number(d, 9e5f) : 0.2f;
+    l.attn_cap = chance(d, 4) ? fabsf(number(d, 50)) : 0;
+    l.activation = from_to(d, LLM_SILU, LLM_GELU);
+    l.ffn_dim = size(d, 70);
+    l.expert_scale = chance(d, 9) ? number(d, 9e5f) : 1;
+    l.flags = bits(d) & (LLM_QKV_BIAS | LLM_QK_NORM | LLM_QK_NORM_WHOLE | LLM_NO_PRE_NORM | LLM_POST_NORM);
+    if (!(l.flags & LLM_QK_NORM))
+        l.flags &= ~(uint64_t)LLM_QK_NORM_WHOLE;
+    if (chance(d, 2))
+        make_experts(d, &l);
+    return l;
+}
+
+/* Layer i uses the keys and values of an earlier one, if one that makes its own is hit. */
+static void borrow(dice *d, llm_layer *layers, uint32_t i) {
+    const uint32_t from = from_to(d, 0, i - 1);
+    if (layers[from].kv_layer != from)
+        return;
+    layers[i].kv_layer = from;
+    layers[i].n_kv_heads = layers[from].n_kv_heads;
+    layers[i].head_dim = layers[from].head_dim;
+    layers[i].n_heads = layers[i].n_kv_heads * from_to(d, 1, 3);
+}
+
+static int is_matrix(const model *m, uint32_t id, uint32_t layer) {
+    llm_tensor t;
+    CHECK(!llm_layout(&m->h, m->layers, id, layer, 0, &t, NULL, 0));
+    return t.size && t.dtype != LLM_FP32;
+}
+
+/* fp16 or int8 for every matrix; for all of them, or for each of its own */
+static void make_dtypes(dice *d, model *m) {
+    const int mixed = chance(d, 3);
+    const uint32_t one = from_to(d, LLM_FP16, LLM_INT8);
+    for (uint32_t layer = 0; layer < m->h.n_layers; layer++)
+        for (uint32_t id = 0; id < LLM_N_TENSORS; id++) {
+            if (!llm_tensor_name(id) || (id < LLM_ATTN_NORM && layer) || !is_matrix(m, id, layer))
+                continue;
+            uint8_t *dtype =
+                id < LLM_ATTN_NORM ? &m->h.dtype[id] : &m->layers[layer].dtype[id - LLM_ATTN_NORM];
+            *dtype = (uint8_t)(mixed ? from_to(d, LLM_FP16, LLM_INT8) : one);
+        }
+}
+
+static void make_description(dice *d, model *m) {
+    memset(m, 0, sizeof *m);
+    m->h = (llm_header){.magic = "PYLLM\r\n\032", .version = LLM_VERSION};
+    llm_header *h = &m->h;
+    h->dim = size(d, 70);
+    h->vocab_size = from_to(d, 1, 50);
+    h->context = from_to(d, 1, 400);
+    h->n_layers = from_to(d, 1, chance(d, 3) ? MAX_LAYERS : 2);
+    h->n_rope = from_to(d, 1, 3);
+    h->norm_eps = chance(d, 4) ? 0 : 1e-5f;
+    h->logit_cap = chance(d, 4) ? fabsf(number(d, 50)) : 0;
+    h->embed_scale = chance(d, 9) ? number(d, 9e5f) : 1;
+    h->residual_scale = chance(d, 9) ? number(d, 9e5f) : 1;
+    h->required = from_to(d, 0, 1) ? LLM_TIED : 0;
+    h->optional = chance(d, 9) ? bits(d) & ~(uint64_t)LLM_HAS_CHECKSUMS : 0;
+    const int differ = chance(d, 2);
+    for (uint32_t i = 0; i < h->n_layers; i++) {
+        llm_layer *l = &m->layers[i];
+        *l = i && !differ ? m->layers[0] : make_layer(d);
+        l->kv_layer = i;
+        l->rope = from_to(d, 0, h->n_rope - 1);
+        l->window = chance(d, 2) ? from_to(d, 0, 90) : 0;
+        if (i && chance(d, 3))
+            borrow(d, m->layers, i);
+        h->required |= l->flags;
+        h->rope_dim = l->head_dim > h->rope_dim ? l->head_dim : h->rope_dim;
     }
-    return h;
+    make_dtypes(d, m);
 }
 
 /* n bytes of a tensor. A style is for all of it, sound ones the likeliest, so that hostile numbers meet sound
@@ -140,10 +204,17 @@ static void fill(dice *d, uint8_t *at, size_t n, uint32_t dtype, uint32_t sound_
     }
 }
 
+static void make_tables(dice *d, const model *m, llm_angle *angles) {
+    const int sound = !chance(d, 9);
+    for (uint32_t i = 0; i < m->h.n_rope * m->h.rope_dim / 2; i++)
+        angles[i] = sound ? (llm_angle){number(d, 1), 1} : (llm_angle){any_float(d), any_float(d)};
+}
+
 /* The file in a mapping of *mapped bytes that ends at a page which faults; NULL when it would be large. */
-static uint8_t *make_model(dice *d, llm_header *h, size_t *mapped) {
+static uint8_t *make_file(dice *d, model *m, size_t *mapped) {
     char err[256];
-    h->file_size = llm_file_size(h, err, sizeof err);
+    llm_header *h = &m->h;
+    h->file_size = llm_file_size(h, m->layers, err, sizeof err);
     CHECK(h->file_size);
     if (h->file_size > 1 << 20)
         return NULL;
@@ -154,28 +225,35 @@ static uint8_t *make_model(dice *d, llm_header *h, size_t *mapped) {
     CHECK(map != MAP_FAILED && !mprotect(map + whole, GUARD, PROT_NONE));
     uint8_t *data = map + whole - h->file_size;
     memcpy(data, h, sizeof *h);
-    llm_layer *layers = (llm_layer *)(data + sizeof *h);
-    for (uint32_t i = 0; i < h->n_layers; i++)
-        layers[i] =
-            (llm_layer){.rope = from_to(d, 0, h->n_rope - 1), .window = chance(d, 2) ? from_to(d, 0, 90) : 0};
-    llm_angle *angles = (llm_angle *)(layers + h->n_layers);
-    const int sound = !chance(d, 9);
-    for (uint32_t i = 0; i < h->n_rope * h->head_dim / 2; i++)
-        angles[i] = sound ? (llm_angle){number(d, 1), 1} : (llm_angle){any_float(d), any_float(d)};
+    memcpy(data + sizeof *h, m->layers, h->n_layers * sizeof *m->layers);
+    make_tables(d, m, (llm_angle *)(data + sizeof *h + h->n_layers * sizeof *m->layers));
     const uint32_t soundness = from_to(d, 0, 2) * 60 + 2;
     llm_tensor t;
     for (uint32_t id = 0; id < LLM_N_TENSORS; id++)
         for (uint32_t layer = 0; layer < (id < LLM_ATTN_NORM ? 1 : h->n_layers); layer++)
-            for (uint32_t e = 0; !llm_layout(h, id, layer, e, &t, err, sizeof err); e++)
+            for (uint32_t e = 0; !llm_layout(h, m->layers, id, layer, e, &t, err, sizeof err); e++)
                 fill(d, data + t.offset, t.size, t.dtype, soundness);
     return data;
+}
+
+/* Other bytes in the header or a layer, around weights that stay */
+static void damage(dice *d, uint8_t *data) {
+    llm_header *h = (llm_header *)data;
+    llm_layer *layers = (llm_layer *)(data + sizeof *h);
+    const size_t used = chance(d, 2) ? offsetof(llm_layer, dtype) : sizeof *layers;
+    for (uint32_t n = from_to(d, 1, 3); n; n--) {
+        const size_t at = sizeof h->magic + bits(d) % (offsetof(llm_header, checksum) - sizeof h->magic);
+        uint8_t *byte = chance(d, 9) ? data + at : (uint8_t *)&layers[bits(d) % h->n_layers] + bits(d) % used;
+        *byte = (uint8_t)(chance(d, 2) ? from_to(d, 0, 3) : *byte ^ 1u << from_to(d, 0, 7));
+    }
+    h->checksum = llm_checksum(h);
 }
 
 /* ---------------------------------------------------------------------------------------------------------
  * Runs */
 
 typedef struct counts {
-    unsigned long runs, forwards, refused, states, tokens, experts;
+    unsigned long runs, forwards, refused, states, tokens, experts, shared, damaged, unsound;
 } counts;
 
 static int has_isa(const llm_model *m, const char *name) {
@@ -268,12 +346,26 @@ static void one_run(counts *c, int setup_isa) {
     dice d = {run * 0x2545f4914f6cdd1du};
     char err[256];
     size_t mapped, length[MAX_SEQS] = {0};
-    llm_header h = make_header(&d);
-    uint8_t *data = make_model(&d, &h, &mapped);
+    model made;
+    make_description(&d, &made);
+    uint8_t *data = make_file(&d, &made, &mapped);
     if (!data)
         return;
-    llm_model *m = llm_open_memory(data, h.file_size, err, sizeof err);
-    CHECK(m);
+    const int damaged = chance(&d, 6);
+    const size_t bytes = made.h.file_size;
+    if (damaged)
+        damage(&d, data);
+    *err = 0;
+    llm_model *m = llm_open_memory(data, bytes, err, sizeof err);
+    CHECK(m || (damaged && *err));
+    c->damaged += (unsigned long)damaged;
+    c->unsound += !m;
+    if (!m || llm_model_header(m)->context > 1000) { /* what a session would reserve */
+        llm_close(m);
+        munmap(data - (mapped - GUARD - bytes), mapped);
+        return;
+    }
+    const llm_header h = *llm_model_header(m);
     if (!n_isas)
         find_isas(m);
     const char *isa = isas[chance(&d, 8) ? 0 : from_to(&d, n_isas > 1, n_isas - 1)]; /* 0: scalar, slow */
@@ -304,9 +396,14 @@ static void one_run(counts *c, int setup_isa) {
     free(logits);
     llm_session_close(s);
     llm_close(m);
-    munmap(data - (mapped - GUARD - h.file_size), mapped);
+    munmap(data - (mapped - GUARD - bytes), mapped);
     c->runs++;
-    c->experts += h.n_experts > 0;
+    for (uint32_t i = 0, experts = 0, shared = 0; i < h.n_layers; i++) {
+        c->experts += made.layers[i].n_experts && !experts;
+        c->shared += made.layers[i].kv_layer != i && !shared;
+        experts |= made.layers[i].n_experts;
+        shared |= made.layers[i].kv_layer != i;
+    }
 }
 
 typedef struct share {
@@ -352,10 +449,13 @@ int main(int argc, char **argv) {
         CHECK(!pthread_join(threads[i], NULL));
         const counts *c = &shares[i].c;
         all.runs += c->runs, all.forwards += c->forwards, all.refused += c->refused, all.states += c->states;
-        all.tokens += c->tokens, all.experts += c->experts;
+        all.tokens += c->tokens, all.experts += c->experts, all.shared += c->shared;
+        all.damaged += c->damaged, all.unsound += c->unsound;
     }
-    printf("%lu runs (%lu with experts), %lu states, %lu calls with %lu tokens, %lu of them not finite;",
-        all.runs, all.experts, all.states, all.forwards, all.tokens, all.refused);
+    printf("%lu runs (%lu with experts, %lu with shared keys), %lu of %lu damaged files refused, %lu states, "
+           "%lu calls with %lu tokens, %lu of them not finite;",
+        all.runs, all.experts, all.shared, all.unsound, all.damaged, all.states, all.forwards, all.tokens,
+        all.refused);
     for (uint32_t i = 0; i < n_isas; i++)
         printf(" %s", isas[i]);
     putchar('\n');

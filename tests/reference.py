@@ -132,6 +132,20 @@ def seal(header: bytes) -> bytes:
     return header[:248] + struct.pack("<Q", value)
 
 
+def edited(data: bytes, layer: int | None = None, **values: Any) -> bytes:
+    """The file with other fields in its header, or in the layer of this number; with the right checksum."""
+    head, at = HEADER.unpack_from(data), HEADER.size
+    if layer is None:
+        head = [values.get(name, old) for name, old in zip(FIELDS, head, strict=True)]
+        assert values.keys() <= set(FIELDS)
+        return seal(HEADER.pack(*head)) + data[at:]
+    at += head[FIELDS.index("text_size")] + layer * LAYER.size
+    fields = dict(zip(LAYER_FIELDS, LAYER.unpack_from(data, at), strict=True))
+    assert values.keys() <= fields.keys()
+    new = LAYER.pack(*(fields | values).values())
+    return data[:at] + new + data[at + LAYER.size :]
+
+
 def log_softmax(x: np.ndarray) -> np.ndarray:
     """Natural-log probabilities over the last axis, float64."""
     x = x.astype(np.float64) - x.max(-1, keepdims=True)

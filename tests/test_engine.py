@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from common import TILES, build_logits, logits_of
+from common import TILES, build_logits, described, logits_of
 from pyllm._llm import ffi, lib
 from reference import (
     FIELDS,
     FP16,
     GELU,
-    HEADER,
     INT8,
+    LAYER_FIELDS,
     NO_PRE_NORM,
     POST_NORM,
     QK_NORM,
@@ -37,6 +37,7 @@ from reference import (
     SHARED_GATE,
     TIED,
     Reference,
+    edited,
     make_model,
 )
 
@@ -63,7 +64,59 @@ MODELS = {
         n_heads=5, n_kv_heads=1, head_dim=6, flags=QK_NORM | QK_NORM_WHOLE | NO_PRE_NORM | POST_NORM
     ),
     "caps, GELU, four norms": dict(
-        flags=POST_NORM | GELU, attn_cap=2.0, logit_cap=3.0, embed_scale=8.0, windows=(9, 0), head_dim=80
+        flags=POST_NORM,
+        activation=GELU,
+        attn_cap=2.0,
+        logit_cap=3.0,
+        embed_scale=8.0,
+        windows=(9, 0),
+        head_dim=80,
+    ),
+    "head sizes, shared keys": dict(
+        n_layers=6,
+        n_rope=2,
+        windows=(9, 0),
+        flags=QK_NORM | QKV_BIAS,
+        layers=[
+            {},
+            dict(head_dim=48, n_heads=3, n_kv_heads=1),
+            dict(kv_layer=0, n_heads=6, window=3, flags=QK_NORM),
+            dict(kv_layer=1, n_heads=5, head_dim=48, n_kv_heads=1, ffn_dim=200, flags=0),
+            dict(kv_layer=0, rope=1, activation=GELU),
+            dict(n_heads=1, n_kv_heads=1, head_dim=80, attn_cap=3.0, attn_scale=0.2),
+        ],
+    ),
+    "dense and experts": dict(
+        n_layers=4,
+        n_experts=5,
+        n_active=2,
+        shared_dim=40,
+        flags=ROUTER_NORMALIZE | ROUTER_SIGMOID | SHARED_GATE,
+        layers=[
+            dict(n_experts=0, ffn_dim=232),
+            {},
+            dict(n_experts=0, ffn_dim=24, activation=GELU),
+            dict(n_experts=9, n_active=4, shared_dim=0, flags=ROUTER_BIAS, ffn_dim=50, expert_scale=2.0),
+        ],
+    ),
+    "norms by layer": dict(
+        n_layers=4,
+        flags=TIED,
+        layers=[
+            dict(flags=POST_NORM),
+            dict(flags=QK_NORM | QK_NORM_WHOLE),
+            dict(flags=NO_PRE_NORM | POST_NORM | QK_NORM),
+            {},
+        ],
+    ),
+    "a dtype a tensor": dict(
+        n_layers=3,
+        n_experts=3,
+        n_active=2,
+        dim=100,
+        flags=ROUTER_NORMALIZE,
+        dtypes={"embed": INT8, "output": FP16, "gate_up": FP16, "down": INT8},
+        layers=[dict(n_experts=0, dtypes={"qkv": INT8, "attn_out": FP16}), dict(dtypes={"router": INT8})],
     ),
 }
 
@@ -217,7 +270,16 @@ def agree(got: np.ndarray, want: np.ndarray, isa: str) -> None:
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 @pytest.mark.parametrize(
-    "name", ["odd sizes", "experts", "experts, a gated one shared", "caps, GELU, four norms"]
+    "name",
+    [
+        "odd sizes",
+        "experts",
+        "experts, a gated one shared",
+        "caps, GELU, four norms",
+        "head sizes, shared keys",
+        "dense and experts",
+        "a dtype a tensor",
+    ],
 )
 def test_results_do_not_depend_on_batch_or_threads(name, dtype, isa):
     """Bit for bit: a prompt whole, in chunks, token by token, on 1 to 4 threads, and beside another
@@ -271,8 +333,9 @@ def test_only_wanted_logits_are_returned_in_order():
     assert s.length() == 31
 
 
-def test_truncate_and_copy_give_the_same_logits():
-    model = Model(make_model(4, **MODELS["odd sizes"]))
+@pytest.mark.parametrize("name", ["odd sizes", "head sizes, shared keys", "dense and experts"])
+def test_truncate_and_copy_give_the_same_logits(name):
+    model = Model(make_model(4, **MODELS[name]))
     ids = some_ids(40, 96)
     whole = model.run(ids)
     s = model.session(n_seqs=3)
@@ -289,8 +352,9 @@ def test_truncate_and_copy_give_the_same_logits():
     assert (s.forward(ids, [2] * 40) == whole).all(), "after a drop a sequence starts anew"
 
 
-def test_state_moves_between_sessions():
-    model = Model(make_model(4, **MODELS["odd sizes"]))
+@pytest.mark.parametrize("name", ["odd sizes", "head sizes, shared keys"])
+def test_state_moves_between_sessions(name):
+    model = Model(make_model(4, **MODELS[name]))
     ids = some_ids(40, 96)
     whole = model.run(ids)
     s, other = model.session(), model.session(n_seqs=2, context=77)
@@ -358,27 +422,29 @@ def test_scores_hundreds_apart_leave_the_largest(isa):
 def test_layout_covers_the_file_without_overlap():
     for dtype, kind in itertools.product([FP16, INT8], MODELS.values()):
         data = make_model(dtype=dtype, **kind)
-        header = ffi.new("llm_header *")
-        ffi.memmove(header, data, 256)
-        h = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True))
-        once, layer = reference.shapes(h)
+        model, (header, layers) = Reference(data), described(data)
         tensor, err, end = ffi.new("llm_tensor *"), ffi.new("char[256]"), None
         found = []
         for number, ids in [(0, range(lib.LLM_ATTN_NORM))] + [
-            (i, range(lib.LLM_ATTN_NORM, lib.LLM_N_TENSORS)) for i in range(h["n_layers"])
+            (i, range(lib.LLM_ATTN_NORM, lib.LLM_N_TENSORS)) for i in range(header.n_layers)
         ]:
+            experts = max(1, model.about[number]["n_experts"])
             for i in ids:
-                experts = max(1, h["n_experts"]) if i in (lib.LLM_GATE_UP, lib.LLM_DOWN) else 1
-                for e in range(experts):
-                    assert lib.llm_layout(header, i, number, e, tensor, err, 256) == 0
+                count = experts if i in (lib.LLM_GATE_UP, lib.LLM_DOWN) else 1
+                for e in range(count):
+                    assert lib.llm_layout(header, layers, i, number, e, tensor, err, 256) == 0
                     if tensor.size:
                         assert tensor.offset % 64 == 0 and (end is None or tensor.offset == reference.up(end))
                         end = tensor.offset + tensor.size
-                        found.append((tensor.rows, tensor.cols, tensor.dtype))
-                assert lib.llm_layout(header, i, number, experts, tensor, err, 256) == -1
-        wanted = [item[1:4] for item in once for _ in range(item[4])]
-        wanted += [item[1:4] for item in layer for _ in range(item[4])] * h["n_layers"]
-        assert found == wanted and reference.up(end) + 64 == len(data) == lib.llm_file_size(header, err, 256)
+                        name = ffi.string(lib.llm_tensor_name(i)).decode()
+                        found.append((name, tensor.rows, tensor.cols, tensor.dtype))
+                assert lib.llm_layout(header, layers, i, number, count, tensor, err, 256) == -1
+        items = reference.once_shapes(model.h)
+        for i, about in enumerate(model.about):
+            items += reference.layer_shapes(model.h, about, i)
+        assert found == [item[:4] for item in items for _ in range(item[4])]
+        size = lib.llm_file_size(header, layers, err, 256)
+        assert reference.up(end) + 64 == len(data) == size
 
 
 def test_sections_are_found():
@@ -421,22 +487,43 @@ def test_header_with_any_bit_flipped_is_refused():
         assert opens(bytes(flipped)), bits
 
 
+EXTREME = [0, 1, 2, 3, 63, 64, 65, 2**16, 2**20, 2**24, 2**28, 2**31 - 1, 2**31, 2**32 - 1]
+
+
+def some_values(rng: random.Random, names: list[str], fields: dict) -> dict[str, int]:
+    """Extreme, random and neighbouring numbers for one to four of these fields."""
+    chosen = rng.sample(names, rng.randint(1, 4))
+    return {
+        name: rng.choice([*EXTREME, rng.randrange(2**32), fields[name] + 1, max(0, fields[name] - 1)])
+        for name in chosen
+    }
+
+
 def test_crafted_headers_do_not_crash():
     """A header with a right checksum and random or extreme fields, around the right and the wrong file
     size."""
     data = make_model(sections={1: b"name"}, n_experts=3, n_active=2)
-    h = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True))
-    rng = random.Random(2)
-    extreme = [0, 1, 2, 3, 63, 64, 65, 2**16, 2**20, 2**24, 2**28, 2**31 - 1, 2**31, 2**32 - 1]
-    names = [n for n in FIELDS if n not in ("magic", "reserved", "checksum", "norm_eps", "attn_scale")]
-    refused = 0
+    h, rng, refused = Reference(data).h, random.Random(2), 0
+    names = [name for name in FIELDS if isinstance(h[name], int) and name not in ("checksum", "optional")]
     for _ in range(5000):
-        bad = dict(h)
-        for name in rng.sample(names, rng.randint(1, 4)):
-            bad[name] = rng.choice([*extreme, rng.randrange(2**32), h[name] + 1, max(0, h[name] - 1)])
+        bad = some_values(rng, names, h)
         bad["norm_eps"] = rng.choice([h["norm_eps"], float("nan"), -1.0, 1e30])
-        refused += bool(opens(reference.seal(HEADER.pack(*(bad[n] for n in FIELDS))) + data[256:]))
+        refused += bool(opens(edited(data, **bad)))
     assert refused > 4900
+
+
+def test_crafted_layers_do_not_crash():
+    """The same, in a layer; what is not refused fits the file and runs."""
+    data = make_model(n_layers=3, n_experts=3, n_active=2, layers=[{}, dict(kv_layer=0), dict(n_experts=0)])
+    about, rng, refused = Reference(data).about, random.Random(2), 0
+    names = [name for name in LAYER_FIELDS if isinstance(about[0][name], int)]
+    for _ in range(5000):
+        layer = rng.randrange(3)
+        bad = some_values(rng, names, about[layer])
+        number = rng.choice(["attn_scale", "attn_cap", "expert_scale"])
+        bad[number] = rng.choice([about[layer][number], float("nan"), float("inf"), 2e6, -1.0])
+        refused += bool(opens(edited(data, layer, **bad)))
+    assert 4000 < refused < 5000
 
 
 def test_crafted_sections_and_tables_do_not_crash():
@@ -446,13 +533,11 @@ def test_crafted_sections_and_tables_do_not_crash():
     for _ in range(5000):
         bad = bytearray(data)
         for _ in range(rng.randint(1, 4)):
-            bad[rng.randrange(256, 256 + text + 64)] = rng.choice(
+            bad[rng.randrange(256, 256 + text + 512 + 64)] = rng.choice(
                 [0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)]
             )
         opens(bytes(bad))
-    bad = bytearray(data)
-    struct.pack_into("<I", bad, 256 + text, 2)
-    assert "layer 0: no rotary table 2" in opens(bytes(bad))
+    assert "layer 1: there is no rotary table 2" in opens(edited(data, 1, rope=2))
     bad = bytearray(data)
     struct.pack_into("<Q", bad, 256 + 8, 2**64 - 16)
     assert "section" in opens(bytes(bad))
@@ -528,18 +613,15 @@ def test_session_takes_memory_only_as_it_fills():
 @plain
 def test_opening_a_large_file_takes_no_memory(tmp_path):
     """A sparse file of 1 GB; one token runs through it."""
-    data = make_model(n_layers=1)
-    h = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True))
-    h.update(n_layers=2, ffn_dim=2**20, dim=64, file_size=0)
-    header = ffi.new("llm_header *")
+    data = edited(make_model(n_layers=3), 0, ffn_dim=2**20)
+    data = edited(edited(data, 1, ffn_dim=2**20), 2, ffn_dim=2**20)
     err = ffi.new("char[256]")
-    h.update(n_layers=3)
-    ffi.memmove(header, HEADER.pack(*(h[n] for n in FIELDS)), 256)
-    h["file_size"] = lib.llm_file_size(header, err, 256)
+    size = lib.llm_file_size(*described(data), err, 256)
+    start = 256 + 3 * 256
     path = tmp_path / "large.llm"
     with path.open("wb") as f:
-        f.write(reference.seal(HEADER.pack(*(h[n] for n in FIELDS))))
-        f.truncate(h["file_size"])
+        f.write(edited(data, file_size=size)[:start])
+        f.truncate(size)
     assert path.stat().st_size > 1e9
     before = resident()
     model = lib.llm_open(str(path).encode(), err, 256)
