@@ -1366,6 +1366,46 @@ def test_named_templates_of_all_sources_are_carried(tmp_path):
     assert sections[lib.LLM_CHAT_TEMPLATE] == b"A" and lib.LLM_CHAT_TEMPLATE_TOOLS not in sections
 
 
+UNKNOWN = "keys that are not known here, and nothing was made of them: "
+
+
+def unknown_keys(report):
+    """The end of the note that names the unknown keys of the report's source; None without one."""
+    return next((note.partition(UNKNOWN)[2] for note in report.notes if UNKNOWN in note), None)
+
+
+def test_a_key_that_no_family_knows_is_named_in_a_note(tmp_path):
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    config = LLAMA | {"attn_gate_scale": 2.0, "rope_parameters": rope, "dtype": "float32", "other": None}
+    config |= {"rope_interleaved": False, "mask_token_id": 3, "residual_dropout": 0.1}
+    source = save(tmp_path / "src", config, make_tensors("llama", LLAMA))
+    flat, report = run(source, tmp_path)
+    assert unknown_keys(report) == "attn_gate_scale, rope_parameters.mrope_section"
+    assert flat.data == run(save(source, LLAMA, make_tensors("llama", LLAMA)), tmp_path)[0].data
+    save(source, LLAMA | {"rope_interleaved": True}, make_tensors("llama", LLAMA))
+    assert unknown_keys(run(source, tmp_path)[1]) == "rope_interleaved"
+
+
+def test_unknown_keys_make_one_short_line(tmp_path):
+    strange = {"x" * 100000: 1, "\x1b[31m\nred": 2, "é": 3} | {f"key_{i}": i for i in range(1000)}
+    source = save(tmp_path / "src", LLAMA | strange, make_tensors("llama", LLAMA))
+    (note,) = (note for note in run(source, tmp_path)[1].notes if UNKNOWN in note)
+    assert note.isprintable() and len(note) < 500 and note.endswith("key_4 and 995 more")
+
+
+def test_metadata_of_gguf_that_nothing_reads_is_named_in_a_note(tmp_path):
+    metadata = [
+        lambda w: w.add_vocab_size(70),
+        lambda w: w.add_float32("llama.attention.gate_scale", 2.0),
+        lambda w: w.add_string("general.author", "somebody"),
+    ]
+    tensors = make_tensors("llama", LLAMA)
+    source = save_gguf(tmp_path / "file.gguf", "llama", LLAMA, tensors, metadata=metadata)
+    assert unknown_keys(run(source, tmp_path)[1]) == "llama.attention.gate_scale"
+    source = save_gguf(tmp_path / "file.gguf", "llama", LLAMA, tensors, metadata=metadata[:1])
+    assert unknown_keys(run(source, tmp_path)[1]) is None
+
+
 def test_a_given_template_says_what_ends_a_generation(tmp_path, monkeypatch):
     """As if the source had it."""
     monkeypatch.setattr(verify_tokenizer, "verify", lambda file, folder: "")

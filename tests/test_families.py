@@ -67,6 +67,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     return make
 
 
+def names_unknown_keys(notes: list[str]) -> bool:
+    return any("keys that are not known here" in note for note in notes)
+
+
 def difference(data: bytes, model: Made) -> float:
     """The largest difference of the file's logits, as the engine computes them in one call."""
     path = model.folder / "changed.llm"
@@ -93,7 +97,8 @@ def test_gguf_files_give_the_logits_of_transformers(made, name, tmp_path):
     pytest.importorskip("gguf")
     model, case = made(name), prove.CASES[name]
     prove.save_gguf(tmp_path / "tiny.gguf", model.folder, case.gguf)
-    convert(tmp_path / "tiny.gguf", tmp_path / "out.llm", tokenizer=False, context=case.context)
+    report = convert(tmp_path / "tiny.gguf", tmp_path / "out.llm", tokenizer=False, context=case.context)
+    assert not names_unknown_keys(report.notes)
     data = (tmp_path / "out.llm").read_bytes()
     assert difference(data, model) <= CLOSE
     got = Reference(data).logits(model.ids.tolist())
@@ -425,6 +430,31 @@ def test_what_is_not_understood_is_refused_by_name(made, tmp_path, name, config,
     with pytest.raises(ConvertError, match=message):
         convert(folder, tmp_path / "out.llm", tokenizer=False)
     assert not (tmp_path / "out.llm").exists()
+
+
+@pytest.mark.parametrize("name", prove.CASES)
+def test_no_key_that_transformers_writes_is_unknown(made, name):
+    """Of the configuration of every case, as saved and with all defaults written out."""
+    assert not names_unknown_keys(made(name).notes)
+    if prove.CASES[name].rewrite is None:  # transformers has the family
+        config = transformers.AutoConfig.from_pretrained(made(name).folder)
+        whole = describe(json.loads(config.to_json_string(use_diff=False)))
+        assert not names_unknown_keys(whole.notes)
+
+
+def test_a_key_that_transformers_does_not_write_is_unknown(made, tmp_path):
+    model = made("Gemma 3 of texts and pictures")
+    text = json.loads((model.folder / "config.json").read_text())["text_config"]
+    folder = changed(model, tmp_path, text_config=text | {"attn_gate_scale": 2.0})
+    assert names_unknown_keys(convert(folder, tmp_path / "out.llm", tokenizer=False).notes)
+
+
+def test_a_missing_tensor_of_a_text_part_is_spelled_as_the_source_spells_it(made, tmp_path):
+    model = made("Gemma 3 of texts and pictures")
+    text = json.loads((model.folder / "config.json").read_text())["text_config"]
+    more = text | {"num_hidden_layers": 8, "layer_types": None}
+    with pytest.raises(ConvertError, match=r"missing: language_model\.model\.layers\.7\.input_layernorm\."):
+        convert(changed(model, tmp_path, text_config=more), tmp_path / "out.llm", tokenizer=False)
 
 
 @pytest.mark.parametrize("name", families.REASONS)

@@ -199,7 +199,8 @@ def spell(source: Source, family: Family, name: str) -> str:
     if source.native(name) != name:
         return source.native(name)
     spelt = name
-    for theirs, ours in () if source.canonical else reversed(family.rename):
+    back = {ours: theirs for theirs, ours in reversed(family.rename)}  # one way for each name: the first
+    for ours, theirs in () if source.canonical else back.items():
         spelt = spelt.replace(ours, theirs)
     return spelt if renamed(family, spelt) == name else name
 

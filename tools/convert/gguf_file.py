@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pyllm._llm import lib
 
-from . import gguf_header, gguf_tokenizer, sources
+from . import gguf_header, gguf_tokenizer, known_keys, sources
 from .configuration import expert_count, integer, layer_count
 from .families import FAMILIES, REASONS
 from .sources import ConvertError, File, FileTensor, Source, shown
@@ -185,6 +185,8 @@ ONLY: Mapping[str, tuple] = {
     "rope.dimension_sections": (None,),
     "rope.scaling.finetuned": (None, True),  # False: Granite without rotation
 }
+# Metadata that is not always asked for and changes nothing then; the embedding says how many tokens there are
+UNASKED = ("vocab_size", "rope.scale_linear", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
 
 # Tensors, after "blk.N.", and what tensors.TENSORS and FUSED call them after "model.layers.N.".
 ONCE = {
@@ -434,7 +436,10 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
             f"one of {value('split.count')} parts; merge them first (llama-gguf-split --merge)"
         )
 
+    asked = {f"{architecture}.{key}" for key in UNASKED}
+
     def get(key: str) -> Any:
+        asked.add(f"{architecture}.{key}")
         return value(f"{architecture}.{key}")
 
     row, config = ARCHITECTURES[architecture], configuration(get, architecture)
@@ -461,6 +466,8 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
         else:
             source.tensors[name] = tensor
     config["rope_parameters"] = rope_parameters(get, factors)
+    rest = [key for key in metadata if key.startswith(f"{architecture}.") and key not in asked]
+    source.notes += known_keys.told("the metadata", rest)
     config["tie_word_embeddings"] = "lm_head.weight" not in source.tensors
     biased = any(f"model.layers.0.self_attn.{x}_proj.bias" in source.tensors for x in ("q", "qkv"))
     config |= dict.fromkeys(("attention_bias", "qkv_bias", "bias"), biased)  # whatever the family calls it

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pyllm._llm import lib
 
-from . import flatfile, rope
+from . import flatfile, known_keys, rope
 from .configuration import LARGEST, Config, expert_count, integer, layer_count, number, switch
 from .families import DEFAULTS, FAMILIES, MODEL_TYPES, ONLY, REASONS, WRAPPED, WRAPPED_NAMES, Family, value_of
 from .sources import ConvertError, shown
@@ -203,7 +203,7 @@ def describe(source_config: Config, context: int | None = None) -> Model:
             f"partial_rotary_factor: {turning} of a head's {head_dim} elements turn; of {family.name} all do"
         )
     tables = rope.tables(config, kinds, head_dim, turning, family.local_rope, context)
-    model.notes += tables.notes
+    model.notes += tables.notes + known_keys.note(source_config)
     model.angles = tables.angles
     model.shape = replace(
         model.shape,
