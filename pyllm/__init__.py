@@ -6,23 +6,28 @@ from pyllm._checkout import become_installed, is_compiled
 
 __all__ = [
     "LLM",
+    "ChatOptions",
     "Completion",
+    "ContextError",
     "LLMError",
     "Logprob",
     "Reasoning",
     "SamplingParams",
     "Score",
     "Session",
+    "StreamEvent",
     "TemplateError",
+    "Usage",
     "__version__",
 ]
 
 if is_compiled(__path__):
-    from pyllm.binding import LLMError, __version__
-    from pyllm.chat import Reasoning
+    from pyllm.binding import ContextError, LLMError, __version__
+    from pyllm.chat import ChatOptions, Reasoning
     from pyllm.chat_template import TemplateError
-    from pyllm.engine import LLM, Score
-    from pyllm.sampling import Completion, Logprob, SamplingParams
+    from pyllm.engine import LLM
+    from pyllm.sampling import Completion, Logprob, SamplingParams, StreamEvent, Usage
+    from pyllm.scoring import Score
     from pyllm.session import Session
 else:
     become_installed(sys.modules[__name__])

@@ -1,6 +1,6 @@
 """What touches C: models, tokenizers and sessions as objects that free themselves, and errors as exceptions.
 
-Nothing here is public but LLMError and __version__. Every object keeps alive what it was made from, so the
+Nothing here is public but the errors and __version__. Every object keeps alive what it was made from, so the
 order in which Python lets go of them never matters.
 """
 
@@ -30,6 +30,10 @@ CHUNK = 256  # tokens for one call of the engine: between two of them Python see
 
 class LLMError(RuntimeError):
     """The engine refuses: a file, a memory or a context limit. The message is one sentence."""
+
+
+class ContextError(LLMError):
+    """What is to be run has more tokens than the context. The message names both numbers."""
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -89,8 +93,12 @@ def token_ids(ids: Sequence[int] | np.ndarray, limit: int) -> list[int]:
 
 def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences have in common at their start."""
-    n = min(len(a), len(b))
-    return n if a[:n] == b[:n] else next(i for i in range(n) if a[i] != b[i])
+    n, step = min(len(a), len(b)), 256
+    for start in range(0, n, step):
+        end = min(start + step, n)
+        if a[start:end] != b[start:end]:
+            return next(i for i in range(start, end) if a[i] != b[i])
+    return n
 
 
 def utf8(text: str) -> bytes:
@@ -155,6 +163,13 @@ class Model:
         return tuple(ffi.unpack(stops, n[0])) if n[0] else ()
 
     @cached_property
+    def counts(self) -> Any:
+        """Its llm_counts: parameters, and bytes read and kept for a token."""
+        counts = ffi.new("llm_counts *")
+        call(lib.llm_count, self.header, counts)
+        return counts
+
+    @cached_property
     def fingerprint(self) -> bytes:
         """SHA-256 of the header, the sections and samples of the weights: tells models apart that share a
         shape."""
@@ -215,6 +230,17 @@ class Cache:
         self.tokens: list[list[int]] = [[] for _ in range(n_seqs)]
         self.rows = np.empty((1, self.vocab_size), np.float32)  # grows to the most logits asked for at once
 
+    @classmethod
+    def open(cls, model: Model, context: int, threads: int, n_seqs: int) -> Cache:
+        """A new cache; of fewer sequences where their address space cannot be had."""
+        while True:
+            try:
+                return cls(model, context, threads, n_seqs)
+            except LLMError:
+                if n_seqs == 1:
+                    raise
+                n_seqs //= 2
+
     @property
     def orphaned(self) -> bool:
         """Whether its threads were left behind in the parent process."""
@@ -246,7 +272,7 @@ class Cache:
         for the last token's, or None."""
         if len(self.tokens[0]) + len(tokens) > self.context:
             held, more = len(self.tokens[0]), len(tokens)
-            raise LLMError(f"{held} tokens and {more} more do not fit into the context of {self.context}")
+            raise ContextError(f"{held} tokens and {more} more do not fit into the context of {self.context}")
         every = out is not None and len(out) == len(tokens)
         for at in range(0, len(tokens), CHUNK):
             part = tokens[at : at + CHUNK]
@@ -259,17 +285,11 @@ class Cache:
         call(lib.llm_truncate, self.ptr, seq, length)
         del self.tokens[seq][length:]
 
-    def reuse(self, seq: int, tokens: list[int]) -> int:
-        """Makes sequence seq the longest start of tokens that any sequence holds; returns its length."""
-        lengths = [shared_prefix(held, tokens) for held in self.tokens]
-        best = max(range(len(lengths)), key=lambda i: (lengths[i], i == seq))
-        if best == seq:
-            self.truncate(seq, lengths[seq])
-        else:
-            self.tokens[seq] = []
-            call(lib.llm_copy, self.ptr, best, seq, lengths[best])
-            self.tokens[seq] = tokens[: lengths[best]]
-        return lengths[best]
+    def copy(self, source: int, seq: int, length: int) -> None:
+        """Makes sequence seq a copy of the first `length` tokens of another one."""
+        self.tokens[seq] = []
+        call(lib.llm_copy, self.ptr, source, seq, length)
+        self.tokens[seq] = self.tokens[source][:length]
 
 
 def after_fork() -> None:

@@ -1,5 +1,5 @@
-"""Conversations: telling one from a list of them, making the prompt of one, and parting a reply from its
-reasoning.
+"""Conversations: their options, telling one from a list of them, making the prompt of one, and parting a
+reply from its reasoning.
 
 Rendering is chat_template.py; running the prompt is engine.py.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 from pyllm.chat_template import REASONING, render
-from pyllm.sampling import Completion, unfinished
+from pyllm.sampling import Completion, StreamEvent, unfinished
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, and what else the template knows
 Show = Literal["show", "hide", "apart"]
@@ -22,6 +22,45 @@ MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # around the reasoni
 
 class Reasoning(str):
     """A piece of a streamed reply that belongs to its reasoning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """What becomes of a conversation before and after the model.
+
+    chat_template           a Jinja template, or the name of one of the model's: "default" or "tool_use", for
+                            most models the same; None: "tool_use" with tools, else "default"
+    tools, documents        passed to the template: JSON schemas, {"title": ..., "text": ...}
+    add_generation_prompt   whether the prompt ends with the beginning of the assistant's reply
+    continue_final_message  whether the last message is to be continued, with add_generation_prompt=False; or
+                            the name of what is to be continued in it, such as "reasoning_content"
+    template_kwargs         further variables of the template, such as {"enable_thinking": False}
+    reasoning               what becomes of the reasoning that a thinking model's reply begins with, up to
+                            </think> (or [/THINK]): "show": it stays in the text, as it was generated; "hide":
+                            it is left out; "apart": the Completion has it as reasoning_content
+    """
+
+    chat_template: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool | str = False
+    template_kwargs: Mapping[str, Any] | None = None
+    reasoning: Show = "show"
+
+    def __post_init__(self) -> None:
+        if self.reasoning not in get_args(Show):
+            shows = ", ".join(get_args(Show))
+            raise ValueError(f"reasoning must be one of {shows}, not {self.reasoning!r}")
+
+
+def options_for(options: ChatOptions | None, overrides: dict[str, Any]) -> tuple[ChatOptions, dict[str, Any]]:
+    """The options with those of the overrides that are theirs, and the other overrides."""
+    if not isinstance(options, (ChatOptions, type(None))):
+        raise TypeError(f"options must be ChatOptions, not {options!r:.60}")
+    own = {field.name for field in fields(ChatOptions)} & overrides.keys()
+    rest = {name: value for name, value in overrides.items() if name not in own}
+    return replace(options or ChatOptions(), **{name: overrides[name] for name in own}), rest
 
 
 def is_batch(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> bool:
@@ -35,11 +74,17 @@ def is_batch(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> bool:
 
 
 def render_conversation(
-    template: str, messages: Sequence[Message], variables: Mapping[str, Any], **arguments: Any
+    template: str, messages: Sequence[Message], variables: Mapping[str, Any], options: ChatOptions
 ) -> str:
     """The prompt's text. variables: what the template may refer to beside render()'s own arguments."""
     if is_batch(messages):
         raise TypeError(f"a message is a dict with role and content, not {messages[0]!r:.60}")
+    arguments: dict[str, Any] = dict(
+        tools=options.tools,
+        documents=options.documents,
+        add_generation_prompt=options.add_generation_prompt,
+        continue_final_message=options.continue_final_message,
+    )
     if twice := sorted(variables.keys() & {"messages", "template", "chat_template", *arguments}):
         raise TypeError(f"template_kwargs must not hold {', '.join(twice)}")
     chat: list[Any] = list(messages)
@@ -105,20 +150,38 @@ class Parting:
         if text:
             self.given.append(text)
 
-    def run(self, pieces: Generator[str, None, Completion], how: Show) -> Generator[str, None, Completion]:
-        """The pieces of a stream, Reasoning among them if it is wanted "apart"."""
-        whole = None
-        with closing(pieces):
-            while whole is None:
+    def run(
+        self, events: Generator[StreamEvent, None, Completion], how: Show
+    ) -> Generator[StreamEvent, None, Completion]:
+        """The events of a stream with their texts parted; those of the reasoning if it is wanted "apart"."""
+        with closing(events):
+            while True:
                 try:
-                    given = self.feed(next(pieces))
+                    event = next(events)
                 except StopIteration as end:
-                    whole, given = end.value, self.feed("", last=True)
-                yield from (text for text in given if how == "apart" or not isinstance(text, Reasoning))
-        return self.parted(whole, how)
+                    return self.parted(end.value, how)
+                given = self.feed(event.text, last=event.finish_reason is not None)
+                text = "".join(piece for piece in given if not isinstance(piece, Reasoning))
+                thought = "".join(piece for piece in given if isinstance(piece, Reasoning))
+                yield replace(event, text=text, reasoning_content=thought if how == "apart" else "")
 
     def parted(self, whole: Completion, how: Show) -> Completion:
         """The Completion without its reasoning, which "apart" keeps as reasoning_content."""
         text = "".join(text for text in self.given if not isinstance(text, Reasoning))
         thought = "".join(text for text in self.given if isinstance(text, Reasoning))
         return replace(whole, text=text, reasoning_content=thought or None if how == "apart" else None)
+
+
+def pieces_of(events: Generator[StreamEvent, None, Completion]) -> Generator[str, None, Completion]:
+    """The texts of a stream alone; those of reasoning as Reasoning."""
+    with closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                whole: Completion = end.value
+                return whole
+            if event.reasoning_content:
+                yield Reasoning(event.reasoning_content)
+            if event.text:
+                yield event.text

@@ -1,6 +1,7 @@
 """How tokens are chosen, and what comes of it: SamplingParams in, Completion out, a Continuation in between.
 
-The choosing itself is csrc/sampler.c; what is here knows nothing of batches, sessions or threads.
+The choosing itself is csrc/sampler.c; what is here knows nothing of batches, sessions or threads: a
+Continuation is a request, and when it gets logits is scheduler.py's affair.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from pyllm._llm import ffi, lib
 from pyllm.binding import Decoder, LLMError, Model, call, integer, real, shown
+from pyllm.scheduler import Request
 
 DEFAULTS = lib.llm_sampling_default()
 MAX_FLOAT = float(np.finfo(np.float32).max)
@@ -172,6 +174,40 @@ class Logprob(NamedTuple):
     top: list[tuple[int, float]]  # (id, logprob) of the most likely tokens in this place, most likely first
 
 
+class Usage(NamedTuple):
+    """What a completion took, in tokens: those of the prompt, those made, and how many of the prompt's had
+    been computed before."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """A step of a stream with events=True. All of them together make the Completion.
+
+    text               what has become certain; may be empty
+    tokens             the ids made in this step
+    logprobs           one Logprob for each of tokens, if asked for
+    reasoning_content  of a chat's reply with reasoning="apart": what has become certain of its reasoning
+
+    Of the last event only, else None:
+
+    finish_reason  as Completion has it
+    stop           as Completion has it
+    usage          what it all took, in tokens
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[Logprob] | None = field(repr=False)
+    reasoning_content: str = ""
+    finish_reason: str | None = None
+    stop: int | str | None = None
+    usage: Usage | None = None
+
+
 @dataclass(frozen=True)
 class Completion:
     """What came of a prompt; str() is its text.
@@ -186,6 +222,7 @@ class Completion:
     seed           what to pass as `seed` to get the same again
 
     reasoning_content  what a chat's reply reasoned before its text; None: nothing, or not asked to be apart
+    cached_tokens      how many of the prompt's tokens had been computed before; not compared
     """
 
     text: str
@@ -196,6 +233,12 @@ class Completion:
     prompt_tokens: int
     seed: int
     reasoning_content: str | None = None
+    cached_tokens: int = field(default=0, repr=False, compare=False)
+
+    @property
+    def usage(self) -> Usage:
+        """What it took, in tokens."""
+        return Usage(self.prompt_tokens, len(self.tokens), self.cached_tokens)
 
     def __str__(self) -> str:
         return self.text
@@ -228,12 +271,12 @@ def control_stops(model: Model, stops: Sequence[str], visible: frozenset[int]) -
     return found
 
 
-class Continuation:
-    """A prompt on its way to a Completion: give it logits until `finished`.
+class Continuation(Request):
+    """A prompt on its way to a Completion: takes logits until `finished`.
 
-    prompt   ids (n,), n >= 1
-    todo     ids that the engine has yet to see before the next logits
-    visible  control tokens that have a text nevertheless
+    prompt    ids (n,), n >= 1
+    visible   control tokens that have a text nevertheless
+    streamed  whether each step goes to `updates` as a StreamEvent
     """
 
     def __init__(
@@ -244,26 +287,26 @@ class Continuation:
         context: int,
         visible: frozenset[int] = frozenset(),
     ) -> None:
+        super().__init__(list(prompt), len(prompt) - 1)
         room = context - len(prompt) + 1  # the last token made need not be run
         self.model, self.tokenizer, self.prompt, self.params = model, model.tokenizer, prompt, params
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self.visible = visible
         self.stops: Mapping[int, str] = control_stops(model, params._stops, visible)
-        self.todo: list[int] = prompt
+        self.decoder = Decoder(model)
+        self.decoder.feed(prompt)  # so that the first token's leading space is not the first of a text
+        self.streamed = False
         self.tokens: list[int] = []
         self.logprobs: list[Logprob] | None = None if params.logprobs is None else []
         self.finish_reason = ""  # not yet
         self.stop: int | str | None = None
         self.parts: list[str] = []  # text that is certain
         self.held = ""  # text that may be the start of a stop text
+        self.told = (0, 0)  # how many of parts and tokens events have told of
 
-    def start(self, reused: int) -> None:
-        """Takes what the first logits need; the engine holds `reused` tokens of the prompt already."""
-        self.todo = self.prompt[reused:]
+    def start(self) -> None:
         self.sampler = self.params._sampler(self.model.vocab_size, self.params.logit_bias or {}, self.seed)
-        self.decoder = Decoder(self.model)
-        self.decoder.feed(self.prompt)  # so that the first token's leading space is not the first of a text
         if self.params.repeat_penalty != 1:
             for token in self.prompt:
                 lib.llm_sampler_accept(self.sampler, token, 0)
@@ -274,15 +317,20 @@ class Continuation:
 
     def accept(self, logits: Any) -> None:
         """Takes the next token from logits: a float * to (vocab_size,)."""
-        token = lib.llm_sample(self.sampler, logits)
+        self._take(lib.llm_sample(self.sampler, logits), logits)
+        if not self.finished:
+            self.ids.append(self.tokens[-1])
+        if self.streamed:
+            self.updates.put(self._event())
+
+    def _take(self, token: int, logits: Any) -> None:
         if token in self.stops or lib.llm_token_is_stop(self.tokenizer, token):
             self._finish("stop", self.stops.get(token, token))
             return
         if self.logprobs is not None:
             self.logprobs.append(self._logprob(logits, token))
         self.tokens.append(token)
-        self.todo = [token]
-        self._add(self.decoder.feed(self.todo, special=token in self.visible))
+        self._add(self.decoder.feed([token], special=token in self.visible))
         if self.stop is not None:
             self._finish("stop", self.stop)
         elif len(self.tokens) >= self.limit:
@@ -315,6 +363,20 @@ class Continuation:
         self.parts.append(self.held[:at])
         self.held = "" if found else self.held[at:]
 
+    def _event(self) -> StreamEvent:
+        """What has come since the last one."""
+        parts, tokens = self.told
+        self.told = len(self.parts), len(self.tokens)
+        event = StreamEvent(
+            "".join(self.parts[parts:]),
+            self.tokens[tokens:],
+            None if self.logprobs is None else self.logprobs[tokens:],
+        )
+        if not self.finished:
+            return event
+        usage = Usage(len(self.prompt), len(self.tokens), self.cached)
+        return replace(event, finish_reason=self.finish_reason, stop=self.stop, usage=usage)
+
     def completion(self) -> Completion:
         return Completion(
             "".join(self.parts),
@@ -324,4 +386,5 @@ class Continuation:
             self.stop,
             len(self.prompt),
             self.seed,
+            cached_tokens=self.cached,
         )

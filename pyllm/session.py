@@ -14,7 +14,7 @@ import numpy as np
 
 from pyllm import files
 from pyllm._llm import ffi, lib
-from pyllm.binding import Cache, LLMError, call, integer, token_ids
+from pyllm.binding import Cache, ContextError, LLMError, call, integer, token_ids
 
 if TYPE_CHECKING:
     from pyllm.engine import LLM
@@ -55,7 +55,7 @@ class Session:
         self._llm = llm
         self._lock = threading.RLock()
         self._model = llm._open()
-        self._held: Cache | None = llm._open_cache(self._model)
+        self._held: Cache | None = llm._open_cache()
 
     @property
     def _cache(self) -> Cache:
@@ -96,8 +96,8 @@ class Session:
     @_locked
     def eval(self, ids: Sequence[int] | np.ndarray, *, all: bool = False) -> np.ndarray:
         """Appends ids (n,). Returns the logits after the last one, float32 (vocab_size,), or with `all` those
-        after each, float32 (n, vocab_size). Raises LLMError and changes nothing when the context has no room
-        for them."""
+        after each, float32 (n, vocab_size). Raises ContextError and changes nothing when the context has no
+        room for them."""
         tokens = token_ids(ids, self._model.vocab_size)
         if not tokens and not all:
             raise ValueError("ids is empty")
@@ -157,7 +157,7 @@ class Session:
             if model != self._model.fingerprint or stored != kv_bytes:
                 raise LLMError(f"{path}: the session was saved from another model than {self._llm.path}")
             if n > self._cache.context:
-                raise LLMError(f"{path}: {n} tokens, more than the context of {self._cache.context}")
+                raise ContextError(f"{path}: {n} tokens, more than the context of {self._cache.context}")
             if os.fstat(file.fileno()).st_size != HEAD.size + n * 4 + _pages(n) * kv_bytes:
                 raise LLMError(f"{path}: the file is cut short or too long")
             ids, state = (

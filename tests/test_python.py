@@ -27,8 +27,8 @@ from reference import INT8, Reference, log_softmax, make_model
 import pyllm
 from pyllm import LLM, Completion, LLMError, SamplingParams, TemplateError
 from pyllm.binding import CHUNK, Cache
-from pyllm.engine import MAX_BATCH, MAX_IDLE
 from pyllm.sampling import Continuation
+from pyllm.scheduler import MAX_BATCH
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -519,7 +519,6 @@ def test_python_threads_may_share_a_model(llm):
     alone = [work(i) for i in range(24)]
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(work, range(24))) == alone
-    assert 1 <= len(llm._pool) <= MAX_IDLE
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -592,7 +591,7 @@ def test_a_stop_text_names_the_models_own_stop_token_and_letters_still_spell_it(
     chat = llm.chat(HI, stop=["<|im_end|>"], **ends)
     assert (chat.text, chat.tokens, chat.finish_reason, chat.stop) == ("", [], "stop", "<|im_end|>")
     spelled = Continuation(llm._open(), [BOS], SamplingParams(stop="<|im_start|>", temperature=0), 700)
-    spelled.start(0)
+    spelled.start()
     logits = np.eye(llm.vocab_size, dtype=np.float32)
     for byte in b"so<|im_start|>":
         spelled.accept(ffi.from_buffer("float[]", logits[byte]))
@@ -708,42 +707,6 @@ def test_streams_hold_back_what_may_become_a_stop_text(llm, greedy):
         seen += piece
         assert len(seen) <= end
     assert seen == text[:end]
-
-
-def test_an_abandoned_stream_gives_its_session_back(llm):
-    expected = llm.generate("abc", seed=1, max_tokens=30)
-    for n in range(2 * MAX_IDLE):
-        stream = llm.stream("abc", seed=1, max_tokens=30)
-        first = next(stream)
-        assert len(llm._pool) == 0
-        if n % 2:
-            stream.close()
-        del stream
-        assert len(llm._pool) == 1 and expected.text.startswith(first)
-    assert llm.generate("abc", seed=1, max_tokens=30) == expected
-
-
-@pytest.mark.parametrize("after", [False, True])
-def test_an_interrupt_leaves_the_model_usable(llm, monkeypatch, after):
-    prompts = ["abc" * 100 + c for c in "defghi"]
-    expected, forward = llm.generate(prompts, seed=1, max_tokens=10), Cache.forward
-    for when in range(8):
-        calls = iter(range(100))
-
-        def interrupted(self, *args, calls=calls, when=when):
-            if next(calls) == when:
-                if after:
-                    forward(self, *args)
-                else:
-                    self.tokens[0].append(1)  # as if it came between the two records
-                raise KeyboardInterrupt
-            return forward(self, *args)
-
-        monkeypatch.setattr(Cache, "forward", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            LLM.generate(llm, prompts, seed=1, max_tokens=10)
-        monkeypatch.setattr(Cache, "forward", forward)
-        assert llm.generate(prompts, seed=1, max_tokens=10) == expected
 
 
 def test_the_context_ends_a_text(path):
