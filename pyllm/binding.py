@@ -117,11 +117,30 @@ class Model:
         model = ffi.gc(call(lib.llm_open, os.fsencode(path)), lib.llm_close)
         self.ptr = model
         self.header = lib.llm_model_header(model)
+        self.layers = lib.llm_model_layers(model)
         self.vocab_size: int = self.header.vocab_size
         self._tokenizer = None
         if self.section(lib.LLM_TOKENIZER) is not None:
             tokenizer = call(lib.llm_tokenizer_open, model)
             self._tokenizer = ffi.gc(tokenizer, lambda ptr, model=model: lib.llm_tokenizer_close(ptr))
+
+    def verify(self) -> None:
+        """Raises LLMError when the file is not what its checksums say, or has none."""
+        try:
+            call(lib.llm_verify, self.ptr)
+        except LLMError as error:
+            raise LLMError(f"{self.path}: {error}") from None
+
+    @property
+    def dtype(self) -> str:
+        """Of the matrices, routers left out; all of them when there are several."""
+        ids = (lib.LLM_QKV, lib.LLM_ATTN_OUT, lib.LLM_GATE_UP, lib.LLM_DOWN)
+        found = {self.header.dtype[lib.LLM_EMBED]}
+        if not self.header.required & lib.LLM_TIED:
+            found.add(self.header.dtype[lib.LLM_OUTPUT])
+        for i in range(self.header.n_layers):
+            found |= {self.layers[i].dtype[number - lib.LLM_ATTN_NORM] for number in ids}
+        return " and ".join(ffi.string(lib.llm_dtype_name(dtype)).decode() for dtype in sorted(found))
 
     @property
     def tokenizer(self) -> Any:
@@ -166,7 +185,7 @@ class Model:
     def counts(self) -> Any:
         """Its llm_counts: parameters, and bytes read and kept for a token."""
         counts = ffi.new("llm_counts *")
-        call(lib.llm_count, self.header, counts)
+        call(lib.llm_count, self.header, self.layers, counts)
         return counts
 
     @cached_property

@@ -48,6 +48,7 @@ class LLM:
     path     of the file; None: the small built-in model, which tells children's stories
     threads  processors to use at once; None: those that this process may use. Results do not depend on it.
     context  tokens that prompt and continuation may have together; None: what the model was made for
+    verify   whether to compare the file with its checksums first, which takes as long as reading all of it
 
     Raises LLMError when the file cannot be opened, is damaged, or memory cannot be reserved. Any number of
     threads may call the methods of one LLM at once: what they ask for runs as one batch, and gives each what
@@ -62,20 +63,24 @@ class LLM:
         *,
         threads: int | None = None,
         context: int | None = None,
+        verify: bool = False,
     ) -> None:
         self._model: Model | None = None
         self.path: str = str(BUILT_IN) if path is None else os.path.abspath(os.fsdecode(path))
-        self._arguments = (None if path is None else self.path, dict(threads=threads, context=context))
+        arguments = dict(threads=threads, context=context, verify=bool(verify))
+        self._arguments = (None if path is None else self.path, arguments)
         self._threads = 0 if threads is None else integer("threads", threads, 1, 2**32 - 1)
         positions = 0 if context is None else integer("context", context, 1, 2**32 - 1)
         if "\0" in self.path:
             raise ValueError(f"path must not contain NUL: {self.path!r}")
         self._model = model = Model(self.path)
+        if verify:
+            model.verify()
         self.context: int = positions or model.header.context
         self.vocab_size: int = model.vocab_size
         self.dim: int = model.header.dim
         self.n_layers: int = model.header.n_layers
-        self.dtype: str = {lib.LLM_FP16: "fp16", lib.LLM_INT8: "int8"}[model.header.dtype]
+        self.dtype: str = model.dtype
         self.name: str = model.text(lib.LLM_NAME) or Path(self.path).stem
         self._scheduler: Scheduler | None = Scheduler(model, self.context, self._threads)
         self._end = weakref.finalize(self, self._scheduler.close)  # nobody else ends its thread
