@@ -253,15 +253,18 @@ def test_instruction_sets_agree_with_scalar(name, dtype, isa):
     model = Model(make_model(3, dtype=dtype, **MODELS[name]))
     ids = some_ids(40, 96)
     want, got = model.run(ids, "scalar"), model.run(ids, isa)
-    agree(got, want, isa)
+    agree(got, want, isa, "n_experts" in MODELS[name])
 
 
-def agree(got: np.ndarray, want: np.ndarray, isa: str) -> None:
+def agree(got: np.ndarray, want: np.ndarray, isa: str, experts: bool = False) -> None:
     """Within the tolerance of test_instruction_sets_agree_with_scalar. AMX rounds weights and activations to
-    2^-9 instead of 2^-15, which these models' large weights make 1 % of the logits' spread in the mean; and a
-    token whose experts were nearly equal may go to another one, hence the quantile."""
+    2^-9 instead of 2^-15, which these models' large weights make 1 % of the logits' spread in the mean. With
+    it a token whose experts were nearly equal may go to another one: one token at most, which is left out."""
     error = abs(got - want) / want.std()
     if isa == "amx":
+        elsewhere = error.mean(1) > 0.1
+        assert elsewhere.sum() <= experts
+        error = error[~elsewhere]
         assert error.mean() < 0.02 and np.quantile(error, 0.9) < 0.06 and error.max() < 1
     else:
         assert error.max() < 5e-3 and error.mean() < 3e-4
@@ -692,7 +695,7 @@ def test_amx_agrees_with_scalar_on_tiles_in_software(tmp_path_factory, name, dty
     for n in (40, 17):
         got = logits_of([program, path], "amx", vocab, some_ids(n, 96))
         want = Model(data).run(some_ids(n, 96), "scalar")
-        agree(got, want, "amx")
+        agree(got, want, "amx", "n_experts" in MODELS[name])
         assert abs(got - want).mean() > 1e-5 * want.std()  # it really is another arithmetic
 
 
