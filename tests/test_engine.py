@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from common import TILES, build_logits, described, logits_of
+from common import SOFT, build_logits, described, logits_of
 from pyllm._llm import ffi, lib
 from reference import (
     FIELDS,
@@ -681,22 +681,24 @@ def test_default_threads_follow_the_cgroup_quota():
 
 
 @plain
-@pytest.mark.skipif("avx512" not in isas(), reason="AMX on tiles in software needs AVX-512 beside it")
+@pytest.mark.skipif("avx2" not in isas(), reason="AVX-512 in software is made of AVX2")
 @pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
 @pytest.mark.parametrize("name", MODELS)
-def test_amx_agrees_with_scalar_on_tiles_in_software(tmp_path_factory, name, dtype):
-    """The AMX code as it is, on a processor without tiles: tests/tiles.h has them in C. It needs the AVX-512
-    instructions beside them. 40 tokens and 17: two blocks of 32, and a part of one."""
-    program = build_logits(tmp_path_factory, *TILES)
+def test_avx512_and_amx_in_software_agree_with_scalar(tmp_path_factory, name, dtype):
+    """The code for AVX-512 and AMX as it is, whatever the processor: tests/avx512.h and tests/tiles.h have
+    their instructions in C. 40 tokens and 17: two of AMX's blocks of 32, and a part of one."""
+    program = build_logits(tmp_path_factory, *SOFT)
     data = make_model(3, dtype=dtype, **MODELS[name])
-    path = tmp_path_factory.mktemp("amx") / "m.llm"
+    path = tmp_path_factory.mktemp("soft") / "m.llm"
     path.write_bytes(data)
     vocab = MODELS[name].get("vocab_size", 96)
     for n in (40, 17):
-        got = logits_of([program, path], "amx", vocab, some_ids(n, 96))
-        want = Model(data).run(some_ids(n, 96), "scalar")
-        agree(got, want, "amx", "n_experts" in MODELS[name])
-        assert abs(got - want).mean() > 1e-5 * want.std()  # it really is another arithmetic
+        ids = some_ids(n, 96)
+        want = Model(data).run(ids, "scalar")
+        avx512, amx = (logits_of([program, path], isa, vocab, ids) for isa in ("avx512", "amx"))
+        agree(avx512, want, "avx512")
+        agree(amx, want, "amx", "n_experts" in MODELS[name])
+        assert abs(amx - want).mean() > 1e-5 * want.std()  # it really is another arithmetic
 
 
 @plain

@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from common import TILES, build_logits, logits_of  # noqa: E402
+from common import SOFT, build_logits, logits_of  # noqa: E402
 from pyllm.tools.convert import convert  # noqa: E402
 from reference import log_softmax  # noqa: E402
 
@@ -97,7 +97,7 @@ def test_smollm2_on_amx(smollm2, tmp_path, tmp_path_factory):
     ids = tokenizer(PROSE.read_text())["input_ids"][:200]
     with torch.no_grad():
         want = log_softmax(model(torch.tensor([ids])).logits[0].numpy())
-    program = build_logits(tmp_path_factory, *TILES)
+    program = build_logits(tmp_path_factory, *SOFT)
     got = log_softmax(logits_of([program, tmp_path / "smollm2.llm"], "amx", model.config.vocab_size, ids))
     kl = (np.exp(want) * (want - got)).sum(-1).mean()
     print(f"\nfp16 on AMX: KL {kl:.2e}")
