@@ -30,8 +30,6 @@ typedef union soft_512 {
 SOFT soft_512 soft_floats(__m512 v) { return (soft_512){.floats = v}; }
 SOFT soft_512 soft_integers(__m512i v) { return (soft_512){.integers = v}; }
 
-SOFT __m512 soft_set1_ps(float x) { return (soft_512){.f = {_mm256_set1_ps(x), _mm256_set1_ps(x)}}.floats; }
-
 SOFT __m512 soft_mul_ps(__m512 a, __m512 b) {
     const soft_512 x = soft_floats(a), y = soft_floats(b);
     return (soft_512){.f = {_mm256_mul_ps(x.f[0], y.f[0]), _mm256_mul_ps(x.f[1], y.f[1])}}.floats;
@@ -63,12 +61,6 @@ SOFT __m512 soft_cvtepi32_ps(__m512i v) {
     return (soft_512){.f = {_mm256_cvtepi32_ps(x.i[0]), _mm256_cvtepi32_ps(x.i[1])}}.floats;
 }
 
-SOFT __m512i soft_cvtepi8_epi16(__m256i v) {
-    return (soft_512){.i = {_mm256_cvtepi8_epi16(_mm256_castsi256_si128(v)),
-                          _mm256_cvtepi8_epi16(_mm256_extracti128_si256(v, 1))}}
-        .integers;
-}
-
 SOFT __m512i soft_cvtepu16_epi32(__m256i v) {
     return (soft_512){.i = {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)),
                           _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1))}}
@@ -79,6 +71,17 @@ SOFT __m512i soft_slli_epi32(__m512i v, unsigned count) {
     const soft_512 x = soft_integers(v);
     return (soft_512){.i = {_mm256_slli_epi32(x.i[0], (int)count), _mm256_slli_epi32(x.i[1], (int)count)}}
         .integers;
+}
+
+SOFT __m512i soft_srai_epi32(__m512i v, unsigned count) {
+    const soft_512 x = soft_integers(v);
+    return (soft_512){.i = {_mm256_srai_epi32(x.i[0], (int)count), _mm256_srai_epi32(x.i[1], (int)count)}}
+        .integers;
+}
+
+SOFT __m512i soft_loadu_si512(const void *p) {
+    const __m256i *halves = p;
+    return (soft_512){.i = {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)}}.integers;
 }
 
 /* Sums wrap around; they do not saturate */
@@ -113,26 +116,26 @@ SOFT __m256i soft_cvtneps_pbh(__m512 v) {
     return to.halves;
 }
 
-#undef _mm512_set1_ps
 #undef _mm512_mul_ps
 #undef _mm512_reduce_add_ps
 #undef _mm512_cvtph_ps
 #undef _mm512_cvtps_ph
 #undef _mm512_cvtepi32_ps
-#undef _mm512_cvtepi8_epi16
 #undef _mm512_cvtepu16_epi32
 #undef _mm512_slli_epi32
+#undef _mm512_srai_epi32
+#undef _mm512_loadu_si512
 #undef _mm512_dpwssd_epi32
 #undef _mm512_cvtneps_pbh
-#define _mm512_set1_ps(x) soft_set1_ps(x)
 #define _mm512_mul_ps(a, b) soft_mul_ps(a, b)
 #define _mm512_reduce_add_ps(v) soft_reduce_add_ps(v)
 #define _mm512_cvtph_ps(v) soft_cvtph_ps(v)
 #define _mm512_cvtps_ph(v, mode) soft_cvtps_ph(v)
 #define _mm512_cvtepi32_ps(v) soft_cvtepi32_ps(v)
-#define _mm512_cvtepi8_epi16(v) soft_cvtepi8_epi16(v)
 #define _mm512_cvtepu16_epi32(v) soft_cvtepu16_epi32(v)
 #define _mm512_slli_epi32(v, count) soft_slli_epi32(v, count)
+#define _mm512_srai_epi32(v, count) soft_srai_epi32(v, count)
+#define _mm512_loadu_si512(p) soft_loadu_si512(p)
 #define _mm512_dpwssd_epi32(sum, a, b) soft_dpwssd_epi32(sum, a, b)
 #define _mm512_cvtneps_pbh(v) soft_cvtneps_pbh(v)
 #endif

@@ -21,7 +21,7 @@ COMMAND = os.environ.get("PYLLM_BINARY") or shutil.which("pyllm", path=str(Path(
 BOS, IM_START, IM_END, NONE = 256, 257, 258, 0xFFFFFFFF
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 # What runs a model, without tokenizer and sampler
-ENGINE = ["llm.c", "file.c", "threads.c", *sorted(path.name for path in CSRC.glob("isa_*.c"))]
+ENGINE = ["llm.c", "session.c", "file.c", "threads.c", *sorted(path.name for path in CSRC.glob("isa_*.c"))]
 
 SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
 
