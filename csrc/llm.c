@@ -711,14 +711,39 @@ static void plain_dot(const float tile[][LLM_TILE], size_t cols, const float *x,
             sums[r] += tile[c][r] * x[c];
 }
 
+/* The same 16 bits as the vector kernels' activations of int8 products: q = round(x / scale), scale = max|x| /
+ * 32767 */
+static void plain_quantize(int16_t *q, float *scale, const float *x) {
+    float max = 0;
+    for (size_t c = 0; c < LLM_GROUP; c++)
+        max = fabsf(x[c]) <= max ? max : fabsf(x[c]); /* NaN stays */
+    const int sound = max > 1e-30f && max < INFINITY;
+    *scale = max < INFINITY ? max / 32767 : NAN;
+    for (size_t c = 0; c < LLM_GROUP; c++)
+        q[c] = (int16_t)(sound ? lrintf(x[c] * (32767 / max)) : 0);
+}
+
+/* Columns c to c + 64 of token t's activations, as floats; quantized ones in `room` */
+static const float *plain_activations(
+    const matrix *w, const activations *a, size_t t, size_t c, float *room) {
+    if (w->dtype != LLM_INT8)
+        return row_of(a->x, t) + c;
+    const int16_t *q = a->q + t * a->ldq + c;
+    const float scale = a->scales[t * a->n_groups + c / LLM_GROUP];
+    for (size_t k = 0; k < LLM_GROUP; k++)
+        room[k] = q[k] * scale;
+    return room;
+}
+
 /* The tile of `row`, and n tokens from t0 on */
-static void plain_tile(const matrix *w, size_t row, vectors x, size_t t0, size_t n, vectors y, int add) {
-    float tile[LLM_GROUP][LLM_TILE], sums[PLAIN_TOKENS][LLM_TILE] = {{0}};
+static void plain_tile(
+    const matrix *w, size_t row, const activations *a, size_t t0, size_t n, vectors y, int add) {
+    float tile[LLM_GROUP][LLM_TILE], sums[PLAIN_TOKENS][LLM_TILE] = {{0}}, room[LLM_GROUP];
     for (size_t c = 0; c < w->cols; c += LLM_GROUP) {
         const size_t cols = w->cols - c < LLM_GROUP ? w->cols - c : LLM_GROUP;
         unpack[w->dtype](w, row, c, cols, tile);
         for (size_t t = 0; t < n; t++)
-            plain_dot(tile, cols, row_of(x, t0 + t) + c, sums[t]);
+            plain_dot(tile, cols, plain_activations(w, a, t0 + t, c, room), sums[t]);
     }
     for (size_t t = 0; t < n; t++)
         store_rows(w, row, sums[t], LLM_TILE, row_of(y, t0 + t), add);
@@ -727,7 +752,7 @@ static void plain_tile(const matrix *w, size_t row, vectors x, size_t t0, size_t
 static void plain_rows(const matrix *w, size_t row, const activations *a, vectors y, int add) {
     for (size_t t = 0; t < a->n; t += PLAIN_TOKENS) {
         const size_t n = a->n - t < PLAIN_TOKENS ? a->n - t : PLAIN_TOKENS;
-        plain_tile(w, row, a->x, t, n, y, add);
+        plain_tile(w, row, a, t, n, y, add);
     }
 }
 
@@ -803,7 +828,7 @@ static const kernels kernels_plain = {
     .name = "scalar",
     .has = always,
     .rows = LLM_TILE,
-    .few = {[LLM_FP16] = {NULL, plain_rows}, [LLM_INT8] = {NULL, plain_rows}},
+    .few = {[LLM_FP16] = {NULL, plain_rows}, [LLM_INT8] = {plain_quantize, plain_rows}},
     .rmsnorm = plain_rmsnorm,
     .add_scaled = plain_add_scaled,
     .rope = plain_rope,
