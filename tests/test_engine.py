@@ -259,11 +259,12 @@ def test_instruction_sets_agree_with_scalar(name, dtype, isa):
 def agree(got: np.ndarray, want: np.ndarray, isa: str, experts: bool = False) -> None:
     """Within the tolerance of test_instruction_sets_agree_with_scalar. AMX rounds weights and activations to
     2^-9 instead of 2^-15, which these models' large weights make 1 % of the logits' spread in the mean. With
-    it a token whose experts were nearly equal may go to another one: one token at most, which is left out."""
+    it a token whose experts were nearly equal may go to another one: one in twenty at most, which are left
+    out."""
     error = abs(got - want) / want.std()
     if isa == "amx":
         elsewhere = error.mean(1) > 0.1
-        assert elsewhere.sum() <= experts
+        assert elsewhere.sum() <= experts * max(1, len(error) // 20)
         error = error[~elsewhere]
         assert error.mean() < 0.02 and np.quantile(error, 0.9) < 0.06 and error.max() < 1
     else:
