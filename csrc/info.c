@@ -3,7 +3,6 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -40,9 +39,7 @@ static uint64_t size_as(run *r, uint8_t dtype) {
     for (uint32_t i = 0; i < h.n_layers; i++)
         for (size_t k = 0; k < count_matrices(&layers[i]); k++)
             layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = dtype;
-    uint64_t size = llm_file_size(&h, layers, r->err, sizeof r->err);
-    free(layers);
-    return size;
+    return llm_file_size(&h, layers, r->err, sizeof r->err);
 }
 
 static void print_size(run *r) {

@@ -26,8 +26,9 @@ extern "C" {
 #endif
 
 /* ---------------------------------------------------------------------------------------------------------
- * The flat file, format 4. A file that one version of pyllm writes opens in every later one. What a version
- * does not know, a newer one has written: a bit, a kind, a number where zeros are reserved; it refuses the file.
+ * The flat file, format 4: from this one on, what a version of pyllm writes opens in every later one. What a
+ * version does not know, a newer one has written: a bit, a kind, a number where zeros are reserved; it refuses
+ * the file.
  *
  * Little-endian; every part begins where the one before it ends:
  *

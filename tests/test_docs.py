@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from common import COMMAND
+from pyllm._build import LIBRARY
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -90,7 +91,6 @@ def test_the_cc_line_builds_a_command_with_the_model_inside(checkout):
     assert done.returncode == 0 and done.stdout.startswith("Once upon a time")
 
 
-LIBRARY = ("llm.c", "file.c", "threads.c", "tokenizer.c", "sampler.c")
 HEADER = (ROOT / "csrc" / "llm.h").read_text()
 
 
@@ -99,7 +99,7 @@ def library(tmp_path_factory) -> Path:
     """A folder with the engine as objects."""
     folder = tmp_path_factory.mktemp("library")
     done = shell(
-        f"cc -O1 -Wno-unknown-pragmas -c {' '.join(str(ROOT / 'csrc' / name) for name in LIBRARY)}", folder
+        f"cc -O1 -Wno-unknown-pragmas -c {' '.join(str(ROOT / name) for name in LIBRARY)}", folder
     )
     assert done.returncode == 0, done.stderr
     return folder
@@ -214,6 +214,29 @@ def test_version_is_the_same_everywhere():
             subprocess.run([COMMAND, "--version"], capture_output=True, text=True).stdout.split()[-1]
             == version
         )
+
+
+def test_the_walk_names_functions_where_they_are():
+    """Each line of "A token's way" names a file, and the first function that it names is defined there."""
+    walk = README.split("A token's way")[1].split("\n| |")[0]
+    lines = re.findall(r"^(\d+)\. `(\w+)` \(`([\w/.]+)`\)(.*)$", walk, re.MULTILINE)
+    assert [int(number) for number, *_ in lines] == list(range(1, 11))
+    everything = "".join(path.read_text() for path in (ROOT / "csrc").glob("*.[ci]*"))
+    for _, function, file, rest in lines:
+        text = (ROOT / file).read_text()
+        assert re.search(rf"^[a-z].*\b{function}\([^;]*\{{$", text, re.MULTILINE | re.DOTALL), (function, file)
+        for other in re.findall(r"`(\w+)`", rest):
+            assert re.search(rf"\b{other}\b", everything), other
+
+
+def test_the_rooms_are_there():
+    """Files and folders that "How it is built" names exist, and every C file is in one of its rooms."""
+    built = README.split("## How it is built")[1]
+    named = [name for name in re.findall(r"`((?:csrc|pyllm|tools|tests)/[\w/.*]*)`", built)]
+    named = [name.rstrip("/") for name in named if "NAME" not in name]
+    assert not [name for name in named if not list(ROOT.glob(name))]
+    found = {path for name in named for path in ROOT.glob(name)}
+    assert {path.name for path in (ROOT / "csrc").glob("*.c")} <= {path.name for path in found}
 
 
 def test_the_engine_is_as_small_as_the_readme_says():
