@@ -153,6 +153,11 @@ def make_layout(shape: Shape) -> Layout:
     return layout
 
 
+def check_layer(layer: Layer) -> None:
+    """Refuses a layer that the format has no room for, by its own names, whatever model it is in."""
+    make_layout(Shape(rope_dim=lib.LLM_MAX_HEAD, layers=(replace(layer, kv_layer=None, rope=0),)))
+
+
 def seal(layout: Layout) -> None:
     """Sets what follows from the rest: the file's size and the header's checksum."""
     err = ffi.new("char[256]")

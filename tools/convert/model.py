@@ -183,7 +183,8 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     layers = []
     for i, window in enumerate(windows):
         ffn = sparse if sparse and family.sparse(config, i) else dense
-        layers.append(replace(common, window=window, **ffn, flags=common.flags | ffn.get("flags", 0)))
+        layer = replace(common, **ffn, window=window)
+        layers.append(replace(layer, flags=common.flags | layer.flags))
     head_dim, numbers = common.head_dim, family.numbers
     model.shape = flatfile.Shape(
         tied=switch(config, "tie_word_embeddings"),
@@ -196,6 +197,8 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         **{key: numbers[key](config) for key in OF_HEADER if key in numbers},
     )
     # The format's limits, before anything is sized by these numbers
+    for layer in dict.fromkeys(layers):
+        flatfile.check_layer(layer)
     flatfile.make_layout(model.shape)
     turning = rope.rotary_dim(config, head_dim)
     if turning != head_dim and not family.partial:
