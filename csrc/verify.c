@@ -3,12 +3,16 @@
 #include "file.h"
 #include "fail.h"
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define PRIME1 0x9E3779B185EBCA87u
 #define PRIME2 0xC2B2AE3D27D4EB4Fu
 #define PRIME3 0x165667B19E3779F9u
 #define PRIME4 0x85EBCA77C2B2AE63u
 #define PRIME5 0x27D4EB2F165667C5u
+
+#define PIECE ((size_t)1 << 24) /* bytes of the file that are looked at before pages are let go of */
 
 static uint64_t rotate_left(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
 
@@ -28,15 +32,17 @@ static uint64_t mix(uint64_t lane, uint64_t input) { return rotate_left(lane + i
 
 static uint64_t merge_lane(uint64_t hash, uint64_t lane) { return (hash ^ mix(0, lane)) * PRIME1 + PRIME4; }
 
-/* All whole stripes of 32 bytes, four lanes of 8 */
-static uint64_t hash_stripes(const uint8_t *p, size_t n) {
-    uint64_t lane[4] = {PRIME1 + PRIME2, PRIME2, 0, 0 - PRIME1};
+/* n stripes of 32 bytes, four lanes of 8 */
+static void hash_stripes(uint64_t lane[4], const uint8_t *p, size_t n) {
     for (size_t i = 0; i < n; i++, p += 32) {
         lane[0] = mix(lane[0], read64(p));
         lane[1] = mix(lane[1], read64(p + 8));
         lane[2] = mix(lane[2], read64(p + 16));
         lane[3] = mix(lane[3], read64(p + 24));
     }
+}
+
+static uint64_t join_lanes(const uint64_t lane[4]) {
     uint64_t hash = rotate_left(lane[0], 1) + rotate_left(lane[1], 7) + rotate_left(lane[2], 12) +
                     rotate_left(lane[3], 18);
     for (size_t k = 0; k < 4; k++)
@@ -44,9 +50,26 @@ static uint64_t hash_stripes(const uint8_t *p, size_t n) {
     return hash;
 }
 
-static uint64_t xxh64(const uint8_t *data, size_t size) {
-    const uint8_t *p = data + size / 32 * 32, *end = data + size;
-    uint64_t hash = size >= 32 ? hash_stripes(data, size / 32) : PRIME5;
+/* Lets go of pages of the mapped file, which then do not count as this process's memory. */
+static void let_go(const uint8_t *data, size_t size) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)data + size) / page * page;
+    if (begin < end)
+        madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
+static uint64_t xxh64(const uint8_t *data, size_t size, int mapped) {
+    const uint8_t *p = data, *end = data + size;
+    uint64_t lane[4] = {PRIME1 + PRIME2, PRIME2, 0, 0 - PRIME1};
+    while (end - p >= 32) {
+        const size_t rest = (size_t)(end - p) / 32 * 32, n = rest < PIECE ? rest : PIECE;
+        hash_stripes(lane, p, n / 32);
+        if (mapped)
+            let_go(p, n);
+        p += n;
+    }
+    uint64_t hash = size >= 32 ? join_lanes(lane) : PRIME5;
     hash += size;
     for (; end - p >= 8; p += 8)
         hash = rotate_left(hash ^ mix(0, read64(p)), 27) * PRIME1 + PRIME4;
@@ -113,18 +136,19 @@ static int each_part(const llm_model *m, int (*see)(void *context, const part *p
 typedef struct writing {
     uint64_t *sums;
     size_t n, capacity;
+    int mapped;
 } writing;
 
 static int write_sum(void *context, const part *p) {
     writing *w = context;
     if (w->n < w->capacity)
-        w->sums[w->n] = xxh64(p->data, p->size);
+        w->sums[w->n] = xxh64(p->data, p->size, w->mapped);
     w->n++;
     return 0;
 }
 
 size_t llm_checksums(const llm_model *m, uint64_t *sums, size_t capacity) {
-    writing w = {.sums = sums, .capacity = capacity};
+    writing w = {.sums = sums, .capacity = capacity, .mapped = m->mapped};
     each_part(m, write_sum, &w);
     return w.n;
 }
@@ -132,6 +156,7 @@ size_t llm_checksums(const llm_model *m, uint64_t *sums, size_t capacity) {
 typedef struct comparing {
     const uint64_t *sums;
     size_t n;
+    int mapped;
     char *err;
     size_t errlen;
 } comparing;
@@ -140,8 +165,8 @@ static int compare_sum(void *context, const part *p) {
     comparing *c = context;
     char *err = c->err;
     const size_t errlen = c->errlen;
-    REQUIRE(
-        c->sums[c->n] == xxh64(p->data, p->size), "%s: the checksum is wrong: the file is damaged", p->what);
+    REQUIRE(c->sums[c->n] == xxh64(p->data, p->size, c->mapped),
+        "%s: the checksum is wrong: the file is damaged", p->what);
     c->n++;
     return 0;
 }
@@ -154,6 +179,6 @@ int llm_verify(const llm_model *m, char *err, size_t errlen) {
     REQUIRE(sums, "the file has no checksums to verify it with");
     const size_t n = llm_checksums(m, NULL, 0);
     REQUIRE(size == n * sizeof *sums, "%zu bytes of checksums, not of %zu parts", size, n);
-    comparing c = {.sums = sums, .err = err, .errlen = errlen};
+    comparing c = {.sums = sums, .mapped = m->mapped, .err = err, .errlen = errlen};
     return each_part(m, compare_sum, &c);
 }
