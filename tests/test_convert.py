@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyllm.tools
 import pytest
+from common import described, place_of
 from pyllm._llm import ffi, lib
 from pyllm.tools import convert as command
 from pyllm.tools import (
@@ -314,18 +315,14 @@ class Flat:
 
     def __init__(self, path):
         self.data = path.read_bytes()
-        self.header = ffi.new("llm_header *")
-        ffi.memmove(self.header, self.data, ffi.sizeof("llm_header"))
+        self.header, self.layers = described(self.data)
         model = lib.llm_open(os.fsencode(path), err := ffi.new("char[256]"), len(err))
         assert model, ffi.string(err)  # the engine takes the file
+        assert lib.llm_verify(model, err, len(err)) == 0, ffi.string(err)
         lib.llm_close(model)
 
     def place(self, name, layer=0, expert=0):
-        out, err = ffi.new("llm_tensor *"), ffi.new("char[256]")
-        assert lib.llm_layout(self.header, getattr(lib, name), layer, expert, out, err, len(err)) == 0, (
-            ffi.string(err)
-        )
-        return out
+        return place_of(self.data, getattr(lib, name), layer, expert)
 
     def raw(self, name, layer=0, expert=0):
         """(rows, stride) of an fp16 or fp32 tensor; that and the scales of an int8 one. Checks that the rows
@@ -338,7 +335,7 @@ class Flat:
             return untile(self.data, t.offset, "<f2", t.rows, t.stride)
         weights, groups = up(t.rows, 16) * t.stride, t.stride // 64
         assert t.size == weights + up(t.rows, 16) * groups * 2
-        q = untile(self.data, t.offset, "i1", t.rows, t.stride, 2)
+        q = untile(self.data, t.offset, "i1", t.rows, t.stride, 4)
         return q, untile(self.data, t.offset + weights, "<f2", t.rows, groups)
 
     def values(self, name, layer=0, expert=0):
@@ -349,14 +346,13 @@ class Flat:
         return raw[:, : t.cols].astype(np.float32)
 
     def angles(self):
-        """(n_rope, head_dim / 2, 2): frequency and magnitude."""
+        """(n_rope, rope_dim / 2, 2): frequency and magnitude."""
         at = lib.LLM_HEADER_SIZE + self.header.text_size + self.header.n_layers * ffi.sizeof("llm_layer")
-        half = self.header.head_dim // 2
+        half = self.header.rope_dim // 2
         return np.frombuffer(self.data, "<f4", self.header.n_rope * half * 2, at).reshape(-1, half, 2)
 
     def windows(self):
-        at = lib.LLM_HEADER_SIZE + self.header.text_size
-        return np.frombuffer(self.data, "<u4", self.header.n_layers * 4, at).reshape(-1, 4)[:, 1].tolist()
+        return [self.layers[i].window for i in range(self.header.n_layers)]
 
     def sections(self):
         found, at, end = {}, lib.LLM_HEADER_SIZE, lib.LLM_HEADER_SIZE + self.header.text_size
@@ -451,7 +447,8 @@ def test_the_architectures_of_model_types_are_those_of_transformers():
     assert {kind: theirs[kind] for kind in ours if kind in theirs} == {
         kind: name for kind, name in ours.items() if kind in theirs
     }
-    others = {"internlm2", "internlm3", "minicpm", "mistral3"}  # code beside the model; text and pictures
+    # code beside the model; text and pictures
+    others = {"deepseek", "internlm2", "internlm3", "minicpm", "mistral3"}
     assert set(ours) - set(theirs) <= others
     assert set(ours.values()) <= {*families.FAMILIES, *families.WRAPPED}
 
@@ -469,7 +466,8 @@ def test_fp16_file_holds_the_source(tmp_path, kind):
         assert np.array_equal(flat.values(name, layer, expert), values), name
         raw = flat.raw(name, layer, expert)
         assert not raw[:, values.shape[1] :].any(), "padding"
-    places = {(p.tensor, p.layer, p.expert) for p in flatfile.places(flat.header)}
+    layout = flatfile.Layout(flat.header, flat.layers)
+    places = {(p.tensor, p.layer, p.expert) for p in flatfile.places(layout)}
     assert places == set(want)
     assert report.max_error == 0 and report.mean_error == 0
     assert report.bytes == len(flat.data)
@@ -533,15 +531,16 @@ def test_conversion_is_reproducible_with_any_number_of_threads(tmp_path, monkeyp
     source, _, _ = make(tmp_path, "qwen3moe")
     monkeypatch.setattr(flatfile, "JOB", 640)  # many jobs
     one, first = run(source, tmp_path, "a.llm", dtype="int8")
-    header, written = one.header, []
+    written = []
     for threads in (1, 5):
         opened = command.open_source(source)
         model = describe(opened.config)
         tensors = canonical(model, named(model, opened.tensors))
-        plan = command.collect(opened, model, header, tensors)
+        sections = {tag: data for tag, data in one.sections().items() if tag != lib.LLM_CHECKSUMS}
+        layout = flatfile.finish_layout(model.shape, "int8", sections)
+        plan = command.collect(opened, model, layout, tensors)
         path = tmp_path / f"{threads}.llm"
-        area = one.data[lib.LLM_HEADER_SIZE : lib.LLM_HEADER_SIZE + header.text_size]
-        written.append(flatfile.write(path, header, model.layers, model.angles, area, plan, threads))
+        written.append(flatfile.write(path, layout, model.angles, plan, threads))
         opened.close()
         assert path.read_bytes() == one.data
     assert written[0] == written[1]
@@ -576,17 +575,22 @@ def test_work_in_small_jobs_gives_the_same_file(tmp_path, monkeypatch, kind, dty
 )
 def test_header_says_what_the_family_computes(tmp_path, kind, flags):
     source, config, _ = make(tmp_path, kind)
-    h = run(source, tmp_path)[0].header
-    assert h.flags == flags
-    assert (h.dim, h.n_heads, h.n_kv_heads, h.head_dim, h.vocab_size, h.context) == (48, 4, 2, 16, 70, 256)
-    assert (h.n_experts, h.n_active) == ((3, 2) if kind in ("mixtral", "qwen3moe") else (0, 0))
-    assert h.ffn_dim == config.get("moe_intermediate_size", 80)
-    assert h.norm_eps == np.float32(config["rms_norm_eps"]) and h.attn_scale == 0.25
+    flat, experts = run(source, tmp_path)[0], kind in ("mixtral", "qwen3moe")
+    h = flat.header
+    assert h.required == flags and h.optional == lib.LLM_HAS_CHECKSUMS
+    assert (h.dim, h.rope_dim, h.vocab_size, h.context, h.n_layers) == (48, 16, 70, 256, 2)
+    assert h.norm_eps == np.float32(config["rms_norm_eps"])
+    for i in range(2):
+        layer = flat.layers[i]
+        assert layer.flags == flags & ~lib.LLM_TIED and layer.activation == lib.LLM_SILU
+        assert (layer.n_heads, layer.n_kv_heads, layer.head_dim, layer.kv_layer) == (4, 2, 16, i)
+        assert (layer.ffn, layer.n_experts, layer.n_active) == ((1, 3, 2) if experts else (0, 0, 0))
+        assert layer.ffn_dim == config.get("moe_intermediate_size", 80) and layer.attn_scale == 0.25
 
 
 def test_router_weights_are_not_normalized_where_the_config_says_so(tmp_path):
     source, _, _ = make(tmp_path, "qwen3moe", lambda c, t: c.update(norm_topk_prob=False))
-    assert run(source, tmp_path)[0].header.flags == lib.LLM_QK_NORM
+    assert run(source, tmp_path)[0].header.required == lib.LLM_QK_NORM
 
 
 def test_config_may_leave_out_what_transformers_has_a_default_for(tmp_path):
@@ -604,8 +608,9 @@ def test_config_may_leave_out_what_transformers_has_a_default_for(tmp_path):
     config = LLAMA | {"head_dim": 12, "num_key_value_heads": 4}
     tensors = make_tensors("llama", config)
     shorten(config, tensors)
-    h = run(save(tmp_path / "tiny", config, tensors), tmp_path)[0].header
-    assert (h.head_dim, h.n_kv_heads) == (12, 4) and h.norm_eps == np.float32(1e-6)
+    flat, _ = run(save(tmp_path / "tiny", config, tensors), tmp_path)
+    assert (flat.layers[0].head_dim, flat.layers[0].n_kv_heads) == (12, 4)
+    assert flat.header.norm_eps == np.float32(1e-6)
 
 
 def test_stacked_experts_equal_separate_ones(tmp_path):
@@ -640,7 +645,7 @@ def test_tied_models_follow_what_is_stored(tmp_path):
         source, config, tensors | {"lm_head.weight": embed + 1}
     )  # stored twice, different: transformers does not tie them
     flat, report = run(source, tmp_path)
-    assert not flat.header.flags & lib.LLM_TIED and np.array_equal(flat.values("LLM_OUTPUT"), embed + 1)
+    assert not flat.header.required & lib.LLM_TIED and np.array_equal(flat.values("LLM_OUTPUT"), embed + 1)
     assert any("both are stored and differ" in note for note in report.notes)
 
 
@@ -693,20 +698,7 @@ def test_gguf_gives_the_tensors_of_the_directory_it_was_made_from(tmp_path, kind
     one, _ = run(source, tmp_path, "a.llm")
     other, _ = run(save_gguf(tmp_path / "tiny.gguf", kind, config, tensors), tmp_path, "b.llm")
     assert one.weights() == other.weights()
-    for field in (
-        "flags",
-        "dim",
-        "ffn_dim",
-        "n_heads",
-        "n_kv_heads",
-        "head_dim",
-        "vocab_size",
-        "context",
-        "n_experts",
-        "n_active",
-        "norm_eps",
-        "attn_scale",
-    ):
+    for field in ("required", "dim", "vocab_size", "context", "norm_eps", "embed_scale", "logit_cap"):
         assert getattr(one.header, field) == getattr(other.header, field), field
 
 
@@ -802,7 +794,9 @@ def test_gguf_of_an_architecture_that_cannot_be_converted_says_why(tmp_path):
         run(empty_gguf(tmp_path / "x.gguf", "mamba"), tmp_path)
     gguf = pytest.importorskip("gguf")
     assert gguf_file.OTHERS.keys() | gguf_file.ARCHITECTURES.keys() <= set(gguf.MODEL_ARCH_NAMES.values())
-    assert set(gguf_file.OTHERS.values()) <= families.REASONS.keys()
+    assert set(gguf_file.OTHERS.values()) <= families.REASONS.keys() | families.FAMILIES.keys()
+    with pytest.raises(ConvertError, match=r"glm4moe .* only a Hugging Face directory"):
+        run(empty_gguf(tmp_path / "x.gguf", "glm4moe"), tmp_path)
 
 
 def test_gguf_window_pattern_and_rotary_dimensions_are_read(tmp_path):
@@ -880,7 +874,7 @@ def test_llama2c_quantized_checkpoint_is_dequantized(tmp_path):
     one, _ = run(save(tmp_path / "tiny", config, tensors), tmp_path, "a.llm")
     save_llama2c(tmp_path / "tiny.bin", config, tensors, 2)
     other, _ = run(tmp_path / "tiny.bin", tmp_path, "b.llm")
-    for place in flatfile.places(one.header):
+    for place in flatfile.places(flatfile.Layout(one.header, one.layers)):
         a, b = (f.values(place.tensor, place.layer, place.expert) for f in (one, other))
         assert np.abs(a - b).max() <= 120 / 1024 / 127 / 2 * 1.01, (
             place
@@ -936,7 +930,7 @@ def test_rotary_tables_equal_transformers(name):
     # powers may differ in the last bit, and yarn mixes two of them
     assert np.allclose(mine.angles[0, :, 0], theirs.inv_freq.numpy(), rtol=2.5e-7, atol=0)
     assert (mine.angles[0, :, 1] == np.float32(theirs.attention_scaling)).all()
-    assert mine.fields["attn_scale"] == 64**-0.5
+    assert mine.shape.layers[0].attn_scale == 64**-0.5
 
 
 def test_rotary_tables_are_stored_and_scaled(tmp_path):
@@ -1149,10 +1143,12 @@ def test_int8_overflow_is_refused(tmp_path):
         run(source, tmp_path, dtype="int8")
 
 
-@pytest.mark.parametrize("change", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}])
-def test_qwen3_moe_with_dense_layers_is_refused_by_name(tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "layer"), [({"decoder_sparse_step": 2}, 0), ({"mlp_only_layers": [1]}, 1)]
+)
+def test_layers_that_are_dense_by_the_configuration_need_a_dense_block(tmp_path, change, layer):
     source, _, _ = make(tmp_path, "qwen3moe", lambda c, t: c.update(change))
-    with pytest.raises(ConvertError, match=next(iter(change))):
+    with pytest.raises(ConvertError, match=rf"3 tensors are missing: .*{layer}\.mlp\.down_proj\.weight"):
         run(source, tmp_path)
 
 
@@ -1583,7 +1579,7 @@ def test_command_reports_and_writes_to_the_current_directory(tmp_path, monkeypat
     assert command.main([str(source), "--dtype", "int8", "--no-tokenizer"]) == 0
     out, err = capsys.readouterr()
     assert "tiny.llm" in out and "largest error" in out and "mean" in out and err == ""
-    assert Flat(tmp_path / "tiny.llm").header.dtype == lib.LLM_INT8
+    assert Flat(tmp_path / "tiny.llm").header.dtype[lib.LLM_EMBED] == lib.LLM_INT8
     assert command.main([str(source), "quiet.llm", "--quiet", "--no-tokenizer"]) == 0
     assert capsys.readouterr() == ("", "")
 

@@ -418,6 +418,13 @@ def open_file(path: Path) -> Source:
         raise
 
 
+def why_not(architecture: str) -> str:
+    """Why a GGUF file of this Hugging Face architecture cannot be converted."""
+    if architecture in FAMILIES:
+        return f"its GGUF files are not read, only a Hugging Face directory ({architecture})"
+    return REASONS[architecture]
+
+
 def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: File) -> Source:
     """open_file, with the file open and its header read."""
     value = metadata.get
@@ -425,7 +432,7 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
     if not isinstance(architecture, str):
         raise ConvertError(f"general.architecture is {shown(architecture)}, not a name")
     if architecture in OTHERS:
-        raise ConvertError(f"{architecture} cannot be converted: {REASONS[OTHERS[architecture]]}")
+        raise ConvertError(f"{architecture} cannot be converted: {why_not(OTHERS[architecture])}")
     if architecture not in ARCHITECTURES:
         names = ", ".join(sorted(ARCHITECTURES))
         raise ConvertError(
