@@ -456,16 +456,16 @@ static inline size_t in_class(const llm_tokenizer *t, uint32_t number, const uin
         return class->ascii[text[0] >> 5] >> (text[0] & 31) & 1;
     size_t length = utf8_length(text, n);
     uint32_t code = utf8_code(text, length);
-    const llm_range *range = t->ranges + class->start;
+    const llm_range *ranges = t->ranges + class->start;
     size_t low = 0, high = class->length;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if (range[middle].last < code)
+        if (ranges[middle].last < code)
             low = middle + 1;
         else
             high = middle;
     }
-    return low < class->length && range[low].first <= code ? length : 0;
+    return low < class->length && ranges[low].first <= code ? length : 0;
 }
 
 typedef struct subject {
@@ -737,9 +737,9 @@ static void decompose(encoder *e, uint32_t code) {
         return;
     }
     for (uint32_t i = 0; i < known->length && charge(e, 1); i++) {
-        uint32_t part = t->nfc_points[known->start + i];
-        const llm_nfc_char *mark = find_nfc(t, part);
-        add_point(e, part, mark ? mark->order : 0);
+        uint32_t piece = t->nfc_points[known->start + i];
+        const llm_nfc_char *mark = find_nfc(t, piece);
+        add_point(e, piece, mark ? mark->order : 0);
     }
 }
 
