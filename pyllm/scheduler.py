@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -30,6 +31,7 @@ MIN_SHARED = 32  # tokens that are worth waiting for another request to compute 
 MIN_COPIED = 8  # tokens that are worth a copy, which is made in pages of 64
 MAX_LOGITS = 1 << 24  # numbers in the logits of one step, but for small batches
 IDLE = 5.0  # seconds without a request after which the thread ends
+CANCELLED = "the request was cancelled"
 LAST = 10.0  # seconds that the end of the process waits for the step that is under way
 
 
@@ -95,10 +97,11 @@ class Scheduler:
         self._waiting: deque[deque[Request]] = deque()  # what came together, each in its order
         self._running: list[Request] = []  # in the order in which they entered
         self._idle: list[int] = []  # sequences without a request that hold tokens, the longest unused first
-        self._lock = threading.Lock()  # for the three below; never held while anything else is waited for
+        self._lock = threading.RLock()  # for `_thread`: whether there is one that will look into the inbox
         self._thread: threading.Thread | None = None
         self._driving = threading.Lock()  # held by who steps
         self._stepping = False
+        self._stopped = False  # the process ends
         self.closed = False
         _ALL.add(self)
 
@@ -111,17 +114,11 @@ class Scheduler:
             if self.closed:
                 raise LLMError(self._closed)
             self._inbox.put(requests)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._drive, name="pyllm", daemon=True)
-                try:
-                    self._thread.start()
-                except RuntimeError:  # there can be no more threads: those that wait step, see get()
-                    self._thread = None
+            self._wake()
 
-    @staticmethod
-    def cancel(request: Request) -> None:
-        """Ends a request before the next step, without an error. It may have ended already."""
-        request.cancelled = True
+    def cancel(self, request: Request) -> None:
+        """Ends a request before the next step. It may have ended already."""
+        request.cancelled = True  # the thread that steps sees it: while requests run it does not sleep
 
     def get(self, request: Request) -> Any:
         """Waits for the next of a request's updates."""
@@ -157,22 +154,31 @@ class Scheduler:
     # ------------------------------------------------------------------------------------------------------
     # For the thread that steps
 
+    def _wake(self) -> None:
+        """Starts the thread unless there is one."""
+        if not self._stopped and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._drive, name="pyllm", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # there can be no more threads: those that wait step, see get()
+                self._thread = None
+
     def _drive(self) -> None:
         with self._driving:
             with self._lock:
                 self._thread = threading.current_thread()
             while True:
                 try:
-                    if self.step():
-                        continue
-                    if not self.closed:
-                        self._take_in(self._inbox.get(timeout=IDLE))
-                except Empty:
-                    pass
+                    busy = self.step()
                 except BaseException:  # all requests have failed, and tell their callers
+                    busy = False
+                if busy and not self._stopped:
                     continue
+                if not self.closed and not self._stopped:
+                    with suppress(Empty):
+                        self._take_in(self._inbox.get(timeout=IDLE))
                 with self._lock:
-                    if self._inbox.empty() and not self._waiting:
+                    if self._stopped or (self._inbox.empty() and not self._waiting):
                         self._thread = None
                         return
 
@@ -223,7 +229,7 @@ class Scheduler:
                 self._waiting.append(group)
             if not request.cancelled:
                 return request
-            request.end()
+            request.end(LLMError(CANCELLED))
         return None
 
     def _enter(self) -> None:
@@ -233,7 +239,7 @@ class Scheduler:
             self._fail(LLMError(self._closed))
             return
         for request in [request for request in self._running if request.cancelled]:
-            self._leave(request)
+            self._leave(request, LLMError(CANCELLED))
         if self._cache is None and self._waiting:
             self._cache = self._open_cache()
         while self._cache and len(self._running) < min(MAX_BATCH, len(self._cache.tokens)):
@@ -308,12 +314,16 @@ class Scheduler:
     def _pending(self, request: Request) -> int:
         return len(request.ids) - len(self._tokens(request.seq))
 
+    def budget(self, generating: int) -> int:
+        """How many tokens of prompts a step may have beside that many that generate."""
+        return min(CHUNK - generating, BESIDE) if generating else CHUNK
+
     def _plan(self) -> list[tuple[Request, int]]:
         """How many tokens of which requests are run in this step."""
         placed = [request for request in self._running if request.seq >= 0]
         prompts = [request for request in placed if self._pending(request) > 1]
         parts = [(request, 1) for request in placed if self._pending(request) == 1]
-        room = min(CHUNK - len(parts), BESIDE) if parts else CHUNK
+        room = self.budget(len(parts))
         rows = self._max_rows - len(parts)
         if not prompts:
             return parts
@@ -336,17 +346,18 @@ class Scheduler:
         seqs: list[int] = []
         want: list[bool] = []
         wanted: list[int] = []
-        for request, count in parts:
-            seq = request.seq
-            at = len(self._tokens(seq))
+        lengths = [len(self._tokens(request.seq)) for request, _ in parts]
+        for (request, count), at in zip(parts, lengths, strict=True):
             tokens += request.ids[at : at + count]
-            seqs += [seq] * count
+            seqs += [request.seq] * count
             want += [i >= request.first for i in range(at, at + count)]
             wanted.append(max(0, at + count - max(at, request.first)))
         try:
             rows = self._batch.forward(tokens, seqs, want)
         except Exception as error:
             self._batch.sync()
+            for (request, _), length in zip(parts, lengths, strict=True):
+                self._batch.truncate(request.seq, length)
             if len(parts) == 1:
                 self._leave(parts[0][0], error)
             else:  # finds out whose fault it is
@@ -381,13 +392,15 @@ class Scheduler:
         self._running.clear()
         self._waiting.clear()
         self._inbox = SimpleQueue()
-        self._lock, self._driving = threading.Lock(), threading.Lock()
+        self._lock, self._driving = threading.RLock(), threading.Lock()
         self._thread, self._stepping = None, False
         for request in requests:
             request.end(LLMError("this was begun before the process was forked: begin it again"))
 
-    def join(self, timeout: float) -> None:
-        """Waits for the thread to end."""
+    def stop(self, timeout: float) -> None:
+        """Ends the thread after its step, and tells nobody: threads that wait for it end with the process."""
+        self._stopped = True
+        self._inbox.put(())
         if (thread := self._thread) is not None and thread is not threading.current_thread():
             thread.join(timeout)
 
@@ -404,9 +417,7 @@ def _after_fork() -> None:
 def _end_all() -> None:
     """Before Python takes memory away that a thread in the engine uses."""
     for scheduler in list(_ALL):
-        scheduler.close()
-    for scheduler in list(_ALL):
-        scheduler.join(LAST)
+        scheduler.stop(LAST)
 
 
 if hasattr(os, "register_at_fork"):
