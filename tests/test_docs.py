@@ -196,7 +196,8 @@ def test_docstrings_name_every_parameter_and_field():
     import pyllm
 
     documented = [pyllm.SamplingParams, pyllm.Completion, pyllm.Score, pyllm.LLM]
-    documented += [getattr(pyllm.LLM, name) for name in ("encode", "generate", "chat", "score")]
+    documented += [pyllm.ChatOptions, pyllm.StreamEvent]
+    documented += [getattr(pyllm.LLM, name) for name in ("encode", "generate", "stream", "chat", "score")]
     documented += [pyllm.Session.eval, pyllm.Session.truncate]
     for each in documented:
         for name in inspect.signature(each).parameters:

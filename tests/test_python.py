@@ -25,7 +25,16 @@ from pyllm._llm import ffi, lib
 from reference import INT8, Reference, log_softmax, make_model
 
 import pyllm
-from pyllm import LLM, Completion, LLMError, SamplingParams, TemplateError
+from pyllm import (
+    LLM,
+    ChatOptions,
+    Completion,
+    ContextError,
+    LLMError,
+    Reasoning,
+    SamplingParams,
+    TemplateError,
+)
 from pyllm.binding import CHUNK, Cache
 from pyllm.sampling import Continuation
 from pyllm.scheduler import MAX_BATCH
@@ -382,13 +391,16 @@ def test_parameters_are_checked_before_any_work(llm):
 
 
 def test_prompts_that_are_too_long_name_both_lengths(llm):
-    with pytest.raises(LLMError, match="701 tokens.* 700"):
+    with pytest.raises(ContextError, match="701 tokens.* 700"):
         llm.generate("a" * 700)
-    with pytest.raises(LLMError, match="prompt 1 .*701 tokens.* 700"):
+    with pytest.raises(ContextError, match="prompt 1 .*701 tokens.* 700"):
         llm.generate(["a", "a" * 700])
     for use in (llm.stream, llm.logits, lambda text: llm.score(text, "b")):
-        with pytest.raises(LLMError, match="70[12] tokens.* 700"):
+        with pytest.raises(ContextError, match="70[12] tokens.* 700"):
             use("a" * 700)
+    with pytest.raises(ContextError, match="7[0-9][0-9] tokens.* 700"):
+        llm.chat([{"role": "user", "content": "a" * 700}])
+    assert issubclass(ContextError, LLMError)
     done = llm.generate("a" * 699)
     assert len(done.tokens) <= 1 and done.prompt_tokens == 700
 
@@ -709,6 +721,46 @@ def test_streams_hold_back_what_may_become_a_stop_text(llm, greedy):
     assert seen == text[:end]
 
 
+def events_of(stream) -> tuple[list[pyllm.StreamEvent], Completion]:
+    """What a stream yields, and what it returns."""
+    events = []
+    while True:
+        try:
+            events.append(next(stream))
+        except StopIteration as end:
+            return events, end.value
+
+
+@pytest.mark.parametrize("logprobs", [None, 0, 2])
+@pytest.mark.parametrize("stop", [None, "e", ["st", "<|im_start|>"]])
+def test_events_of_a_stream_make_up_its_completion(llm, stop, logprobs):
+    for seed in range(6):
+        params = dict(SOMETIMES, seed=seed, stop=stop, logprobs=logprobs)
+        events, done = events_of(llm.stream("Once", events=True, **params))
+        assert done == llm.generate("Once", **params)
+        assert "".join(event.text for event in events) == done.text
+        assert [token for event in events for token in event.tokens] == done.tokens
+        if logprobs is None:
+            assert done.logprobs is None and all(event.logprobs is None for event in events)
+        else:
+            assert [entry for event in events for entry in event.logprobs] == done.logprobs
+        assert all(len(event.tokens) == 1 for event in events[:-1])
+        assert {(event.finish_reason, event.stop, event.usage) for event in events[:-1]} <= {(None,) * 3}
+        last = events[-1]
+        assert (last.finish_reason, last.stop, last.usage) == (done.finish_reason, done.stop, done.usage)
+        assert done.usage[:2] == (5, len(done.tokens))
+        assert "".join(llm.stream("Once", **params)) == done.text
+
+
+def test_usage_says_what_had_been_computed_before(llm):
+    params = dict(max_tokens=2, seed=1, logit_bias={IM_END: -math.inf})
+    assert llm.generate("a" * 99, **params).usage == (100, 2, 0)
+    assert llm.generate("a" * 99, **params).usage == (100, 2, 99)
+    assert llm.generate("a" * 99 + "b", **params).usage == (101, 2, 100)
+    events, done = events_of(llm.stream("a" * 99 + "bc", events=True, **params))
+    assert events[-1].usage == done.usage == (102, 2, 101)
+
+
 def test_the_context_ends_a_text(path):
     llm = LLM(path, threads=1, context=20)
     done = llm.generate("a" * 9, logit_bias={IM_END: -math.inf})
@@ -730,6 +782,53 @@ def test_chats_are_rendered_and_encoded_without_a_second_bos(llm):
     assert llm.render_chat(HI, add_generation_prompt=False, template_kwargs={"extra": "!"}).endswith(
         "<|im_end|>\n!"
     )
+
+
+def test_options_of_a_chat_can_be_given_at_once_or_by_name(llm):
+    options = ChatOptions(template_kwargs={"extra": "!"}, add_generation_prompt=False)
+    by_name = dict(template_kwargs={"extra": "!"}, add_generation_prompt=False)
+    text = llm.render_chat(HI, options)
+    assert text == llm.render_chat(HI, **by_name) == "<|im_start|>user\nHi<|im_end|>\n!"
+    params = dict(seed=1, max_tokens=9)
+    expected = llm.generate(llm.encode(text, bos=False), **params)
+    for given in ((SamplingParams(**params), options), (None, options)):
+        assert llm.chat(HI, *given, **params) == expected == llm.chat(HI, **by_name, **params)
+        assert "".join(llm.stream_chat(HI, *given, **params)) == expected.text
+    other = llm.chat(HI, None, options, template_kwargs={"extra": "?"}, **params)
+    assert other == llm.generate(llm.encode(text[:-1] + "?", bos=False), **params) != expected
+    for use in (llm.chat, llm.stream_chat):
+        with pytest.raises(TypeError, match="options must be ChatOptions, not"):
+            use(HI, None, {"tools": []})
+    with pytest.raises(TypeError, match="max_tokens"):
+        llm.render_chat(HI, max_tokens=5)
+    with pytest.raises(ValueError, match="reasoning must be one of show, hide, apart, not 'no'"):
+        ChatOptions(reasoning="no")
+    assert pickle.loads(pickle.dumps(options)) == options
+
+
+def test_events_of_a_chat_keep_reasoning_apart(tmp_path):
+    special = [*SPECIAL, b"[THINK]", b"[/THINK]"]
+    template = CHATML + "[THINK]{# [/THINK] #}"
+    more = {**byte_tokenizer(0, BOS, IM_END, special), lib.LLM_CHAT_TEMPLATE: template.encode()}
+    (tmp_path / "m.llm").write_bytes(tiny(more))
+    llm = LLM(tmp_path / "m.llm", threads=1)
+    (end,) = llm.encode("[/THINK]")
+    parted = 0
+    for seed in range(12):
+        params = dict(seed=seed, max_tokens=30, temperature=1.0, top_p=1.0, logit_bias={end: 2.5}, logprobs=0)
+        for reasoning in ("show", "hide", "apart"):
+            options = dict(params, reasoning=reasoning)
+            events, done = events_of(llm.stream_chat(HI, events=True, **options))
+            assert done == llm.chat(HI, **options)
+            assert "".join(event.text for event in events) == done.text
+            assert "".join(event.reasoning_content for event in events) == (done.reasoning_content or "")
+            assert [token for event in events for token in event.tokens] == done.tokens
+            assert [entry for event in events for entry in event.logprobs] == done.logprobs
+            pieces, _ = events_of(llm.stream_chat(HI, **options))
+            thought = "".join(piece for piece in pieces if isinstance(piece, Reasoning))
+            assert thought == (done.reasoning_content or "") and all(pieces)
+        parted += bool(done.text and done.reasoning_content)
+    assert parted > 3
 
 
 def test_a_list_of_chats_runs_as_a_batch(llm):
@@ -823,7 +922,7 @@ def test_a_score_may_fill_the_context_and_predict_one_token_more(llm):
     full = [1] * 700
     assert llm.score(full, [2]).logprob == pytest.approx(log_softmax(llm.logits(full))[-1, 2], abs=1e-4)
     for before, after in ((full, [2, 3]), (full[:1], full + [2])):
-        with pytest.raises(LLMError, match="702 tokens, .* 700 and the last token"):
+        with pytest.raises(ContextError, match="702 tokens, .* 700 and the last token"):
             llm.score(before[: 702 - len(after)], after)
 
 
@@ -872,7 +971,7 @@ def test_a_fork_goes_its_own_way(llm):
 def test_sessions_say_what_is_wrong_and_stay_as_they_were(llm):
     with llm.session() as s:
         s.eval([1, 2, 3])
-        with pytest.raises(LLMError, match="3 tokens and 698 more .* 700"):
+        with pytest.raises(ContextError, match="3 tokens and 698 more .* 700"):
             s.eval([1] * 698)
         with pytest.raises(ValueError, match="length"):
             s.truncate(4)
@@ -970,7 +1069,7 @@ def test_sessions_of_other_models_and_longer_ones_are_refused(llm, tmp_path):
         s.save(tmp_path / "s.kv")
     with pytest.raises(LLMError, match="another model"):
         LLM(tmp_path / "other.llm").session().load(tmp_path / "s.kv")
-    with pytest.raises(LLMError, match="30 tokens, more than the context of 20"):
+    with pytest.raises(ContextError, match="30 tokens, more than the context of 20"):
         LLM(llm.path, context=20).session().load(tmp_path / "s.kv")
 
 
