@@ -86,12 +86,24 @@ class Scheduler:
 
     A request takes over the sequence that begins most like its prompt, or a copy of it, and waits for one
     that is computing the same tokens already. A few sequences are kept after their requests for that.
+
+    max_running  requests that run at the same time; fewer where memory for so many cannot be reserved
+    max_idle     sequences that are kept
     """
 
-    def __init__(self, model: Model, context: int, threads: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        context: int,
+        threads: int,
+        *,
+        max_running: int = MAX_BATCH,
+        max_idle: int = MAX_IDLE,
+    ) -> None:
+        self.max_running, self.max_idle = max_running, max_idle
         self._model, self._context, self._threads = model, context, threads
         self._closed = f"{model.path} is closed"
-        self._max_rows = max(2 * MAX_BATCH, MAX_LOGITS // model.vocab_size)
+        self._max_rows = max(2 * max_running, MAX_LOGITS // model.vocab_size)
         self._cache: Cache | None = self._open_cache()
         self._inbox: SimpleQueue[tuple[Request, ...]] = SimpleQueue()
         self._waiting: deque[deque[Request]] = deque()  # what came together, each in its order
@@ -242,7 +254,7 @@ class Scheduler:
             self._leave(request, LLMError(CANCELLED))
         if self._cache is None and self._waiting:
             self._cache = self._open_cache()
-        while self._cache and len(self._running) < min(MAX_BATCH, len(self._cache.tokens)):
+        while self._cache and len(self._running) < min(self.max_running, len(self._cache.tokens)):
             if (entering := self._next()) is None:
                 break
             self._running.append(entering)
@@ -257,12 +269,13 @@ class Scheduler:
         self._running.remove(request)
         if request.seq >= 0 and self._tokens(request.seq):
             self._idle.append(request.seq)
-            if len(self._idle) > MAX_IDLE:
+            while len(self._idle) > self.max_idle:
                 self._batch.truncate(self._idle.pop(0), 0)
         request.end(error)
 
     def _open_cache(self) -> Cache:
-        return Cache.open(self._model, self._context, self._threads, MAX_BATCH + MAX_IDLE)
+        n_seqs = self.max_running + self.max_idle
+        return Cache.open(self._model, self._context, self._threads, n_seqs)
 
     @property
     def _batch(self) -> Cache:
@@ -294,7 +307,7 @@ class Scheduler:
         length = shared[best]
         if best in self._idle and len(self._tokens(best)) <= 2 * length:  # less is lost than won
             seq = best
-        elif empty and (len(self._idle) < MAX_IDLE or not self._idle):
+        elif empty and (len(self._idle) < self.max_idle or not self._idle):
             seq = empty[0]
         else:
             seq = self._idle[0]
@@ -315,7 +328,7 @@ class Scheduler:
         return len(request.ids) - len(self._tokens(request.seq))
 
     def budget(self, generating: int) -> int:
-        """How many tokens of prompts a step may have beside that many that generate."""
+        """How many tokens of prompts, at least 1, a step may have beside that many requests that generate."""
         return min(CHUNK - generating, BESIDE) if generating else CHUNK
 
     def _plan(self) -> list[tuple[Request, int]]:

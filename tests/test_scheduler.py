@@ -243,7 +243,7 @@ def test_short_prompts_pass_a_long_one_which_still_has_half_of_each_pass(model, 
 
 
 def test_requests_enter_in_the_order_of_their_arrival(model, by_hand, monkeypatch):
-    monkeypatch.setattr(scheduler, "MAX_BATCH", 2)
+    by_hand.max_running = 2
     jobs, started = [continuation(model, text, 3 + i) for i, text in enumerate("abcdefgh")], []
     for i, job in enumerate(jobs):
         monkeypatch.setattr(job, "start", lambda i=i, start=job.start: (started.append(i), start()))
@@ -252,8 +252,8 @@ def test_requests_enter_in_the_order_of_their_arrival(model, by_hand, monkeypatc
     assert started == list(range(8))
 
 
-def test_a_single_request_does_not_wait_for_the_whole_of_a_list(model, by_hand, monkeypatch):
-    monkeypatch.setattr(scheduler, "MAX_BATCH", 2)
+def test_a_single_request_does_not_wait_for_the_whole_of_a_list(model, by_hand):
+    by_hand.max_running = 2
     many = [continuation(model, f"many {i}", 3) for i in range(20)]
     by_hand.add(*many)
     by_hand.step()
@@ -326,6 +326,23 @@ def test_a_copy_leaves_a_longer_conversation_as_it_is(model, by_hand):
     assert (other.cached, turn.cached) == (101, 301)
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_where_few_sequences_can_be_had_requests_take_turns(path, monkeypatch, most):
+    prompts = ["s" * 100 + str(i) for i in range(7)]
+    expected = LLM(path, threads=1).generate(prompts, seed=1, max_tokens=9)
+    init = Cache.__init__
+
+    def limited(self, model, context, threads, n_seqs=1):
+        if n_seqs > most:
+            raise LLMError("no memory")
+        init(self, model, context, threads, n_seqs)
+
+    monkeypatch.setattr(Cache, "__init__", limited)
+    with LLM(path, threads=1) as llm:
+        assert llm.generate(prompts, seed=1, max_tokens=9) == expected
+        assert len(llm._scheduler._cache.tokens) == (2 if most == 3 else most)  # by halves from 36
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Leaving
 
@@ -343,8 +360,8 @@ def test_a_cancelled_request_leaves_before_the_next_step(model, by_hand, path, p
     assert [jobs[i].tokens for i in (0, 2)] == [alone(path, jobs[i]) for i in (0, 2)]
 
 
-def test_a_request_that_waits_can_be_cancelled(model, by_hand, monkeypatch):
-    monkeypatch.setattr(scheduler, "MAX_BATCH", 1)
+def test_a_request_that_waits_can_be_cancelled(model, by_hand):
+    by_hand.max_running = 1
     jobs = [continuation(model, text, 3) for text in "abc"]
     by_hand.add(*jobs)
     by_hand.cancel(jobs[1])
@@ -459,9 +476,9 @@ def test_a_reader_that_stops_reading_holds_nobody_up(llm):
 
 
 def test_closing_fails_what_runs_and_waits_and_gives_memory_back(path, monkeypatch):
-    monkeypatch.setattr(scheduler, "MAX_BATCH", 2)
     llm = LLM(path, threads=1)
     batch = llm._scheduler
+    batch.max_running = 2
     gate = Gate(monkeypatch)
     uses = [
         lambda: llm.generate("a", **ENDLESS), lambda: llm.score("a", "b" * 900),
@@ -535,6 +552,26 @@ def test_the_thread_ends_when_nothing_is_asked_and_starts_again(llm, monkeypatch
     with ThreadPoolExecutor(8) as pool:  # while it ends
         for done in pool.map(lambda _: llm.generate("abc", seed=1, max_tokens=9), range(400)):
             assert done == expected
+
+
+def test_nobody_waits_busily(llm, monkeypatch):
+    gate = Gate(monkeypatch)
+
+    def work() -> float:
+        llm.generate("a", max_tokens=2)
+        return time.thread_time()
+
+    with ThreadPoolExecutor(4) as pool:
+        each = [pool.submit(work) for _ in range(4)]
+        assert gate.reached.wait(SECONDS)
+        before = time.process_time()
+        time.sleep(1)
+        while_held = time.process_time() - before
+        gate.opened.set()
+        assert max(done.result(SECONDS) for done in each) < 0.5
+    before = time.process_time()
+    time.sleep(1)
+    assert while_held < 0.5 and time.process_time() - before < 0.5
 
 
 def test_a_dropped_model_ends_its_thread(path):
