@@ -11,6 +11,7 @@ The result is the same for the same release.
 """
 
 import base64
+import functools
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable
@@ -86,7 +87,8 @@ def stripped_set() -> list[int]:
 
 def normalized(normalizer: normalizers.Normalizer, texts: list[str]) -> list[str]:
     """Each text normalised, all in one call; "a" and a newline keep them apart."""
-    return normalizer.normalize_str("\n".join(f"a{text}" for text in texts)).split("\n")
+    together: str = normalizer.normalize_str("\n".join(f"a{text}" for text in texts))
+    return together.split("\n")
 
 
 def nfc_tables() -> tuple[dict[int, int], dict[int, list[int]], dict[tuple[int, int], int]]:
@@ -180,7 +182,7 @@ def main() -> None:
         "SINGLE_WORD": single_word_set,
         "STRIPPED": stripped_set,
     }
-    sets |= {s.upper(): lambda s=s: regex_set(rf"\p{{{s}}}") for s in SCRIPTS}
+    sets |= {name.upper(): functools.partial(regex_set, rf"\p{{{name}}}") for name in SCRIPTS}
     if regex_set(r"\d") != [c for c in EVERY if CATEGORIES[category[c]] == "Nd"]:
         raise SystemExit(r"\d is not the category Nd")
     classes, decompositions, pairs = nfc_tables()

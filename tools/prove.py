@@ -24,12 +24,17 @@ from typing import Any
 import numpy as np
 
 VOCAB, TEXT = 203, 90  # the vocabulary, and the tokens of a text: no multiple of 16
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 72}
 
 
-def theta(base: float = 10000.0, **scaling: object) -> dict[str, Any]:
+def theta(base: float = 10000.0, **scaling: Any) -> dict[str, Any]:
     """The new style's rope_parameters."""
     return {"rope_parameters": {"rope_type": "default", "rope_theta": base} | scaling}
 
@@ -95,7 +100,7 @@ def as_minicpm(folder: Path) -> None:
 
 def factors(n: int, most: float) -> list[float]:
     """Rotary factors of long texts, growing like Phi-3.5's."""
-    return np.linspace(1, most, n).round(3).tolist()
+    return [float(x) for x in np.linspace(1, most, n).round(3)]
 
 
 def longrope(pairs: int, partial: float = 1.0) -> dict[str, Any]:
@@ -499,7 +504,8 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
 
 def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     """LlamaModel.permute."""
-    return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    pairs = weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2)
+    return np.reshape(pairs, weight.shape)
 
 
 def llama3_factors(rope: dict[str, Any], dim: int) -> Iterator[float]:
@@ -611,7 +617,7 @@ def gguf_name(names: Any, stem: str, end: str) -> str:
     return f"{found}.{end}"
 
 
-def gguf_tensors(arch: str, h: dict[str, Any], head: int, tensors: dict) -> dict[str, np.ndarray]:
+def gguf_tensors(arch: str, h: dict[str, Any], head: int, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
     """What modify_tensors of the architecture makes of the tensors."""
     heads, kv = h["num_attention_heads"], h["num_key_value_heads"]
     result: dict[str, np.ndarray] = {}
@@ -667,7 +673,7 @@ def expected(model: Any, ids: np.ndarray) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        return model(torch.tensor(ids[None])).logits[0].numpy()
+        return np.asarray(model(torch.tensor(ids[None])).logits[0])
 
 
 def differences(file: Path, ids: np.ndarray, want: np.ndarray) -> list[float]:

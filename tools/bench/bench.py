@@ -157,7 +157,7 @@ class Case:
     def steps(self) -> int:
         return {"prompt": 0, "decode": DECODE_STEPS, "batch": BATCH_STEPS}[self.kind]
 
-    def request(self, vocab_size: int, round_: int) -> dict:
+    def request(self, vocab_size: int, round_: int) -> dict[str, Any]:
         """The command for a worker. A prompt is another one each round, so that nobody has it cached; what is
         decoded after stays the same, so that it need not be computed again."""
         rng = np.random.default_rng([self.n, round_] if self.kind == "prompt" else [self.n])
@@ -296,7 +296,7 @@ def vocabulary(size: int) -> tuple[list[str], list[tuple[str, str]]]:
     return [*alphabet, *(left + right for left, right in merges), *special], merges
 
 
-def tokenizer_json(tokens: list[str], merges: list[tuple[str, str]]) -> dict:
+def tokenizer_json(tokens: list[str], merges: list[tuple[str, str]]) -> dict[str, Any]:
     """The vocabulary as the tokenizers library reads it."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -498,7 +498,8 @@ class Pyllm:
         self.session = self.ffi.gc(
             self.call(self.lib.llm_session_open, self.model.ptr, options), self.lib.llm_session_close
         )
-        self.size, self.held = (n_seqs, context), None
+        self.size = (n_seqs, context)
+        self.held: list[list[int]] | None = None  # what the sequences hold
         self.seqs = self.ffi.new("uint32_t[]", list(range(n_seqs)))
         self.want = self.ffi.new("uint8_t[]", [1] * n_seqs)
         self.out = np.zeros((n_seqs, self.model.vocab_size), np.float32)
@@ -532,7 +533,8 @@ class Pyllm:
 
     def logits(self, ids: list[int]) -> list[float]:
         self.prompt(ids, "")
-        return self.out[0].tolist()
+        found: list[float] = self.out[0].tolist()
+        return found
 
 
 class LlamaCpp:
@@ -559,7 +561,9 @@ class LlamaCpp:
         )
         if not self.model:
             raise Unavailable("llama.cpp does not load the model")
-        self.size, self.contexts, self.held = (0, 0), {}, {}
+        self.size = (0, 0)
+        self.contexts: dict[str, Any] = {}
+        self.held: dict[str, list[list[int]]] = {}  # by variant: what the sequences hold
 
     def open(self, variant: str, n_seqs: int, length: int) -> Any:
         """A context for that many sequences of that many tokens; those of another size are closed."""
@@ -631,8 +635,9 @@ class LlamaCpp:
 
     def logits(self, ids: list[int]) -> list[float]:
         self.prompt(ids, self.variants[0])
-        found = self.c.llama_get_logits_ith(self.contexts[self.variants[0]], -1)
-        return np.ctypeslib.as_array(found, (self.vocab_size,)).tolist()
+        logits = self.c.llama_get_logits_ith(self.contexts[self.variants[0]], -1)
+        found: list[float] = np.ctypeslib.as_array(logits, (self.vocab_size,)).tolist()
+        return found
 
 
 class OpenVINO:
@@ -659,12 +664,13 @@ class OpenVINO:
         return self.pipeline.generate(inputs, max_new_tokens=n, ignore_eos=True, do_sample=False)
 
     def prompt(self, ids: list[int], variant: str) -> float:
-        return self.generate([ids], 1).perf_metrics.get_ttft().mean / 1e3
+        milliseconds: float = self.generate([ids], 1).perf_metrics.get_ttft().mean
+        return milliseconds / 1e3
 
     def decode(self, prompts: list[list[int]], following: list[list[int]], variant: str) -> float:
         made = self.generate(prompts, len(following) + 1)
         raw = made.perf_metrics.raw_metrics
-        ends = raw.m_new_token_times  # ms, one a step
+        ends: list[float] = raw.m_new_token_times  # ms, one a step
         if len(ends) != len(following) + 1 or set(raw.m_batch_sizes) != {len(prompts)}:
             raise Unavailable("OpenVINO did not make a token of every sequence in every step")
         return (ends[-1] - ends[0]) / 1e3 / len(following)
@@ -718,7 +724,8 @@ class CTranslate2:
         return (ends[last] - ends[first]) / (last - first)
 
     def logits(self, ids: list[int]) -> list[float]:
-        return np.array(self.generator.forward_batch([ids]), np.float32)[0, -1].tolist()
+        found: list[float] = np.array(self.generator.forward_batch([ids]), np.float32)[0, -1].tolist()
+        return found
 
 
 class Transformers:
@@ -735,7 +742,7 @@ class Transformers:
         self.torch, self.cache = torch, transformers.DynamicCache
         self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
         self.runs_with = torch.backends.cpu.get_cpu_capability()
-        self.held: list | None = None
+        self.held: list[Any] | None = None
 
     def forward(self, ids: list[list[int]], past: Any) -> Any:
         with self.torch.inference_mode():
@@ -762,7 +769,9 @@ class Transformers:
         return took / len(steps)
 
     def logits(self, ids: list[int]) -> list[float]:
-        return self.forward([ids], self.cache(config=self.model.config))[0, -1].float().tolist()
+        logits = self.forward([ids], self.cache(config=self.model.config))[0, -1]
+        found: list[float] = logits.float().tolist()
+        return found
 
 
 RUNNERS = {kind.__name__: kind for kind in (Pyllm, LlamaCpp, OpenVINO, CTranslate2, Transformers)}
@@ -834,7 +843,9 @@ class Worker:
                 stderr=log,
                 text=True,
             )
-        self.about: dict = {}
+        assert self.process.stdin and self.process.stdout  # pipes, as asked for
+        self.commands, self.answers = self.process.stdin, self.process.stdout
+        self.about: dict[str, Any] = {}
         try:
             self.about = self.receive()
         except Unavailable as error:
@@ -845,7 +856,7 @@ class Worker:
         timer = threading.Timer(LIMIT, self.process.kill)
         timer.start()
         try:
-            line = self.process.stdout.readline()
+            line = self.answers.readline()
         finally:
             timer.cancel()
         if not line:
@@ -862,8 +873,8 @@ class Worker:
         if self.failed:
             raise Unavailable(self.failed)
         try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
+            self.commands.write(json.dumps(request) + "\n")
+            self.commands.flush()
         except BrokenPipeError:
             pass  # receive() says what happened
         return self.receive()
@@ -882,7 +893,7 @@ class Peaks:
 
     def __init__(self, work: Path, threads: int, read_mib: int) -> None:
         self.arguments = [str(threads), str(read_mib)]
-        self.samples: list[dict] = []
+        self.samples: list[dict[str, Any]] = []
         self.failed = ""
         source = HERE / "peaks.c"
         try:
@@ -949,7 +960,9 @@ def matching_peak(isa: str, dtype: str) -> tuple[str, str, float]:
     return INT16 if dtype == "int8" else FLOAT32
 
 
-def share_of_peak(case: Case, shape: Shape, dtype: str, isa: str, seconds: float, peaks: dict) -> str:
+def share_of_peak(
+    case: Case, shape: Shape, dtype: str, isa: str, seconds: float, peaks: dict[str, Any]
+) -> str:
     """How close pyllm comes to what the machine can do: for a prompt in operations, for decoding one sequence
     in bytes."""
     if case.kind == "prompt":
@@ -1008,7 +1021,8 @@ def measure(case: Case, workers: Sequence[Worker], shape: Shape, repeat: int) ->
     def time_one(one: Worker, variant: str, round_: int) -> float:
         time.sleep(PAUSE)
         try:
-            return one.ask(**case.request(shape.vocab_size, round_), variant=variant)
+            seconds: float = one.ask(**case.request(shape.vocab_size, round_), variant=variant)
+            return seconds
         except Unavailable as error:
             result.failed[one.name] = str(error)
             result.seconds.pop(one.name, None)
@@ -1064,7 +1078,7 @@ def check_same_model(workers: Sequence[Worker], shape: Shape) -> tuple[str, dict
     return reference, difference
 
 
-def run_shape(name: str, options: argparse.Namespace, peaks: Peaks) -> dict:
+def run_shape(name: str, options: argparse.Namespace, peaks: Peaks) -> dict[str, Any]:
     """All cases of a shape: a dict for the report."""
     shape, folder = SHAPES[name], model_folder(options.work, name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -1146,7 +1160,7 @@ def version(package: str) -> str:
     return found
 
 
-def machine(options: argparse.Namespace) -> dict:
+def machine(options: argparse.Namespace) -> dict[str, Any]:
     packages = [p for e in options.engines for p in ENGINES[e].packages]
     return {
         "processor": processor(),
@@ -1159,10 +1173,10 @@ def machine(options: argparse.Namespace) -> dict:
     }
 
 
-def as_json(shapes: list[dict], about: dict, peaks: Peaks) -> str:
+def as_json(shapes: list[dict[str, Any]], about: dict[str, Any], peaks: Peaks) -> str:
     """Everything, the raw seconds included."""
 
-    def case(m: Measurement) -> dict:
+    def case(m: Measurement) -> dict[str, Any]:
         return {
             "case": str(m.case),
             "rounds": m.rounds,
@@ -1191,7 +1205,7 @@ def as_json(shapes: list[dict], about: dict, peaks: Peaks) -> str:
     return json.dumps(report, indent=1)
 
 
-def head_lines(about: dict, peaks: Peaks, shapes: list[dict]) -> list[str]:
+def head_lines(about: dict[str, Any], peaks: Peaks, shapes: list[dict[str, Any]]) -> list[str]:
     """What was measured on, and with what."""
     memory = f", {about['memory_gib']:.0f} GiB of memory" if about["memory_gib"] else ""
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
@@ -1220,7 +1234,7 @@ def head_lines(about: dict, peaks: Peaks, shapes: list[dict]) -> list[str]:
 PYLLM = ("pyllm-int8", "pyllm-fp16")
 
 
-def table(shape: dict, engines: Sequence[str], peaks: dict) -> list[str]:
+def table(shape: dict[str, Any], engines: Sequence[str], peaks: dict[str, Any]) -> list[str]:
     """A shape's table in Markdown, with its footnotes."""
     ratios = {name: pair for name, pair in RATIOS.items() if set(pair) <= set(engines)}
     ours = [e for e in PYLLM if e in engines]
@@ -1259,7 +1273,9 @@ def figure(speed: float) -> str:
     return f"{speed:,.0f}" if speed >= 100 else f"{speed:.1f}"
 
 
-def as_markdown(shapes: list[dict], about: dict, peaks: Peaks, engines: Sequence[str]) -> str:
+def as_markdown(
+    shapes: list[dict[str, Any]], about: dict[str, Any], peaks: Peaks, engines: Sequence[str]
+) -> str:
     lines = [*head_lines(about, peaks, shapes), ""]
     lines += [
         f"Random weights; the median of {about['repeat']}, between which all programs take turns; sequences "
@@ -1295,7 +1311,7 @@ COLOURS = {
 }
 
 
-def draw(shapes: list[dict], about: dict, engines: Sequence[str], path: Path) -> None:
+def draw(shapes: list[dict[str, Any]], about: dict[str, Any], engines: Sequence[str], path: Path) -> None:
     """The plot: a row of two panels for each shape."""
     import matplotlib
 

@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyllm import chat_template
 from pyllm.chat import MARKS
@@ -77,7 +77,7 @@ class Talk(NamedTuple):
     users: tuple[str, ...]
     replies: tuple[str, ...]
 
-    def messages(self) -> list[dict]:
+    def messages(self) -> list[dict[str, Any]]:
         """As a template takes them."""
         found = [] if self.system is None else [{"role": "system", "content": self.system}]
         for user, reply in itertools.zip_longest(self.users, self.replies):
@@ -108,7 +108,8 @@ class Reduction:
     """derive for one template, with exceptions when it cannot be reduced."""
 
     def __init__(self, template: str, variables: Mapping[str, str | bool]) -> None:
-        self.template, self.variables = template, variables
+        self.template = template
+        self.variables: Mapping[str, Any] = variables
         self.dated = False  # the template has asked for the date
         self.lead = ""  # the white space that the model puts before a reply
         self.texts: dict[tuple[Talk, datetime | None], str] = {}  # rendered already
@@ -223,7 +224,8 @@ class Reduction:
     def renders(self, talk: Talk) -> bool:
         """Whether the template takes this conversation, and puts all of it into the text."""
         try:
-            return all(text in self.render(talk, NOW) for text in (talk.system, *talk.users, *talk.replies))
+            system = [] if talk.system is None else [talk.system]
+            return all(text in self.render(talk, NOW) for text in (*system, *talk.users, *talk.replies))
         except (TemplateError, Irreducible):
             return False
 

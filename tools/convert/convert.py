@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 from pyllm._llm import lib
@@ -78,7 +79,7 @@ class Report:
 # Opening and checking
 
 
-def open_source(source: str | os.PathLike) -> Source:
+def open_source(source: str | os.PathLike[str]) -> Source:
     """The reader for a directory, a GGUF file, a llama2.c checkpoint or a name on the hub."""
     path = Path(source)
     if path.is_dir():
@@ -182,10 +183,10 @@ def collect(
         name for name in tensors.keys() - used if not (name.endswith(BIASES) and all_zero(tensors[name]))
     ]
     if unused:
-        names = sorted(tensors[name].name for name in unused)
+        strange = sorted(tensors[name].name for name in unused)
         raise ConvertError(
-            f"{plural(len(names), 'is', 'are')} not part of a {model.family.name} model as it is known here: "
-            f"{sources.listing(names)}"
+            f"{plural(len(strange), 'is', 'are')} not part of a {model.family.name} model "
+            f"as it is known here: {sources.listing(strange)}"
         )
     return plan
 
@@ -240,13 +241,13 @@ def utf8(text: str, what: str) -> bytes:
 
 
 def convert(
-    source: str | os.PathLike,
-    out: str | os.PathLike | None = None,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
     dtype: str = "fp16",
-    tokenizer: str | os.PathLike | bool | None = None,
-    lora: Sequence[str | os.PathLike] = (),
-    chat_template: str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike[str] | bool | None = None,
+    lora: Sequence[str | os.PathLike[str]] = (),
+    chat_template: str | os.PathLike[str] | None = None,
     name: str | None = None,
     context: int | None = None,
     quiet: bool = True,
@@ -269,7 +270,7 @@ def convert(
     Raises ConvertError (a ValueError) or OSError, and then no file has been written."""
     if dtype not in flatfile.DTYPES:
         raise ConvertError(f"dtype {dtype!r} is not known; {', '.join(DTYPES)} are")
-    given = Path(tokenizer) if tokenizer not in (None, True, False) else None
+    given = None if tokenizer is None or isinstance(tokenizer, bool) else Path(tokenizer)
     with documented_errors(source):
         opened = open_source(source)
         try:
@@ -289,7 +290,7 @@ def convert(
 
 
 @contextmanager
-def documented_errors(source: str | os.PathLike) -> Iterator[None]:
+def documented_errors(source: str | os.PathLike[str]) -> Iterator[None]:
     """Makes ConvertErrors of what can be wrong anywhere in a source."""
     try:
         yield
@@ -307,7 +308,7 @@ def convert_source(
     source: Source,
     out: Path | None,
     dtype: str,
-    tokenizer: Path | bool | None,
+    tokenizer: Path | Literal[False] | None,
     adapters: list[Path],
     chat_template: Path | None,
     name: str | None,
@@ -368,15 +369,15 @@ def make_tokenizer(
     source: Source, tokenizer: Path | None, vocab_size: int, template: str | None
 ) -> dict[int, bytes]:
     """The tokenizer's sections; ConvertError when there is none or it does not fit."""
-    if tokenizer is None and source.tokenizer is None:
+    read = source.tokenizer
+    if tokenizer is not None:
+        read = functools.partial(tokenizer_sections, tokenizer, vocab_size)
+    if read is None:
         raise ConvertError(
             f"{source.path}: no tokenizer found; give one with --tokenizer, or --no-tokenizer to go without"
         )
     try:
-        if tokenizer:
-            found = tokenizer_sections(tokenizer, vocab_size, template)
-        else:
-            found = source.tokenizer(template)
+        found = read(template)
         check_vocabulary(found, vocab_size)
         return found
     except ConvertError:
@@ -487,7 +488,7 @@ def report(
 
 
 @contextmanager
-def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], object]]:
+def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Gives a function to call with bytes written, which a bar on stderr adds up; silent when quiet, when
     stderr is no terminal, and without the tqdm library."""
     if quiet or sys.stderr is None or not sys.stderr.isatty():
@@ -634,6 +635,8 @@ def say(text: str) -> None:
 
 def abandon(stream: TextIO | None) -> None:
     """Lets Python's own flush at the end go nowhere, after one that failed."""
+    if stream is None:
+        return
     with suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -112,7 +112,8 @@ class Family:
     local_rope: bool = False  # layers with a window have a rotary table of their own
     partial: bool = False  # only the first elements of a head may turn
     interleaved: bool = False  # elements 2i and 2i + 1 turn together
-    only: Mapping[str, tuple] = field(default_factory=dict)  # key -> the values of it that are supported
+    # key -> the values of it that are supported
+    only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
 WINDOW = {"use_sliding_window": True, "sliding_window": None}

@@ -423,13 +423,13 @@ def write_tensors(
     def work(job: Job) -> list[Error]:
         return [] if stop.is_set() else run_job(fd, job)
 
-    def finish(job: Job, future: Future) -> None:
+    def finish(job: Job, future: Future[list[Error]]) -> None:
         for (part, _, _), error in zip(job.pieces, future.result(), strict=False):
             errors.setdefault(part.name, Error()).add(error)
         rows = job.place.cols if job.place.dtype == lib.LLM_FP32 else job.place.rows
         progress(job.place.size * (job.stop - job.start) // rows)
 
-    waiting: deque[tuple[Job, Future]] = deque()
+    waiting: deque[tuple[Job, Future[list[Error]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for job in jobs(tensors):

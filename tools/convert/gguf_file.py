@@ -174,7 +174,7 @@ KEYS = {
 }
 ZERO_IS_NONE = ("sliding_window", "attention_multiplier", "routed_scaling_factor")
 # Metadata whose other values change the mathematics
-ONLY: Mapping[str, tuple] = {
+ONLY: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (None, True),
     "attention.clamp_kqv": (None, 0.0),
     "attention.temperature_scale": (None, 0.0),
@@ -260,7 +260,7 @@ def native_name(name: str) -> str:
     return f"blk.{layer[1]}.{tail}"
 
 
-def rope_parameters(get: Callable[[str], Any], factors: Mapping[str, np.ndarray]) -> dict:
+def rope_parameters(get: Callable[[str], Any], factors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """config.json's rope_parameters from the metadata under `rope.` and the tensors of FACTORS."""
     rope: dict[str, Any] = {"rope_theta": get("rope.freq_base") or 10000.0}
     kind = get("rope.scaling.type")
@@ -302,7 +302,7 @@ def rope_parameters(get: Callable[[str], Any], factors: Mapping[str, np.ndarray]
     return rope
 
 
-def only_value(found: list, key: str) -> Any:
+def only_value(found: list[Any], key: str) -> Any:
     """What a list with an entry for each layer has in all of them."""
     if not found or any(value != found[0] for value in found):
         raise ConvertError(f"{key} differs between layers, which is not supported")
@@ -384,7 +384,7 @@ def read_tensor(info: gguf_header.Info, file: File) -> sources.Tensor:
         block, width = gguf.GGML_QUANT_SIZES[kind]
 
         def decode(raw: np.ndarray) -> np.ndarray:
-            return gguf.quants.dequantize(raw, kind)
+            return np.asarray(gguf.quants.dequantize(raw, kind))
 
         try:
             decode(np.zeros((1, width), np.uint8))

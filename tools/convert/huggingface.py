@@ -92,7 +92,7 @@ def weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
     given = config.get("transformers_weights")
     if given is not None:
         plain = isinstance(given, str) and Path(given).name == given and "\0" not in given
-        if not plain or not given.endswith((TENSORS, TENSORS + INDEX)):
+        if not isinstance(given, str) or not plain or not given.endswith((TENSORS, TENSORS + INDEX)):
             raise ConvertError(
                 f"{folder / 'config.json'}: transformers_weights is {shown(given)}, "
                 "not the name of a safetensors file beside it"
@@ -169,9 +169,9 @@ def license_of(folder: Path, config: Mapping[str, Any]) -> str | None:
         with card.open("rb") as file:
             text = file.read(1 << 16).decode("utf-8", "replace")
         front = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
-        for line in re.findall(r"^license(?:_name)?:(.*)$", front[1] if front else "", re.MULTILINE):
-            if line.strip():
-                return line.strip().strip("\"'")
+        for line in re.finditer(r"^license(?:_name)?:(.*)$", front[1] if front else "", re.MULTILINE):
+            if line[1].strip():
+                return line[1].strip().strip("\"'")
     value = config.get("license")
     return value if isinstance(value, str) else None
 

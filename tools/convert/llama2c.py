@@ -24,7 +24,7 @@ class Q8Tensor(Tensor):
     """int8 weights in groups that run over row ends, and their float32 scales elsewhere in the file."""
 
     def __init__(
-        self, name: str, shape: tuple[int, int], file: File, weights: int, scales: int, group: int
+        self, name: str, shape: tuple[int, ...], file: File, weights: int, scales: int, group: int
     ) -> None:
         super().__init__(name, shape)
         self.file, self.weights, self.scales, self.group = file, weights, scales, group
@@ -35,7 +35,7 @@ class Q8Tensor(Tensor):
         weights = self.file.read(self.weights + first, last - first).view(np.int8).astype(np.float32)
         scales = self.file.read(self.scales + 4 * low, 4 * (high - low)).view("<f4")
         group = np.arange(first, last) // self.group - low
-        return (weights * scales[group]).reshape(stop - start, self.cols)
+        return np.reshape(weights * scales[group], (stop - start, self.cols))
 
 
 def looks_like(head: bytes) -> bool:

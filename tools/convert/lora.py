@@ -28,7 +28,7 @@ KEY = re.compile(
     r"(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?"
 )
 # adapter_config.json: keys whose other values change the mathematics
-ONLY: dict[str, tuple] = {
+ONLY: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": (None, "none"),
     "use_dora": (None, False),
@@ -59,7 +59,8 @@ class Merged(Tensor):
         self.base, self.a, self.b = base, a, b * np.float32(scale)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self.base.read(start, stop) + self.b[start:stop] @ self.a
+        merged: np.ndarray = self.base.read(start, stop) + self.b[start:stop] @ self.a
+        return merged
 
 
 def alphas_of(config: dict[str, Any], modules: list[str], path: Path) -> dict[str, object]:
@@ -191,12 +192,12 @@ def collect(found: dict[str, Tensor], path: Path) -> dict[str, Half]:
     if len(adapters) > 1:
         names = sources.listing(sorted(name or "one without a name" for name in adapters))
         raise ConvertError(f"{path}: it has several adapters, {names}: one can be merged")
-    result = {}
-    for module, half in halves.items():
+    result: dict[str, Half] = {}
+    for where, half in halves.items():
         if set(half) == {"A", "B"}:
-            result[module] = Half(half["A"], half["B"], False)
+            result[where] = Half(half["A"], half["B"], False)
         elif set(half) == {"embedding_A", "embedding_B"}:
-            result[module] = Half(half["embedding_A"], half["embedding_B"], True)
+            result[where] = Half(half["embedding_A"], half["embedding_B"], True)
         else:
-            raise ConvertError(f"{path}: {module} has only one of lora_A and lora_B")
+            raise ConvertError(f"{path}: {where} has only one of lora_A and lora_B")
     return result

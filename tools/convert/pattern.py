@@ -461,7 +461,8 @@ class Program:
 
     def sections(self) -> tuple[bytes, bytes]:
         """The payloads of LLM_PATTERN (empty without stages) and LLM_CLASSES."""
-        heads, ranges = [], []
+        heads: list[bytes] = []
+        ranges: list[tuple[int, int]] = []
         for bits in self.classes:
             above = [(max(first, 128), last) for first, last in runs(bits) if last >= 128]
             words = [bits >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)]

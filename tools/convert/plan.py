@@ -16,6 +16,7 @@ import numpy as np
 from pyllm._llm import ffi, lib
 
 from . import flatfile, huggingface, sources
+from .configuration import Config
 from .model import describe
 from .sources import ConvertError, Source
 
@@ -43,7 +44,7 @@ class Plan:
     notes: list[str]  # what a user should know
 
 
-def make(config: dict, context: int | None = None) -> Plan:
+def make(config: Config, context: int | None = None) -> Plan:
     """The plan for a configuration; ConvertError when it is not supported. `context` shortens the model's."""
     model = describe(config, context)
     counts, err, needs = ffi.new("llm_counts *"), ffi.new("char[256]"), {}
@@ -66,7 +67,9 @@ def make(config: dict, context: int | None = None) -> Plan:
     )
 
 
-def configuration(source: str | os.PathLike, open_source: Callable[[str | os.PathLike], Source]) -> dict:
+def configuration(
+    source: str | os.PathLike[str], open_source: Callable[[str | os.PathLike[str]], Source]
+) -> Config:
     """The configuration of a model: a config.json or the directory that has one; the name of a model on the
     hub, of which only that file is downloaded; or anything else that open_source opens."""
     path = Path(source)
@@ -133,7 +136,7 @@ def report(plan: Plan, speed: float, threads: int) -> str:
     return "\n".join(lines)
 
 
-def tell(config: dict, context: int | None = None) -> str:
+def tell(config: Config, context: int | None = None) -> str:
     """The plan for a configuration on this machine, for people."""
     threads = max(1, lib.llm_default_threads())
     return report(make(config, context), read_speed(threads), threads)

@@ -41,20 +41,21 @@ class Tables:
 def powers(base: float, dim: int) -> np.ndarray:
     """base ** (2i / dim), (dim / 2,) float32."""
     exponents = np.arange(0, dim, 2, dtype=F32) / F32(dim)
-    return np.power(np.float64(F32(base)), exponents.astype(np.float64)).astype(F32)
+    exact: np.ndarray = np.power(np.float64(F32(base)), exponents.astype(np.float64))
+    return exact.astype(F32)
 
 
-def default(rope: dict, dim: int, context: int) -> Rotation:
+def default(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     """LlamaRotaryEmbedding.compute_default_rope_parameters."""
     return Rotation(F32(1) / powers(rope["rope_theta"], dim))
 
 
-def linear(rope: dict, dim: int, context: int) -> Rotation:
+def linear(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     """_compute_linear_scaling_rope_parameters."""
     return Rotation(default(rope, dim, context).frequencies / F32(number(rope, "factor")))
 
 
-def dynamic(rope: dict, dim: int, context: int) -> Rotation:
+def dynamic(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     """_compute_dynamic_ntk_parameters: nothing is scaled up to max_position_embeddings, so within it the
     plain table is exact."""
     return Rotation(
@@ -64,7 +65,7 @@ def dynamic(rope: dict, dim: int, context: int) -> Rotation:
     )
 
 
-def llama3(rope: dict, dim: int, context: int) -> Rotation:
+def llama3(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     """_compute_llama3_parameters."""
     inv_freq = default(rope, dim, context).frequencies
     factor, low, high = (number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
@@ -79,7 +80,7 @@ def llama3(rope: dict, dim: int, context: int) -> Rotation:
     return Rotation(np.where(medium, smoothed, scaled))
 
 
-def yarn(rope: dict, dim: int, context: int) -> Rotation:
+def yarn(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     """_compute_yarn_parameters."""
     base, old = rope["rope_theta"], number(rope, "original_max_position_embeddings")
     factor = number(rope, "factor") if rope.get("factor") is not None else context / old
@@ -112,7 +113,7 @@ def yarn(rope: dict, dim: int, context: int) -> Rotation:
     return Rotation(frequencies, attention_factor=float(attention_factor))
 
 
-def longrope(rope: dict, dim: int, context: int) -> Rotation:
+def longrope(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     """_compute_longrope_parameters, and dynamic_rope_update: a sequence longer than the original context has
     the long factors at all its positions, a shorter one the short factors."""
     old, wanted = number(rope, "original_max_position_embeddings"), rope["wanted"] or 0
@@ -146,7 +147,7 @@ KINDS = {
 }
 
 
-def number(rope: dict, key: str) -> float:
+def number(rope: dict[str, Any], key: str) -> float:
     """A positive number of the rotary configuration."""
     value = rope.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:

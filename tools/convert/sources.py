@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class File:
     def read(self, offset: int, size: int) -> np.ndarray:
         """`size` bytes at `offset`, uint8 (size,)."""
         out = np.empty(size, np.uint8)
-        view, done = memoryview(out), 0
+        view, done = out.data, 0
         while done < size:
             try:
                 got = os.preadv(self.fd, [view[done:]], offset + done)
@@ -111,7 +112,7 @@ def read_text(path: Path, may_be_empty: bool = False) -> str:
         file.close()
 
 
-def read_json(path: Path, required: bool = True) -> dict:
+def read_json(path: Path, required: bool = True) -> dict[str, Any]:
     """The object in a JSON file; {} when it is missing and not required."""
     if not required and not os.path.lexists(path):
         return {}
@@ -209,7 +210,7 @@ class Rows(Tensor):
             return self.base.read(self.first + start, self.first + stop)
         wanted = self.order[start:stop]
         low, high = int(wanted.min()), int(wanted.max()) + 1
-        return self.base.read(low, high)[wanted - low]
+        return np.take(self.base.read(low, high), wanted - low, axis=0)
 
 
 class Row(Tensor):
@@ -231,7 +232,9 @@ class Linear(Tensor):
         self.base, self.scale, self.offset = base, np.float32(scale), np.float32(offset)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self.base.read(start, stop) * self.scale + self.offset
+        scaled: np.ndarray = self.base.read(start, stop) * self.scale
+        scaled += self.offset
+        return scaled
 
 
 def in_heads(tensor: Tensor, order: np.ndarray) -> Tensor:
@@ -294,7 +297,7 @@ class Source:
 
     path: Path
     name: str  # a short name for people
-    config: dict  # as config.json has it
+    config: dict[str, Any]  # as config.json has it
     tensors: dict[str, Tensor]  # by Hugging Face's names
     canonical: bool = False  # or by those of tensors.TENSORS and FUSED
     about: dict[str, str] = field(default_factory=dict)  # license, description

@@ -36,14 +36,11 @@ def flat_list(part: Mapping[str, Any] | None, key: str, what: str) -> list[dict[
 def literal_pattern(part: Mapping[str, Any]) -> str | None:
     """The text of {"pattern": {"String": text}}, or of a regular expression without special characters."""
     given = part.get("pattern")
-    if isinstance(given, dict) and isinstance(given.get("String"), str):
-        return given["String"]
-    if (
-        isinstance(given, dict)
-        and isinstance(given.get("Regex"), str)
-        and re.fullmatch(r"[\w ]+", given["Regex"])
-    ):
-        return given["Regex"]
+    text, regex = (given.get("String"), given.get("Regex")) if isinstance(given, dict) else (None, None)
+    if isinstance(text, str):
+        return text
+    if isinstance(regex, str) and re.fullmatch(r"[\w ]+", regex):
+        return regex
     return None
 
 
@@ -249,10 +246,10 @@ def read_added(vocabulary: Vocabulary, items: Iterable[Mapping[str, Any]], where
             raise ValueError(f"{where} has the id {number}, which is not supported")
         if not text or text in known:
             continue
-        switches = {
-            key: bool(item.get(key)) for key in ("special", "normalized", "lstrip", "rstrip", "single_word")
-        }
-        vocabulary.added.append(Added(number, text, **switches))
+        added = Added(number, text)
+        for key in ("special", "normalized", "lstrip", "rstrip", "single_word"):
+            setattr(added, key, bool(item.get(key)))
+        vocabulary.added.append(added)
         known.add(text)
 
 

@@ -129,7 +129,7 @@ class Engine:
 
     def find(self, text: str) -> int:
         data = text.encode("utf-8")
-        return lib.llm_token_find(self.tokenizer, data, len(data))
+        return int(lib.llm_token_find(self.tokenizer, data, len(data)))
 
 
 def auto_tokenizer_of(source: Path) -> Any:
@@ -193,7 +193,7 @@ def verify_json(engine: Engine, reference: Any, who: str, around: bool, as_text:
                 f"the added token {text!r} has the id {engine.find(text)}, but {who} gives it {number}: this "
                 "tokenizer cannot be reproduced exactly"
             )
-    kinds: dict[tuple, list[str]] = {}  # of each kind of added token one first, then all others
+    kinds: dict[tuple[Any, ...], list[str]] = {}  # of each kind of added token one first, then all others
     for token in added.values():
         kind = (token.lstrip, token.rstrip, token.single_word, token.normalized, token.special)
         kinds.setdefault(kind, []).append(token.content)

@@ -242,7 +242,8 @@ def nfc_section() -> bytes:
     pairs = sorted(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
     backward = {second for _, second, _ in pairs if second not in orders}
     backward |= {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}  # vowels and tails of Hangul syllables
-    chars, points = b"", []
+    chars = b""
+    points: list[int] = []
     for code in sorted({*orders, *parts, *backward}):
         order = orders.get(code, 0) or 256 * (code in backward)
         chars += struct.pack("<4I", code, order, len(points), len(parts.get(code, [])))

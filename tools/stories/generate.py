@@ -16,9 +16,10 @@ import argparse
 import random
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cache
-from typing import NamedTuple, TextIO, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import plots
 import world
@@ -71,9 +72,9 @@ HAND = {"hands": "hand", "paws": "paw", "claws": "claw", "wings": "wing", "hoove
 PRONOUNS = {"f": ("she", "her", "her", "herself"), "m": ("he", "him", "his", "himself")}
 
 
-def _parse(template: str, i: int, depth: int) -> tuple[tuple, int]:
-    options: list[tuple] = []
-    parts: list = []
+def _parse(template: str, i: int, depth: int) -> tuple[tuple[Any, ...], int]:
+    options: list[tuple[Any, ...]] = []
+    parts: list[Any] = []
     start = i
     while i < len(template):
         char = template[i]
@@ -100,7 +101,7 @@ def _parse(template: str, i: int, depth: int) -> tuple[tuple, int]:
 
 
 @cache
-def parse(template: str) -> tuple:
+def parse(template: str) -> tuple[Any, ...]:
     """A template as nested tuples: a sequence of strings and choices, a choice being a tuple of sequences."""
     return _parse(template, 0, 0)[0]
 
@@ -279,7 +280,7 @@ class Scene:
         wanted = set(tags.split())
         self.set(**self.draw_thing(wanted))
 
-    def draw_thing(self, wanted: set[str], but: str = "", prefix: str = "T") -> dict[str, str]:
+    def draw_thing(self, wanted: AbstractSet[str], but: str = "", prefix: str = "T") -> dict[str, str]:
         thing = self.pick([t for t in world.THINGS if wanted & set(t.tags.split()) and t.noun != but])
         color, material, size = self.pick(world.COLORS), self.pick(thing.mats), self.pick(world.SIZED)
         adjective = self.pick((color, color, material))
@@ -306,7 +307,7 @@ class Scene:
                 return polish(template)
         raise ValueError(f"template does not settle: {template!r}")
 
-    def _expand(self, parts: tuple) -> str:
+    def _expand(self, parts: tuple[Any, ...]) -> str:
         out = []
         for part in parts:
             if isinstance(part, str):
@@ -535,7 +536,7 @@ def tell(scene: Scene, paragraphs: Sequence[str], strangers: bool) -> str:
     return (" " if rng.random() < 0.2 else "\n\n").join([opening, *body])
 
 
-def stories(count: int, seed: int):
+def stories(count: int, seed: int) -> Iterator[Story]:
     """Yield `count` stories; story number i of a seed is always the same, whatever the count."""
     rng = random.Random(f"stories {seed}")
     for _ in range(count):

@@ -888,7 +888,6 @@ def strange_sound(s: Scene) -> list[str]:
     sound, guess, source, where, why, did = s.pick([n for n in world.NOISES if s.hero.kind.noun not in n[2]])
     s.set(sound=sound, guess=guess, source=source, where=where, why=why, did=did, noun=source.split(" ",
         1)[1])
-    s.elder_comma = False
     brave = s.chance(0.5)
     s.set(guess2=guess.split(" ", 1)[1] if guess.startswith(("a ", "an ")) else guess)
     return [
@@ -1122,6 +1121,8 @@ def helping_work(s: Scene) -> list[str]:
 def too_small(s: Scene) -> list[str]:
     """The hero is teased for being different, and the difference saves the day."""
     noun = s.hero.kind.noun
+    little = noun in ("mouse", "fairy", "mole", "chick", "duckling", "frog", "gnome")
+    unfit = "small" if noun == "giant" else "tall" if little else ""
     trait, tease, trouble, save = s.pick([row for row in (
         ("small", "You are too small to play with us", '''{F}'s key had fallen into a deep crack in the
             rocks, and nobody could reach it''',
@@ -1137,9 +1138,7 @@ def too_small(s: Scene) -> list[str]:
         ("tall", "You are too tall to play with us", "{F}'s hat had blown up onto a high branch, and nobody "
                                                      "could reach it",
          "{H} was so tall that {he} could reach the branch and take the hat"),
-    ) if not (noun in ("giant",) and row[0] == "small") and not (noun in ("mouse", "fairy", "mole", "chick",
-        "duckling", "frog", "gnome")
-                                                                and row[0] == "tall")])
+    ) if row[0] != unfit])
     s.set(diff=trait, tease=tease, trouble=trouble, save=save)
     s.set(game=s.pick(world.GAMES), fa="a")
     return [

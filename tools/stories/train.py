@@ -17,6 +17,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import generate
 import numpy as np
@@ -62,7 +63,7 @@ CONFIG = {
 
 
 class Attention(nn.Module):
-    def __init__(self, c: dict) -> None:
+    def __init__(self, c: dict[str, Any]) -> None:
         super().__init__()
         self.heads, self.kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
         dim, self.size = c["hidden_size"], c["head_dim"]
@@ -103,7 +104,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    def __init__(self, c: dict) -> None:
+    def __init__(self, c: dict[str, Any]) -> None:
         super().__init__()
         dim, hidden = c["hidden_size"], c["intermediate_size"]
         self.gate_proj = nn.Linear(dim, hidden, bias=False)
@@ -115,7 +116,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, c: dict) -> None:
+    def __init__(self, c: dict[str, Any]) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(c["hidden_size"], c["rms_norm_eps"])
         self.self_attn = Attention(c)
@@ -128,7 +129,7 @@ class Block(nn.Module):
 
 
 class Body(nn.Module):
-    def __init__(self, c: dict) -> None:
+    def __init__(self, c: dict[str, Any]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(c["vocab_size"], c["hidden_size"])
         self.layers = nn.ModuleList(Block(c) for _ in range(c["num_hidden_layers"]))
@@ -138,7 +139,7 @@ class Body(nn.Module):
 class Llama(nn.Module):
     """Token ids (batch, length) to logits (batch, length, vocabulary); the head is the embedding."""
 
-    def __init__(self, c: dict) -> None:
+    def __init__(self, c: dict[str, Any]) -> None:
         super().__init__()
         self.model = Body(c)
         size = c["head_dim"]
@@ -181,7 +182,7 @@ def make_text(path: Path, count: int, seed: int) -> None:
         Path(str(path) + ".part").rename(path)
 
 
-def make_tokenizer(path: Path, texts: list[str]):
+def make_tokenizer(path: Path, texts: list[str]) -> Any:
     """A byte-level BPE of 2,048 tokens (GPT-2 split) that puts <|begin|> in front; trained once."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -198,7 +199,7 @@ def make_tokenizer(path: Path, texts: list[str]):
     return Tokenizer.from_file(str(path))
 
 
-def make_tokens(path: Path, tokenizer, texts: list[str]) -> np.ndarray:
+def make_tokens(path: Path, tokenizer: Any, texts: list[str]) -> np.ndarray:
     """One flat uint16 array: <|begin|> story <|end|>, one story after the other."""
     if not path.exists():
         chunks = []
@@ -206,14 +207,14 @@ def make_tokens(path: Path, tokenizer, texts: list[str]) -> np.ndarray:
             for encoding in tokenizer.encode_batch(texts[at : at + 10_000]):
                 chunks.append(np.array([*encoding.ids, EOS], dtype=np.uint16))
         np.save(path, np.concatenate(chunks))
-    return np.load(path)
+    return np.asarray(np.load(path))
 
 
 def story_bounds(tokens: np.ndarray, length: int) -> np.ndarray:
     """Where each story of at most `length` + 1 tokens begins and ends."""
     begins = np.flatnonzero(tokens == BOS)
     bounds = np.stack([begins, np.append(begins[1:], len(tokens))], 1)
-    return bounds[bounds[:, 1] - bounds[:, 0] <= length + 1]
+    return np.compress(bounds[:, 1] - bounds[:, 0] <= length + 1, bounds, axis=0)
 
 
 def story_rows(tokens: np.ndarray, bounds: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
@@ -245,7 +246,8 @@ def share(model: nn.Module, extra: list[float], workers: int) -> list[float]:
     parts = flat.split([*(w.numel() for w in weights), len(extra)])
     for weight, part in zip(weights, parts, strict=False):
         weight.grad.copy_(part.view_as(weight))
-    return parts[-1].tolist()
+    sums: list[float] = parts[-1].tolist()
+    return sums
 
 
 @torch.no_grad()
