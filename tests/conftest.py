@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from prove import avoid_amx
+
+from tools.prove import avoid_amx
 
 
 def pytest_configure() -> None:

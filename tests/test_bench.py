@@ -11,9 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bench
 import numpy as np
 import pytest
+
+from tools.bench import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ["prompt32", "decode0", "decode33", "batch3"]
@@ -21,8 +22,8 @@ PYLLM = ["pyllm-int8", "pyllm-fp16"]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools" / "bench" / "bench.py", *arguments]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "tools.bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")

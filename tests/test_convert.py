@@ -46,6 +46,7 @@ from pyllm.tools.tensors import canonical, named
 from reference import untile, up
 
 import pyllm
+from tools.checkpoints import finish, gguf_writer, interleaved, safetensors_head
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -141,17 +142,9 @@ def to_bytes(array, dtype):
 
 
 def save_safetensors(path, tensors, dtype="F32"):
-    header, data = {"__metadata__": {"format": "pt"}}, b""
-    for name, array in tensors.items():
-        raw = to_bytes(array, dtype)
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(array.shape),
-            "data_offsets": [len(data), len(data) + len(raw)],
-        }
-        data += raw
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    data = {name: to_bytes(array, dtype) for name, array in tensors.items()}
+    head = safetensors_head((name, dtype, tensors[name].shape, len(raw)) for name, raw in data.items())
+    path.write_bytes(head + b"".join(data.values()))
 
 
 def save(folder, config, tensors, dtype="F32", shards=1):
@@ -171,28 +164,11 @@ def save(folder, config, tensors, dtype="F32", shards=1):
     return folder
 
 
-def permute(array, heads):
-    """Half-split rows to interleaved ones, as llama.cpp's converter and Meta's checkpoints have them."""
-    return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
-
-
 def save_gguf(path, kind, config, tensors, quantize=None, freqs=None, metadata=()):
     gguf = pytest.importorskip("gguf")
     arch = {"mistral": "llama", "mixtral": "llama"}.get(kind, kind.split()[0])
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_name("Tiny")
+    writer = gguf_writer(path, arch, "Tiny", config)
     writer.add_license("mit")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     if kind in ("mixtral", "qwen3moe"):
         writer.add_expert_count(3)
         writer.add_expert_used_count(2)
@@ -241,7 +217,7 @@ def save_gguf(path, kind, config, tensors, quantize=None, freqs=None, metadata=(
                 continue
             new = f"blk.{layer}.{plain[stem]}.{tail}"
             if arch == "llama" and plain[stem] in ("attn_q", "attn_k"):
-                array = permute(
+                array = interleaved(
                     array, config["num_attention_heads" if plain[stem] == "attn_q" else "num_key_value_heads"]
                 )
         if quantize and array.ndim == 2:
@@ -252,10 +228,7 @@ def save_gguf(path, kind, config, tensors, quantize=None, freqs=None, metadata=(
         writer.add_tensor(name, np.stack(arrays))
     if freqs is not None:
         writer.add_tensor("rope_freqs.weight", freqs)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -268,9 +241,9 @@ def save_llama2c(path, config, t, version):
     def layers(name):
         found = [t[f"model.layers.{i}.{name}.weight"] for i in range(n)]
         return (
-            [permute(a, heads) for a in found]
+            [interleaved(a, heads) for a in found]
             if "q_proj" in name
-            else ([permute(a, kv) for a in found] if "k_proj" in name else found)
+            else ([interleaved(a, kv) for a in found] if "k_proj" in name else found)
         )
 
     attention = [a for x in "qkvo" for a in layers(f"self_attn.{x}_proj")]
@@ -776,11 +749,7 @@ def test_gguf_missing_tensor_is_named_as_in_the_file(tmp_path):
 
 def empty_gguf(path, architecture):
     gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(gguf.GGUFWriter(path, architecture))
     return path
 
 

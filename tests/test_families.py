@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import prove
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -28,6 +27,7 @@ from pyllm.tools.sources import ConvertError  # noqa: E402
 from reference import FIELDS, HEADER, Reference, seal  # noqa: E402
 
 import pyllm  # noqa: E402
+from tools import prove  # noqa: E402
 
 # The largest difference of a logit, in units of the logits' standard deviation. Nearly all of it is the
 # rounding of keys and values to fp16 in the engine's cache:

@@ -19,6 +19,8 @@ from pyllm.tools import plan
 from pyllm.tools.sources import ConvertError
 from safetensors.numpy import save_file
 
+from tools.checkpoints import finish, gguf_writer
+
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_act": "silu",
@@ -268,24 +270,14 @@ def test_of_a_model_on_the_hub_only_the_configuration_is_downloaded(tmp_path, ca
 
 
 def test_the_configuration_of_a_gguf_file_is_in_it(tmp_path, capsys):
-    gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(4096)
-    writer.add_embedding_length(72)
-    writer.add_feed_forward_length(40)
-    writer.add_head_count(6)
-    writer.add_head_count_kv(2)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
+    pytest.importorskip("gguf")
+    config = json.loads((tiny(tmp_path / "tiny", rope_theta=10000.0) / "config.json").read_text())
+    writer = gguf_writer(tmp_path / "tiny.gguf", "llama", "tiny", config)
     writer.add_tensor("token_embd.weight", np.zeros((50, 72), np.float32))
     writer.add_tensor("output.weight", np.zeros((50, 72), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     assert run(tmp_path / "tiny.gguf") == 0
-    planned = plan.make(json.loads((tiny(tmp_path / "tiny") / "config.json").read_text()))
+    planned = plan.make(config)
     assert f"{planned.parameters:,}\n" in capsys.readouterr().out
 
 

@@ -9,10 +9,9 @@ import random
 import re
 from pathlib import Path
 
-import generate
-import plots
 import pytest
-import world
+
+from tools.stories import generate, plots, world
 
 COUNT = 2500
 QUOTED = re.compile(r'"[^"]*"')

@@ -1,7 +1,7 @@
 """Proof that every family is computed as transformers computes it: tiny random checkpoints, converted and
 run, against transformers in float32.
 
-    python tools/prove.py
+    python -m tools.prove
 
 prints a Markdown table. The sizes are awkward on purpose (odd numbers of heads, head_dim not dim / heads,
 little that is a multiple of 64), windows are shorter than the text, scalings are active, and weights are
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tools.checkpoints import finish, gguf_writer, interleaved
 
 VOCAB, TEXT = 203, 90  # the vocabulary, and the tokens of a text: no multiple of 16
 LLAMA3: dict[str, Any] = {
@@ -502,12 +504,6 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
 # GGUF, as llama.cpp's converter writes it (conversion/*.py), not as gguf_file.py reads it
 
 
-def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """LlamaModel.permute."""
-    pairs = weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2)
-    return np.reshape(pairs, weight.shape)
-
-
 def llama3_factors(rope: dict[str, Any], dim: int) -> Iterator[float]:
     """LlamaModel.generate_extra_tensors."""
     old, low, high = (
@@ -529,25 +525,11 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
     import gguf
 
     h, tensors = load(folder)
-    heads, kv, layers = (h[f"num_{x}"] for x in ("attention_heads", "key_value_heads", "hidden_layers"))
-    dim, rope = h["hidden_size"], h["rope_parameters"]
-    head = h.get("head_dim") or dim // heads
+    dim, layers, rope = h["hidden_size"], h["num_hidden_layers"], h["rope_parameters"]
+    head = h.get("head_dim") or dim // h["num_attention_heads"]
     full = rope.get("full_attention", rope)
     names = gguf.get_tensor_name_map({v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[arch], layers)
-    w = gguf.GGUFWriter(path, arch)
-    w.add_name("tiny")
-    w.add_block_count(layers)
-    w.add_context_length(h["max_position_embeddings"])
-    w.add_embedding_length(dim)
-    w.add_feed_forward_length(h["intermediate_size"])
-    w.add_head_count(heads)
-    w.add_head_count_kv(kv)
-    w.add_layer_norm_rms_eps(h["rms_norm_eps"])
-    w.add_rope_freq_base(full["rope_theta"])
-    w.add_rope_dimension_count(int(head * full.get("partial_rotary_factor", 1)))
-    if "head_dim" in h:
-        w.add_key_length(head)
-        w.add_value_length(head)
+    w = gguf_writer(path, arch, "tiny", h)
     if h.get("num_local_experts") or h.get("num_experts"):
         w.add_expert_count(h.get("num_local_experts") or h["num_experts"])
         w.add_expert_used_count(h["num_experts_per_tok"])
@@ -603,10 +585,7 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
     for stem, found in stacks.items():
         mixtral = stem.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
         w.add_tensor(gguf_name(names, mixtral if "moe" in stem else stem, "weight"), np.stack(found))
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
+    finish(w)
     return path
 
 

@@ -1,6 +1,6 @@
 """Measures how fast pyllm runs, beside other programs that are installed, and beside what the machine can do.
 
-    python tools/bench/bench.py --shapes 135M --out speed
+    python -m tools.bench --shapes 135M --out speed
 
 Makes a Llama model with random weights in the format of every program, from the same numbers; times prompts,
 decoding and sequences that decode together, on the CPU, the programs taking turns; measures the machine's
@@ -21,6 +21,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -39,6 +40,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tools.checkpoints import gguf_writer, interleaved, safetensors_head
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -285,9 +288,9 @@ def model_path(engine: Engine, folder: Path) -> Path:
 
 def vocabulary(size: int) -> tuple[list[str], list[tuple[str, str]]]:
     """A byte-level BPE vocabulary, (tokens, merges): the bytes, pairs of them, and the special tokens."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = 256 + np.arange(256 - len(plain))  # GPT-2's bytes_to_unicode: these stand for the other bytes
-    alphabet = [chr(code) for code in (*plain, *rest)]
+    from pyllm.tools.vocabulary import ALPHABET
+
+    alphabet = list(ALPHABET)
     count = size - SPECIAL - len(alphabet)
     if not 0 <= count <= len(alphabet) ** 2:
         raise Unavailable(f"no vocabulary of {size} tokens can be made")
@@ -327,25 +330,17 @@ def random_weight(shape: Shape, number: int, size: tuple[int, ...]) -> np.ndarra
 
 
 def write_safetensors(path: Path, shape: Shape) -> None:
-    """The random weights: the header's length, the header, the tensors, which are never all in memory."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, size in shape.tensors():
-        end = at + 2 * int(np.prod(size))
-        header[name] = {"dtype": "F16", "shape": size, "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    """The random weights, which are never all in memory."""
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        head = safetensors_head((name, "F16", size, 2 * math.prod(size)) for name, size in shape.tensors())
+        file.write(head)
         for number, (_, size) in enumerate(shape.tensors()):
             file.write(random_weight(shape, number, size).data)
 
 
-def make_hf(path: Path, shape: Shape, engine: Engine | None = None) -> None:
-    """A Hugging Face directory: the source of all other files."""
+def config_json(shape: Shape) -> dict[str, Any]:
     first = shape.vocab_size - SPECIAL
-    config = {
+    return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
@@ -366,13 +361,18 @@ def make_hf(path: Path, shape: Shape, engine: Engine | None = None) -> None:
         "eos_token_id": first + EOS,
         "torch_dtype": "float16",
     }
+
+
+def make_hf(path: Path, shape: Shape, engine: Engine | None = None) -> None:
+    """A Hugging Face directory: the source of all other files."""
+    first = shape.vocab_size - SPECIAL
     tokens, merges = vocabulary(shape.vocab_size)
     names = dict(zip(("bos_token", "eos_token", "unk_token"), tokens[first:], strict=True))
     with replacing(path) as folder:
         folder.mkdir()
         write_safetensors(folder / "model.safetensors", shape)
         for name, value in (
-            ("config.json", config),
+            ("config.json", config_json(shape)),
             ("tokenizer.json", tokenizer_json(tokens, merges)),
             ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names}),
         ):
@@ -388,13 +388,9 @@ def make_llm(path: Path, shape: Shape, engine: Engine) -> None:
 
 
 def gguf_rows(name: str, weight: np.ndarray, shape: Shape) -> np.ndarray:
-    """The rows of q and k in llama.cpp's order, which rotates neighbours (LlamaModel.permute of its
-    convert_hf_to_gguf.py); other matrices as they are."""
+    """The rows of q and k in llama.cpp's order; other matrices as they are."""
     heads = {"q_proj": shape.n_heads, "k_proj": shape.n_kv_heads}.get(name.split(".")[-2])
-    if heads is None:
-        return weight
-    halves = weight.reshape(heads, 2, shape.head_dim // 2, shape.dim)
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
+    return weight if heads is None else interleaved(weight, heads)
 
 
 def make_gguf(path: Path, shape: Shape, engine: Engine) -> None:
@@ -407,20 +403,8 @@ def make_gguf(path: Path, shape: Shape, engine: Engine) -> None:
     tokens, merges = vocabulary(shape.vocab_size)
     types = [gguf.TokenType.NORMAL] * (len(tokens) - SPECIAL) + [gguf.TokenType.CONTROL] * SPECIAL
     with replacing(path) as part, safe_open(path.parent / "hf" / "model.safetensors", "np") as source:
-        writer = gguf.GGUFWriter(part, "llama")
-        writer.add_name("random")
+        writer = gguf_writer(part, "llama", "random", config_json(shape))
         writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{engine.dtype}"])
-        writer.add_context_length(CONTEXT)
-        writer.add_embedding_length(shape.dim)
-        writer.add_feed_forward_length(shape.ffn_dim)
-        writer.add_block_count(shape.n_layers)
-        writer.add_head_count(shape.n_heads)
-        writer.add_head_count_kv(shape.n_kv_heads)
-        writer.add_key_length(shape.head_dim)
-        writer.add_value_length(shape.head_dim)
-        writer.add_rope_dimension_count(shape.head_dim)
-        writer.add_rope_freq_base(shape.rope_theta)
-        writer.add_layer_norm_rms_eps(1e-5)
         writer.add_vocab_size(shape.vocab_size)
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
@@ -837,7 +821,8 @@ class Worker:
         options = ["--shapes", shape_name, "--work", str(work), "--threads", str(threads)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).resolve()), "--worker", name, *options],
+                [sys.executable, "-m", "tools.bench", "--worker", name, *options],
+                cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -1413,7 +1398,7 @@ def positive(text: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="bench.py",
+        prog="python -m tools.bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measures pyllm and other programs on the same random model, on the CPU, taking turns.",
         epilog="engines: " + ", ".join(ENGINES) + "\n"
@@ -1502,15 +1487,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.worker:
         return worker(options.worker, options.shapes[0], options.work, options.threads)
     try:
-        return run(options, shlex.join(["python", "tools/bench/bench.py", *without_folders(given)]))
+        return run(options, shlex.join(["python", "-m", "tools.bench", *without_folders(given)]))
     except (OSError, Unavailable) as error:
-        say(f"bench.py: {one_line(error)}")
+        say(f"bench: {one_line(error)}")
         return 1
     except ImportError as error:
-        say(f"bench.py: {error}; build or install pyllm first (pip install .)")
+        say(f"bench: {error}; build or install pyllm first (pip install .)")
         return 1
     except KeyboardInterrupt:
-        say("bench.py: interrupted")
+        say("bench: interrupted")
         return 130
 
 
@@ -1548,7 +1533,3 @@ def run(options: argparse.Namespace, command: str) -> int:
                 say(f"no speed.png: {error}")
     print(text)
     return 0 if any(m.seconds for shape in shapes for m in shape["measurements"]) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Write children's stories from a seed: the engine that casts a story, opens it, tells a plot, and ends it.
 
-    python generate.py --stories 1000 --seed 1 --out stories.txt
+    python -m tools.stories.generate --stories 1000 --seed 1 --out stories.txt
 
 A story is made in three steps: `Scene` draws a cast, a place, a time of day and the things in it; a plot
 (plots.py) returns paragraphs as templates; `Scene.render` fills them in and puts grammar right (capital
@@ -21,8 +21,7 @@ from collections.abc import Set as AbstractSet
 from functools import cache
 from typing import Any, NamedTuple, TextIO, TypeVar
 
-import plots
-import world
+from tools.stories import plots, world
 
 Item = TypeVar("Item")
 MIN_WORDS, MAX_WORDS = 80, 240

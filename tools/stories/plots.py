@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import world
+from tools.stories import world
 
 if TYPE_CHECKING:
-    from generate import Scene
+    from tools.stories.generate import Scene
 
 Plot = Callable[["Scene"], list[str]]
 PLOTS: list[Plot] = []

@@ -1,6 +1,6 @@
 """Train the built-in model from nothing: stories -> byte-level BPE -> a small Llama -> a Hugging Face folder.
 
-    python train.py --work build --minutes 35
+    python -m tools.stories.train --work build --minutes 35
 
 Needs torch, numpy, tokenizers and safetensors; the text is made by generate.py, nothing is downloaded.
 Every step is skipped when its file is already in the work folder, and training goes on from the last
@@ -19,13 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import generate
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from tools.stories import generate
 
 BOS, EOS = 0, 1
 BOS_TOKEN, EOS_TOKEN = "<|begin|>", "<|end|>"
