@@ -21,7 +21,6 @@ import types
 from pathlib import Path
 
 import numpy as np
-import pyllm.tools
 import pytest
 from common import described, place_of
 from pyllm._llm import ffi, lib
@@ -45,7 +44,6 @@ from pyllm.tools.sources import ConvertError
 from pyllm.tools.tensors import canonical, named
 from reference import untile, up
 
-import pyllm
 from tools.checkpoints import finish, gguf_writer, interleaved, safetensors_head
 
 LLAMA = {
@@ -1612,10 +1610,6 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
         file.truncate(8 + len(text) + at)
     # VmHWM and not getrusage's ru_maxrss, which a child inherits from the process that started it
     code = f"""
-import sys, types
-for name, path in (("pyllm", {list(pyllm.__path__)!r}), ("pyllm.tools", {list(pyllm.tools.__path__)!r})):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = path
 from pyllm.tools.convert import convert
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024

@@ -63,6 +63,13 @@ def test_the_installed_package_is_imported(folder):
     assert set(done.stdout.split("\n")) == {str(PACKAGE), ""}
 
 
+def test_the_converter_is_installed_and_what_developers_run_is_not(folder):
+    script = "import pkgutil, pyllm.tools as t; print(*(m.name for m in pkgutil.iter_modules(t.__path__)))"
+    found = set(python(folder, "-c", script).stdout.split())
+    assert {"convert", "families"} <= found
+    assert not found & {"amalgamate", "bench", "checkpoints", "prove", "stories"}
+
+
 def test_reloading_and_star_imports_work(folder):
     script = "import importlib, pyllm; importlib.reload(pyllm); from pyllm import *; print(LLM(), Session)"
     done = python(folder, "-c", script)
