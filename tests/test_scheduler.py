@@ -231,15 +231,17 @@ def test_short_prompts_pass_a_long_one_which_still_has_half_of_each_pass(model, 
     long = continuation(model, "c" * 1500, 1)
     by_hand.add(long)
     by_hand.step()
-    for n in itertools.count():
-        if long.ended:
-            break
-        short = continuation(model, f"{n} " * 20, 1)
-        by_hand.add(short)
+    shorts = []
+    while not long.ended:
+        n = len(shorts)  # two of them are more than half of a pass
+        shorts += [continuation(model, f"{c}{n}" * 40, 1) for c in "ab"]
+        by_hand.add(shorts[-2])
+        by_hand.add(shorts[-1])
         by_hand.step()
-        assert short.ended
     lengths = [counts[long.seq] for counts in passes]
-    assert min(lengths[:-1]) >= CHUNK // 2 and n <= 2 * 1501 // CHUNK
+    assert min(lengths[:-1]) >= CHUNK // 2 and len(passes) <= 2 * 1501 // CHUNK
+    assert sum(job.ended for job in shorts) >= len(passes) - 1
+    assert max(sum(counts.values()) for counts in passes) == CHUNK
 
 
 def test_requests_enter_in_the_order_of_their_arrival(model, by_hand, monkeypatch):
@@ -314,6 +316,10 @@ def test_few_sequences_are_kept_and_the_longest_unused_goes(model, by_hand):
     by_hand.add(again := continuation(model, texts[4], 1), new := continuation(model, texts[0], 1))
     by_hand.until_idle()
     assert (again.cached, new.cached) == (50, 0)
+    by_hand.add(*[continuation(model, c * 20, 1) for c in "pqrstuv"])  # at once: one pass, all end in it
+    by_hand.until_idle()
+    held = [tokens for tokens in by_hand._cache.tokens if tokens]
+    assert sorted(chr(tokens[1]) for tokens in held) == list("stuv")
 
 
 def test_a_copy_leaves_a_longer_conversation_as_it_is(model, by_hand):
@@ -651,6 +657,21 @@ def test_a_child_that_is_forked_while_others_generate_begins_anew(path, threads)
         for worker in workers:
             worker.result(SECONDS)
     assert llm.generate("abc", max_tokens=20, seed=3) == expected[0]
+
+
+@pytest.mark.parametrize("stepping", [False, True])
+def test_a_child_keeps_what_was_computed_unless_a_step_was_under_way(model, by_hand, path, stepping):
+    by_hand.add(first := continuation(model, "a" * 100, 1))
+    by_hand.until_idle()
+    by_hand.add(running := continuation(model, "b", 9))
+    by_hand.step()
+    by_hand.add(waiting := continuation(model, "c", 9))
+    by_hand._stepping = stepping
+    by_hand.after_fork()
+    assert all("forked" in str(job.error) and job.ended for job in (running, waiting)) and not first.error
+    by_hand.add(again := continuation(model, "a" * 100, 9))
+    by_hand.until_idle()
+    assert again.cached == (0 if stepping else 100) and again.tokens == alone(path, again)
 
 
 def test_the_process_ends_while_requests_run(path, tmp_path):
