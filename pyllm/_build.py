@@ -4,6 +4,8 @@ The declarations come from csrc/llm.h itself, so that they are written down once
 and PYLLM_CFLAGS choose the compiler and add flags to compiling and linking.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import subprocess
@@ -11,8 +13,10 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cffi import FFI
+if TYPE_CHECKING:
+    from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ["llm", "session", "isa_avx2", "isa_avx512", "isa_amx", "isa_neon", "file", "verify", "threads"]
@@ -59,6 +63,8 @@ def openmp_flags() -> list[str]:
 
 def make_ffi() -> FFI:
     """The FFI object that setup.py's cffi_modules asks for."""
+    from cffi import FFI  # here, so that others can read the lists of files without it
+
     flags = [*CFLAGS, *openmp_flags()]
     ffi = FFI()
     ffi.cdef(declarations())
