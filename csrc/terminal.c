@@ -25,39 +25,62 @@
 /* ---------------------------------------------------------------------------------------------------------
  * Text */
 
+/* Makes room for n more bytes; 0 when memory runs out. */
+static int grow(text *t, size_t n) {
+    size_t capacity = t->capacity ? t->capacity : 256;
+    while (capacity - t->len < n && capacity <= SIZE_MAX / 2)
+        capacity *= 2;
+    if (capacity - t->len < n)
+        return 0;
+    char *grown = realloc(t->data, capacity);
+    if (!grown)
+        return 0;
+    t->data = grown;
+    t->capacity = capacity;
+    return 1;
+}
+
 void append(text *t, const char *data, size_t n) {
-    if (n > t->capacity - t->len) {
-        size_t capacity = t->capacity ? t->capacity : 256;
-        while (capacity - t->len < n && capacity <= SIZE_MAX / 2)
-            capacity *= 2;
-        char *grown = capacity - t->len < n ? NULL : realloc(t->data, capacity);
-        if (!grown) {
-            t->failed = 1;
-            return;
-        }
-        t->data = grown;
-        t->capacity = capacity;
+    if (n > t->capacity - t->len && !grow(t, n)) {
+        t->failed = 1;
+        return;
     }
     if (n)
         memcpy(t->data + t->len, data, n);
     t->len += n;
 }
 
+static void append_byte(text *t, int byte) { append(t, &(char){(char)byte}, 1); }
+
+static int is_continuation(char byte) { return (byte & 0xc0) == 0x80; }
+
+/* How long a UTF-8 character is by its first byte; 0: none begins so. */
+static size_t size_by_first(unsigned char first) {
+    if (first < 0x80)
+        return 1;
+    if (first < 0xc0 || first >= 0xf8)
+        return 0;
+    if (first < 0xe0)
+        return 2;
+    return first < 0xf0 ? 3 : 4;
+}
+
 /* The length of the UTF-8 character at data (n > 0,), which goes to *code; 0 if there is no whole one. */
 static size_t character(const char *data, size_t n, uint32_t *code) {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
     const unsigned char *s = (const unsigned char *)data;
-    size_t size = s[0] < 0x80 ? 1 : s[0] < 0xc0 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf8 ? 4 : 0;
+    size_t size = size_by_first(s[0]);
     if (!size || size > n)
         return 0;
     uint32_t c = size == 1 ? s[0] : s[0] & (0x7fu >> size);
     for (size_t i = 1; i < size; i++) {
-        if ((s[i] & 0xc0) != 0x80)
+        if (!is_continuation(data[i]))
             return 0;
         c = c << 6 | (s[i] & 0x3fu);
     }
     *code = c;
-    return c >= least[size] && c <= 0x10ffff && (c < 0xd800 || c > 0xdfff) ? size : 0;
+    int is_surrogate = c >= 0xd800 && c <= 0xdfff;
+    return c >= least[size] && c <= 0x10ffff && !is_surrogate ? size : 0;
 }
 
 static int is_control(uint32_t c) {
@@ -65,25 +88,33 @@ static int is_control(uint32_t c) {
            (c >= 0x2066 && c <= 0x2069);
 }
 
+/* Writes a whole character, with an escape if it must not be seen raw; returns the new end. */
+static char *escape_character(char *out, const char *data, size_t size, uint32_t c, enum escaping how) {
+    const char *letter = c && c < 0x20 ? strchr("\nn\tt\rr", (int)c) : NULL;
+    int stays = how == LINES && (c == '\n' || c == '\t');
+    if (letter && !stays) {
+        *out++ = '\\';
+        *out++ = letter[1];
+        return out;
+    }
+    if (is_control(c) && !stays)
+        return out + sprintf(out, c < 0x80 ? "\\x%02x" : "\\u%04x", c);
+    if (how == QUOTED && (c == '"' || c == '\\'))
+        *out++ = '\\';
+    memcpy(out, data, size);
+    return out + size;
+}
+
 char *escape(char *out, const char *data, size_t n, enum escaping how) {
-    for (size_t i = 0, size; i < n; i += size) {
+    for (size_t i = 0; i < n;) {
         uint32_t c;
-        size = character(data + i, n - i, &c);
-        const char *letter = size && c && c < 0x20 ? strchr("\nn\tt\rr", (int)c) : NULL;
-        int stays = how == LINES && size && (c == '\n' || c == '\t');
-        if (!size) {
-            size = 1;
-            out += sprintf(out, "\\x%02x", (unsigned char)data[i]);
-        } else if (letter && !stays) {
-            *out++ = '\\';
-            *out++ = letter[1];
-        } else if (is_control(c) && !stays) {
-            out += sprintf(out, c < 0x80 ? "\\x%02x" : "\\u%04x", c);
+        size_t size = character(data + i, n - i, &c);
+        if (size) {
+            out = escape_character(out, data + i, size, c, how);
+            i += size;
         } else {
-            if (how == QUOTED && (c == '"' || c == '\\'))
-                *out++ = '\\';
-            memcpy(out, data + i, size);
-            out += size;
+            out += sprintf(out, "\\x%02x", (unsigned char)data[i]);
+            i++;
         }
     }
     return out;
@@ -108,8 +139,10 @@ static void put(const char *data, size_t n) {
         ssize_t written = write(terminal.out, data, n);
         if (written < 0 && errno != EINTR)
             return;
-        data += written > 0 ? written : 0;
-        n -= written > 0 ? (size_t)written : 0;
+        if (written > 0) {
+            data += written;
+            n -= (size_t)written;
+        }
     }
 }
 
@@ -184,30 +217,46 @@ static void open_wake(void) {
     }
 }
 
-void open_terminal(void) {
+/* A descriptor to echo to; -1: there is none. */
+static int open_echo(void) {
+    const char *name = ttyname(STDIN_FILENO);
+    if ((fcntl(STDIN_FILENO, F_GETFL) & O_ACCMODE) == O_RDWR)
+        return STDIN_FILENO;
+    return name ? open(name, O_WRONLY | O_NOCTTY | O_CLOEXEC) : -1;
+}
+
+/* How the line editor wants a terminal that is this way now. */
+static struct termios editing_mode(struct termios mode) {
+    mode.c_lflag &= ~(tcflag_t)(ICANON | ECHO | IEXTEN);
+    mode.c_lflag |= NOFLSH; /* else Ctrl-C may drop what is written because of it */
+    mode.c_iflag &= ~(tcflag_t)(ICRNL | INLCR | IGNCR);
+    mode.c_cc[VMIN] = 1;
+    mode.c_cc[VTIME] = 0;
+    return mode;
+}
+
+static void handle_signals(void) {
     static const int deaths[] = {
         SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
-    const char *term = getenv("TERM"), *name = ttyname(STDIN_FILENO);
-    if (!isatty(STDIN_FILENO) || tcgetattr(STDIN_FILENO, &terminal.before))
-        return;
-    int writable = (fcntl(STDIN_FILENO, F_GETFL) & O_ACCMODE) == O_RDWR;
-    terminal.out = writable ? STDIN_FILENO : name ? open(name, O_WRONLY | O_NOCTTY | O_CLOEXEC) : -1;
-    if (terminal.out < 0)
-        return;
-    terminal.dumb = term && !strcmp(term, "dumb");
-    terminal.echoes = (terminal.before.c_lflag & ECHO) != 0;
-    terminal.edits = terminal.before;
-    terminal.edits.c_lflag &= ~(tcflag_t)(ICANON | ECHO | IEXTEN);
-    terminal.edits.c_lflag |= NOFLSH; /* else Ctrl-C may drop what is written because of it */
-    terminal.edits.c_iflag &= ~(tcflag_t)(ICRNL | INLCR | IGNCR);
-    terminal.edits.c_cc[VMIN] = 1;
-    terminal.edits.c_cc[VTIME] = 0;
-    setlocale(LC_CTYPE, ""); /* for wcwidth */
-    open_wake();
     for (size_t i = 0; i < sizeof deaths / sizeof *deaths; i++)
         handle(deaths[i], on_death, SA_RESETHAND);
     handle(SIGTSTP, on_suspend, SA_RESTART | SA_RESETHAND | SA_NODEFER);
     handle(SIGCONT, on_continue, SA_RESTART);
+}
+
+void open_terminal(void) {
+    const char *term = getenv("TERM");
+    if (!isatty(STDIN_FILENO) || tcgetattr(STDIN_FILENO, &terminal.before))
+        return;
+    terminal.out = open_echo();
+    if (terminal.out < 0)
+        return;
+    terminal.dumb = term && !strcmp(term, "dumb");
+    terminal.echoes = (terminal.before.c_lflag & ECHO) != 0;
+    terminal.edits = editing_mode(terminal.before);
+    setlocale(LC_CTYPE, ""); /* for wcwidth */
+    open_wake();
+    handle_signals();
     atexit(give_terminal_back);
     take_terminal();
     if (!terminal.taken)
@@ -246,8 +295,9 @@ void catch_interrupts(void) {
 
 static void empty_wake(void) {
     char bytes[64];
-    while (wake[0] >= 0 && read(wake[0], bytes, sizeof bytes) > 0)
-        ;
+    ssize_t n = 1;
+    while (wake[0] >= 0 && n > 0)
+        n = read(wake[0], bytes, sizeof bytes);
 }
 
 void forget_interrupt(void) {
@@ -263,11 +313,47 @@ enum { NO_MORE = -1, INTERRUPT = -2, FAILURE = -3, RESUMED = -4 };
 static unsigned char ahead[4096];
 static size_t ahead_at, ahead_end;
 
+/* Waits until there is something to read, or a signal has come. Returns which: 1, or 0; -1 where that fails. */
+static int wait_for_input(void) {
+    int woken_by = wake[0] < FD_SETSIZE ? wake[0] : -1;
+    fd_set set;
+    FD_ZERO(&set);
+    FD_SET(STDIN_FILENO, &set);
+    if (woken_by >= 0)
+        FD_SET(woken_by, &set);
+    if (select((woken_by > 0 ? woken_by : 0) + 1, &set, NULL, NULL, NULL) < 0)
+        return errno == EINTR ? 0 : -1;
+    if (FD_ISSET(STDIN_FILENO, &set))
+        return 1;
+    empty_wake();
+    return 0;
+}
+
+/* Reads ahead what there is. Returns 0, NO_MORE or FAILURE. */
+static int read_ahead(void) {
+    ssize_t n = read(STDIN_FILENO, ahead, sizeof ahead);
+    if (n <= 0 && interrupted) /* both came while it waited: Ctrl-C counts */
+        return 0;
+    if (n < 0)
+        return errno == EINTR || errno == EAGAIN ? 0 : FAILURE;
+    ahead_at = 0;
+    ahead_end = (size_t)n;
+    return n > 0 ? 0 : NO_MORE;
+}
+
+/* The next byte that was read ahead. */
+static int next_byte(void) {
+    int byte = ahead[ahead_at++];
+    if (terminal.early == 0)
+        return byte;
+    terminal.early--;
+    return byte ? byte : 'D' - '@'; /* the kernel has put a NUL where Ctrl-D was typed */
+}
+
 /* The next byte, or one of the above. A signal between the look at a flag and the wait is not lost: it has
  * written to the pipe, whichever thread it came to. */
 static int read_byte(void) {
     for (;;) {
-        fd_set set;
         if (interrupted) {
             if (terminal.out >= 0) { /* what was typed is dropped */
                 ahead_at = ahead_end;
@@ -280,34 +366,14 @@ static int read_byte(void) {
             return RESUMED;
         }
         if (ahead_at < ahead_end)
-            break;
-        FD_ZERO(&set);
-        FD_SET(STDIN_FILENO, &set);
-        if (wake[0] >= 0 && wake[0] < FD_SETSIZE)
-            FD_SET(wake[0], &set);
-        if (select((wake[0] > 0 && wake[0] < FD_SETSIZE ? wake[0] : 0) + 1, &set, NULL, NULL, NULL) < 0) {
-            if (errno == EINTR)
-                continue;
+            return next_byte();
+        int ready = wait_for_input();
+        if (ready < 0)
             return FAILURE;
-        }
-        if (!FD_ISSET(STDIN_FILENO, &set)) {
-            empty_wake();
-            continue;
-        }
-        ssize_t n = read(STDIN_FILENO, ahead, sizeof ahead);
-        if (n <= 0 && interrupted) /* both came while it waited: Ctrl-C counts */
-            continue;
-        if (n < 0 && errno != EINTR && errno != EAGAIN)
-            return FAILURE;
-        if (n == 0)
-            return NO_MORE;
-        ahead_at = 0;
-        ahead_end = n > 0 ? (size_t)n : 0;
+        int failed = ready ? read_ahead() : 0;
+        if (failed)
+            return failed;
     }
-    int byte = ahead[ahead_at++];
-    if (terminal.early > 0 && terminal.early-- && !byte)
-        return 'D' - '@'; /* the kernel has put a NUL where Ctrl-D was typed */
-    return byte;
 }
 
 /* ---------------------------------------------------------------------------------------------------------
@@ -320,41 +386,54 @@ typedef struct editor {
     size_t shown; /* up to here it is on the screen */
 } editor;
 
-/* Writes what is shown for the character at data (n > 0,) to out (at most 16 bytes) and the columns that it
- * takes to *columns. Returns its length. */
-static size_t appearance(
-    const editor *e, const char *data, size_t n, char *out, size_t *out_size, size_t *columns) {
+/* What is shown for a character */
+typedef struct appearance {
+    char out[16]; /* (size,) */
+    size_t size;
+    size_t columns; /* that it takes */
+    size_t length;  /* of the character itself */
+} appearance;
+
+/* How the character at data (n > 0,) is shown. */
+static appearance look_of(const editor *e, const char *data, size_t n) {
     uint32_t c = 0;
-    size_t size = character(data, n, &c), length = size ? size : 1;
-    int width = size && c >= 0x80 && !is_control(c) ? wcwidth((wchar_t)c) : -1;
+    appearance a = {.length = character(data, n, &c)};
+    int is_wide = a.length && c >= 0x80 && !is_control(c); /* beyond ASCII, and shown as it is */
+    if (!a.length)
+        a.length = 1;
     if (*data == '\n')
-        *out_size = (size_t)sprintf(out, *e->prompt ? "\n. " : "\n");
+        a.size = (size_t)sprintf(a.out, *e->prompt ? "\n. " : "\n");
     else if (*data == '\t')
-        *out_size = (size_t)sprintf(out, "    ");
+        a.size = (size_t)sprintf(a.out, "    ");
     else
-        *out_size = (size_t)(escape(out, data, length, ONE_LINE) - out);
-    *columns = width >= 0 ? (size_t)width : size && c >= 0x80 && !is_control(c) ? 1 : *out_size;
-    return length;
+        a.size = (size_t)(escape(a.out, data, a.length, ONE_LINE) - a.out);
+    a.columns = a.size;
+    if (is_wide) {
+        int width = wcwidth((wchar_t)c);
+        a.columns = width >= 0 ? (size_t)width : 1;
+    }
+    return a;
 }
 
 /* Whether data (n > 0,) is the beginning of a character whose rest may still come. */
 static int is_unfinished(const char *data, size_t n) {
-    unsigned char first = (unsigned char)*data;
-    size_t size = first < 0xc0 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf8 ? 4 : 1;
     for (size_t i = 1; i < n; i++)
-        if ((data[i] & 0xc0) != 0x80)
+        if (!is_continuation(data[i]))
             return 0;
-    return n < size;
+    return n < size_by_first((unsigned char)*data);
 }
 
 /* Shows what was added to the line. */
 static void show_new(editor *e) {
-    char out[16];
-    size_t size, columns;
-    while (e->shown < e->line->len && !is_unfinished(e->line->data + e->shown, e->line->len - e->shown)) {
-        e->shown += appearance(e, e->line->data + e->shown, e->line->len - e->shown, out, &size, &columns);
+    while (e->shown < e->line->len) {
+        const char *data = e->line->data + e->shown;
+        size_t n = e->line->len - e->shown;
+        if (is_unfinished(data, n))
+            break;
+        appearance a = look_of(e, data, n);
+        e->shown += a.length;
         if (terminal.echoes)
-            put(out, size);
+            put(a.out, a.size);
     }
 }
 
@@ -370,16 +449,21 @@ typedef struct place {
 /* Where the cursor is behind what is shown. */
 static place find_cursor(const editor *e) {
     place p = {0, strlen(e->prompt)};
-    size_t wide = terminal_columns(), size, columns;
-    char out[16];
-    for (size_t at = e->start; at < e->shown;) {
-        int newline = e->line->data[at] == '\n';
-        at += appearance(e, e->line->data + at, e->shown - at, out, &size, &columns);
-        if (newline || p.column + columns > wide) {
+    size_t wide = terminal_columns(), at = e->start;
+    while (at < e->shown) {
+        const char *data = e->line->data + at;
+        appearance a = look_of(e, data, e->shown - at);
+        at += a.length;
+        if (*data == '\n') {
             p.row++;
-            p.column = newline && *e->prompt ? 2 : 0;
+            p.column = *e->prompt ? 2 : 0;
+            continue;
         }
-        p.column += newline ? 0 : columns;
+        if (p.column + a.columns > wide) {
+            p.row++;
+            p.column = 0;
+        }
+        p.column += a.columns;
     }
     return p;
 }
@@ -406,20 +490,23 @@ static void shorten(editor *e, size_t length) {
     if (length == e->line->len)
         return;
     e->line->len = length;
-    e->shown = e->shown < length ? e->shown : length;
+    if (e->shown > length)
+        e->shown = length;
     place after = find_cursor(e);
     if (before.row != after.row || before.column <= after.column || before.column == terminal_columns())
         show_again(e, before.row);
-    else
-        for (; terminal.echoes && before.column > after.column; before.column--)
+    else if (terminal.echoes)
+        for (size_t i = after.column; i < before.column; i++)
             put("\b \b", 3);
 }
 
 /* Where the last character, or the last word, begins. */
 static size_t last_character(const editor *e) {
     size_t at = e->line->len;
-    while (at > e->start && (e->line->data[--at] & 0xc0) == 0x80)
-        ;
+    if (at > e->start)
+        at--;
+    while (at > e->start && is_continuation(e->line->data[at]))
+        at--;
     return at;
 }
 
@@ -439,12 +526,18 @@ static int skip_sequence(void) {
     char sequence[8] = "";
     size_t n = 0;
     int c = read_byte();
+    if (c < 0)
+        return c;
     if (c != '[' && c != 'O') { /* ESC itself, or Alt with a key, which counts alone */
-        ahead_at -= c >= 0;
-        return c < 0 ? c : 0;
+        ahead_at--;
+        return 0;
     }
-    int last = c == 'O' ? 0x20 : 0x40;                                    /* the first byte that ends it */
-    while ((c = read_byte()) >= 0x20 && (c < last || (c == '[' && !n))) { /* ESC [ [ A: Linux's F1 */
+    int last = c == 'O' ? 0x20 : 0x40; /* the first byte that ends it */
+    for (;;) {
+        c = read_byte();
+        int is_linux_key = c == '[' && n == 0; /* ESC [ [ A: Linux's F1 */
+        if (c < 0x20 || (c >= last && !is_linux_key))
+            break;
         if (n < sizeof sequence - 1)
             sequence[n++] = (char)c;
     }
@@ -455,27 +548,45 @@ static int skip_sequence(void) {
     return c == '~' && !strcmp(sequence, "200");
 }
 
+/* Whether t, which was `begun` bytes long, ends with the mark behind a paste, which is dropped. */
+static int ends_paste(text *t, size_t begun) {
+    static const char mark[] = "\033[201~";
+    enum { N = sizeof mark - 1 };
+    if (t->len - begun < N || memcmp(t->data + t->len - N, mark, N))
+        return 0;
+    t->len -= N;
+    return 1;
+}
+
 /* Appends what is pasted, up to the mark behind it, with newlines for all line ends. Returns 0, or what
  * read_byte does instead of a byte. */
 static int read_paste(editor *e) {
-    static const char mark[] = "\033[201~";
-    enum { N = sizeof mark - 1 };
     text *t = e->line;
     size_t begun = t->len;
-    for (int c, last = 0; !t->failed; last = c) {
-        if ((c = read_byte()) == RESUMED)
+    int last = 0; /* the byte before */
+    while (!t->failed && !ends_paste(t, begun)) {
+        int c = read_byte();
+        if (c == RESUMED)
             terminal.resumed = 0;
         else if (c < 0)
             return c;
-        else if (c != '\n' || last != '\r')
-            append(t, c == '\r' ? "\n" : &(char){(char)c}, 1);
-        if (t->len - begun >= N && !memcmp(t->data + t->len - N, mark, N)) {
-            t->len -= N;
-            break;
-        }
+        else if (c == '\r')
+            append_byte(t, '\n');
+        else if (c != '\n' || last != '\r') /* CR LF is one line end */
+            append_byte(t, c);
+        last = c;
     }
     show_new(e);
     return 0;
+}
+
+static int ends_with_newline(const editor *e) {
+    return e->line->len > e->start && e->line->data[e->line->len - 1] == '\n';
+}
+
+static void echo_newline(void) {
+    if (terminal.echoes)
+        put("\n", 1);
 }
 
 static enum line edit_line(text *line, const char *prompt) {
@@ -487,7 +598,8 @@ static enum line edit_line(text *line, const char *prompt) {
         int c = read_byte();
         if (c == '\033') {
             c = skip_sequence();
-            c = c == 1 ? read_paste(&e) : c;
+            if (c == 1)
+                c = read_paste(&e);
         }
         if (c == RESUMED) {
             take_terminal();
@@ -499,13 +611,13 @@ static enum line edit_line(text *line, const char *prompt) {
             return c == NO_MORE ? LINE_END : LINE_FAILED;
         } else if (c == '\r' || (c == '\n' && last != '\r')) {
             last = c;
-            if (terminal.echoes)
-                put("\n", 1);
-            line->len -= line->len > e.start && line->data[line->len - 1] == '\n'; /* of a paste */
+            echo_newline();
+            if (ends_with_newline(&e)) /* of a paste */
+                line->len--;
             return LINE_READ;
         } else if (c == 'D' - '@' && (line->len == e.start || !*prompt)) {
-            if (terminal.echoes && line->len > e.start && line->data[line->len - 1] != '\n')
-                put("\n", 1);
+            if (line->len > e.start && !ends_with_newline(&e))
+                echo_newline();
             return LINE_END;
         } else if (c == '\b' || c == 0x7f) {
             shorten(&e, last_character(&e));
@@ -514,7 +626,7 @@ static enum line edit_line(text *line, const char *prompt) {
         } else if (c == 'U' - '@') {
             shorten(&e, e.start);
         } else if (c >= 0x20 || c == '\t') {
-            append(line, &(char){(char)c}, 1);
+            append_byte(line, c);
             show_new(&e);
         }
         last = c;
@@ -527,19 +639,22 @@ static enum line edit_line(text *line, const char *prompt) {
 
 enum line read_line(text *line, const char *prompt) {
     size_t start = line->len;
-    int byte;
     if (isatty(STDIN_FILENO))
         fputs(prompt, stderr);
     if (terminal.out >= 0)
         return edit_line(line, prompt);
-    while ((byte = read_byte()) >= 0 && byte != '\n')
-        append(line, &(char){(char)byte}, 1);
+    int byte = read_byte();
+    while (byte >= 0 && byte != '\n') {
+        append_byte(line, byte);
+        byte = read_byte();
+    }
     if (byte == INTERRUPT)
         return LINE_INTERRUPTED;
     if (byte == FAILURE)
         return LINE_FAILED;
     if (byte == NO_MORE && line->len == start)
         return LINE_END;
-    line->len -= line->len > start && line->data[line->len - 1] == '\r';
+    if (line->len > start && line->data[line->len - 1] == '\r')
+        line->len--;
     return LINE_READ;
 }
