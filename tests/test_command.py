@@ -75,6 +75,7 @@ OPTIONS = {
     "--no-echo": "generate",
     "--ids": "tokenize",
     "--speed": "info",
+    "--verify": "info",
     "--prompt-tokens": "bench",
     "--repeat": "bench",
     "--threads": "generate chat next info perplexity bench",
@@ -167,6 +168,7 @@ class Model:
         self.err = ffi.new("char[256]")
         self.model = self.check(lib.llm_open(os.fsencode(path), self.err, 256), lib.llm_close)
         self.header = lib.llm_model_header(self.model)
+        self.layers = lib.llm_model_layers(self.model)
         self.tokenizer = self.check(
             lib.llm_tokenizer_open(self.model, self.err, 256), lib.llm_tokenizer_close
         )
@@ -966,7 +968,7 @@ def test_info_agrees_with_the_header(run, tiny):
     )  # nothing in a file reaches the terminal raw
     assert lines["file"].startswith(f"{os.path.getsize(tiny)} bytes (")
     assert lines["weights"].startswith("int8, with an fp16 scale for every 64; ")
-    per_layer = 2 * h.dim + (4 + 2 * 2) * 16 * h.dim + h.dim * 64 + 3 * h.dim * h.ffn_dim
+    per_layer = 2 * h.dim + (4 + 2 * 2) * 16 * h.dim + h.dim * 64 + 3 * h.dim * model.layers[0].ffn_dim
     assert lines["parameters"] == str(2 * h.vocab_size * h.dim + h.dim + h.n_layers * per_layer)
     assert lines["shape"] == "2 layers, width 64, feed-forward 128"
     assert lines["attention"] == "4 heads of 16, 2 for keys and values"
@@ -1005,8 +1007,8 @@ def test_info_names_the_size_in_the_other_precision(run, tmp_path):
 
 def test_info_names_what_a_model_computes_otherwise(run, tmp_path):
     path = tmp_path / "gemma.llm"
-    flags = TIED | QKV_BIAS | QK_NORM | POST_NORM | GELU
-    numbers = dict(attn_cap=50.0, logit_cap=30.0, embed_scale=8.0)
+    flags = TIED | QKV_BIAS | QK_NORM | POST_NORM
+    numbers = dict(activation=GELU, attn_cap=50.0, logit_cap=30.0, embed_scale=8.0)
     path.write_bytes(make_model(flags=flags, n_layers=4, windows=[0, 32], **numbers))
     lines = info(run, "-m", str(path))
     assert lines["variant"] == (
