@@ -1028,6 +1028,21 @@ def test_info_names_what_a_model_computes_otherwise(run, tmp_path):
     assert lines["shape"].endswith("feed-forward 128 in 4 experts, 2 for each token and a shared one of 72")
 
 
+def test_info_verifies_checksums_when_asked_to(run, tmp_path):
+    path = tmp_path / "sound.llm"
+    path.write_bytes(make_model(checksums=True))
+    assert info(run, "-m", str(path))["checksums"] == "there, see --verify"
+    assert info(run, "-m", str(path), "--verify")["checksums"] == "right"
+    damaged = bytearray(path.read_bytes())
+    damaged[-100] ^= 1  # of the last tensor; behind it are 64 zeros
+    path.write_bytes(damaged)
+    out, err = run("info", "-m", str(path), "--verify", rc=1)
+    assert out == b"" and err.startswith(f"pyllm: {path}: ".encode()) and err.count(b"\n") == 1
+    path.write_bytes(make_model())
+    assert info(run, "-m", str(path))["checksums"] == "none"
+    assert b"no checksums" in run("info", "-m", str(path), "--verify", rc=1)[1]
+
+
 def test_info_measures_speed_when_asked_to(run, tiny):
     """Bandwidth / bytes for a token, rounded as they are printed."""
     lines = info(run, "-m", tiny, "--speed", "--threads", "1")
