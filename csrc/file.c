@@ -206,7 +206,7 @@ static llm_tensor vector(int present, uint64_t cols) {
     return stored(present, present, present ? cols : 0, LLM_FP32);
 }
 
-static llm_tensor matrix(int present, uint64_t rows, uint64_t cols, uint32_t dtype) {
+static llm_tensor matrix_tensor(int present, uint64_t rows, uint64_t cols, uint32_t dtype) {
     return present ? stored(rows, align(rows, LLM_TILE), cols, dtype) : stored(0, 0, 0, dtype);
 }
 
@@ -227,16 +227,16 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     llm_tensor t;
     switch (id) {
     case LLM_EMBED:
-        return matrix(1, h->vocab_size, h->dim, dtype);
+        return matrix_tensor(1, h->vocab_size, h->dim, dtype);
     case LLM_OUT_NORM:
         return vector(1, h->dim);
     case LLM_OUTPUT:
-        return matrix(!(h->required & LLM_TIED), h->vocab_size, h->dim, dtype);
+        return matrix_tensor(!(h->required & LLM_TIED), h->vocab_size, h->dim, dtype);
     case LLM_ATTN_NORM:
     case LLM_FFN_NORM:
         return vector(pre_norm, h->dim);
     case LLM_QKV:
-        return matrix(1, q_dim + 2 * kv_dim, h->dim, dtype);
+        return matrix_tensor(1, q_dim + 2 * kv_dim, h->dim, dtype);
     case LLM_BIAS:
         return vector((l->flags & LLM_QKV_BIAS) != 0, q_dim + 2 * kv_dim);
     case LLM_Q_NORM:
@@ -244,26 +244,26 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     case LLM_K_NORM:
         return vector(qk_norm && kv_dim, whole ? kv_dim : l->head_dim);
     case LLM_ATTN_OUT:
-        return matrix(1, h->dim, q_dim, dtype);
+        return matrix_tensor(1, h->dim, q_dim, dtype);
     case LLM_ATTN_POST_NORM:
     case LLM_FFN_POST_NORM:
         return vector(post_norm, h->dim);
     case LLM_ROUTER:
-        return matrix(routed, l->n_experts + (uint64_t)!!(l->flags & LLM_SHARED_GATE), h->dim, dtype);
+        return matrix_tensor(routed, l->n_experts + (uint64_t)!!(l->flags & LLM_SHARED_GATE), h->dim, dtype);
     case LLM_ROUTER_ADD:
         return vector((l->flags & LLM_ROUTER_BIAS) != 0, l->n_experts);
     case LLM_GATE_UP:
     case LLM_DOWN:
-        t = id == LLM_GATE_UP ? matrix(1, 2 * (uint64_t)l->ffn_dim, h->dim, dtype)
-                              : matrix(1, h->dim, l->ffn_dim, dtype);
+        t = id == LLM_GATE_UP ? matrix_tensor(1, 2 * (uint64_t)l->ffn_dim, h->dim, dtype)
+                              : matrix_tensor(1, h->dim, l->ffn_dim, dtype);
         t.experts = routed ? l->n_experts : 1;
         return t;
     case LLM_SHARED_GATE_UP:
-        return matrix(l->shared_dim > 0, 2 * (uint64_t)l->shared_dim, h->dim, dtype);
+        return matrix_tensor(l->shared_dim > 0, 2 * (uint64_t)l->shared_dim, h->dim, dtype);
     case LLM_SHARED_DOWN:
-        return matrix(l->shared_dim > 0, h->dim, l->shared_dim, dtype);
+        return matrix_tensor(l->shared_dim > 0, h->dim, l->shared_dim, dtype);
     default: /* an id between those that occur once and a layer's */
-        return matrix(0, 0, 0, dtype);
+        return matrix_tensor(0, 0, 0, dtype);
     }
 }
 

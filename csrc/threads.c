@@ -121,7 +121,7 @@ static void start(crowd *c, size_t wanted) {
             break;
 }
 
-static void let_go(crowd *c) { pthread_mutex_unlock(&c->hold); }
+static void unlock_crowd(crowd *c) { pthread_mutex_unlock(&c->hold); }
 
 static void join(crowd *c) {
     for (size_t i = 0; i < c->n; i++)
@@ -144,7 +144,7 @@ static size_t startable(size_t wanted) {
     if (wanted > have) {
         crowd c;
         start(&c, wanted - have + 1);
-        let_go(&c);
+        unlock_crowd(&c);
         join(&c);
         if (c.n <= wanted - have)
             wanted = most = have + c.n / 2;
@@ -176,7 +176,7 @@ void team(size_t threads, void (*work)(void *context), void *context) {
     crowd c = {.work = work, .context = context};
     start(&c, threads - 1);
     team_size = c.n + 1;
-    let_go(&c);
+    unlock_crowd(&c);
     work(context);
     join(&c);
     team_size = 1;
