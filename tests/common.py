@@ -4,6 +4,7 @@ engine in a program of its own, built for another processor."""
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import struct
 import subprocess
@@ -19,9 +20,10 @@ from pyllm._llm import ffi, lib
 COMMAND = os.environ.get("PYLLM_BINARY") or shutil.which("pyllm", path=str(Path(sys.executable).parent))
 
 BOS, IM_START, IM_END, NONE = 256, 257, 258, 0xFFFFFFFF
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
-# What runs a model, without tokenizer and sampler
-ENGINE = ["llm.c", "session.c", "file.c", "threads.c", *sorted(path.name for path in CSRC.glob("isa_*.c"))]
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+# The sources that run a model, without tokenizer and sampler
+ENGINE = [f"{name}.c" for name in runpy.run_path(str(ROOT / "pyllm" / "_build.py"))["ENGINE"]]
 
 SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
 
