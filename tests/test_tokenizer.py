@@ -47,32 +47,17 @@ def flat_file(sections: dict[int, bytes], vocab_size: int = 1) -> bytes:
         area += struct.pack("<IIQ", tag, 0, len(payload)) + payload
         area += bytes(-len(area) % 16)
     area += bytes(-len(area) % 64)
-    header = ffi.new("llm_header *")
+    header, layer = ffi.new("llm_header *"), ffi.new("llm_layer *")
     ffi.memmove(header.magic, b"PYLLM\r\n\x1a", 8)
-    fields = dict(
-        version=lib.LLM_VERSION,
-        dtype=lib.LLM_FP16,
-        text_size=len(area),
-        flags=lib.LLM_TIED,
-        dim=64,
-        ffn_dim=64,
-        n_layers=1,
-        n_heads=1,
-        n_kv_heads=1,
-        head_dim=64,
-        vocab_size=vocab_size,
-        context=8,
-        n_rope=1,
-        norm_eps=1e-5,
-        attn_scale=0.125,
-    )
-    for name, value in fields.items():
-        setattr(header, name, value)
-    header.file_size = lib.llm_file_size(header, ffi.NULL, 0)
+    header.version, header.n_layers, header.required = lib.LLM_VERSION, 1, lib.LLM_TIED
+    header.text_size, header.vocab_size, header.context = len(area), vocab_size, 8
+    header.dim, header.n_rope, header.rope_dim = 64, 1, 64
+    layer.n_heads, layer.n_kv_heads, layer.head_dim, layer.ffn_dim = 1, 1, 64, 64
+    header.file_size = lib.llm_file_size(header, layer, ffi.NULL, 0)
     assert header.file_size
     header.checksum = lib.llm_checksum(header)
-    head = bytes(ffi.buffer(header))
-    return head + area + bytes(header.file_size - len(head) - len(area))
+    head = bytes(ffi.buffer(header)) + area + bytes(ffi.buffer(layer))
+    return head + bytes(header.file_size - len(head))
 
 
 class Engine:
