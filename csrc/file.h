@@ -11,7 +11,7 @@
 #endif
 _Static_assert(sizeof(size_t) == 8, "pyllm needs 64-bit sizes: model files are mapped whole");
 
-#define MAX_HEAD 1024    /* head_dim at most */
+#define MAX_HEAD LLM_MAX_HEAD
 #define MAX_EXPERTS 1024 /* n_experts at most */
 
 /* A dtype: its name, and the bytes that LLM_GROUP numbers take, scale included */

@@ -57,7 +57,8 @@ enum {
     LLM_GROUP = 64, /* columns that share an int8 scale; rows are padded to a multiple of it */
     LLM_TILE = 16,  /* rows of a matrix that lie side by side */
     LLM_PAGE = 64,  /* positions that a sequence's memory grows by, see llm_state() */
-    LLM_MAX_LAYERS = 1024
+    LLM_MAX_LAYERS = 1024,
+    LLM_MAX_HEAD = 1024 /* head_dim at most */
 };
 
 enum llm_dtype { LLM_FP16 = 0, LLM_INT8 = 1, LLM_FP32 = 2, LLM_N_DTYPES };
