@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from common import place_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from pyllm._llm import ffi, lib  # noqa: E402
+from pyllm._llm import lib  # noqa: E402
 from pyllm.tools import families, sources  # noqa: E402
 from pyllm.tools.convert import convert  # noqa: E402
 from pyllm.tools.model import describe  # noqa: E402
 from pyllm.tools.sources import ConvertError  # noqa: E402
-from reference import FIELDS, HEADER, Reference, seal  # noqa: E402
+from reference import HEADER, LAYER, Reference, edited  # noqa: E402
 
 import pyllm  # noqa: E402
 from tools import prove  # noqa: E402
@@ -129,46 +129,43 @@ def test_shards_give_the_same_file(made, name, tmp_path):
 
 def fields(**values: Any) -> Callable[[bytes], bytes]:
     """The file with other numbers in its header."""
+    return lambda data: edited(data, **values)
+
+
+def layers(which: Callable[[dict], bool] = lambda about: True, **values: Any) -> Callable[[bytes], bytes]:
+    """The file with other numbers in all its layers, or in those that the function chooses."""
 
     def change(data: bytes) -> bytes:
-        h = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True)) | values
-        return seal(HEADER.pack(*(h[name] for name in FIELDS))) + data[HEADER.size :]
+        result = data
+        for i, about in enumerate(Reference(data).about):
+            if which(about):
+                result = edited(result, i, **values)
+        assert result != data
+        return result
 
     return change
 
 
 def without(flag: int) -> Callable[[bytes], bytes]:
-    def change(data: bytes) -> bytes:
-        flags = Reference(data).h["flags"]
-        assert flags & flag
-        return fields(flags=flags & ~flag)(data)
-
-    return change
-
-
-def layers(rope: int | None = None, window: int | None = None) -> Callable[[bytes], bytes]:
-    """The file with another rotary table or window in all layers."""
+    """The file whose layers lack a flag."""
 
     def change(data: bytes) -> bytes:
-        h, result = Reference(data).h, bytearray(data)
-        for i in range(h["n_layers"]):
-            at = HEADER.size + h["text_size"] + 16 * i
-            for offset, value in ((0, rope), (4, window)):
-                if value is not None:
-                    result[at + offset : at + offset + 4] = struct.pack("<I", value)
-        assert bytes(result) != data
-        return bytes(result)
+        result = data
+        for i, about in enumerate(Reference(data).about):
+            result = edited(result, i, flags=about["flags"] & ~flag)
+        assert result != data
+        return edited(result, required=Reference(data).h["required"] & ~flag)
 
     return change
 
 
 def angles(new: Callable[[np.ndarray, np.ndarray], None]) -> Callable[[bytes], bytes]:
-    """The file whose frequencies and magnitudes, each (n_rope, head_dim / 2), `new` has changed."""
+    """The file whose frequencies and magnitudes, each (n_rope, rope_dim / 2), `new` has changed."""
 
     def change(data: bytes) -> bytes:
         h, result = Reference(data).h, bytearray(data)
-        at = HEADER.size + h["text_size"] + 16 * h["n_layers"]
-        table = np.frombuffer(result, "<f4", h["n_rope"] * h["head_dim"], at).reshape(h["n_rope"], -1, 2)
+        at = HEADER.size + h["text_size"] + LAYER.size * h["n_layers"]
+        table = np.frombuffer(result, "<f4", h["n_rope"] * h["rope_dim"], at).reshape(h["n_rope"], -1, 2)
         new(table[..., 0], table[..., 1])
         assert bytes(result) != data
         return bytes(result)
@@ -194,15 +191,21 @@ def turn_all(frequency: np.ndarray, magnitude: np.ndarray) -> None:
     frequency[frequency == 0] = 0.5
 
 
+def is_sparse(about: dict) -> bool:
+    """Whether a layer has experts."""
+    return about["ffn"] == lib.LLM_EXPERTS
+
+
 def vectors(name: str, value: float, row: int | None = None) -> Callable[[bytes], bytes]:
-    """The file with this tensor, or one row of it in fp16, filled with a number, in every layer."""
+    """The file with this tensor, or one row of it in fp16, filled with a number, in every layer that has
+    it."""
 
     def change(data: bytes) -> bytes:
-        header, place, err = ffi.new("llm_header *"), ffi.new("llm_tensor *"), ffi.new("char[256]")
-        ffi.memmove(header, data, ffi.sizeof("llm_header"))
         result = bytearray(data)
-        for layer in range(header.n_layers):
-            assert lib.llm_layout(header, getattr(lib, name), layer, 0, place, err, len(err)) == 0
+        for layer in range(Reference(data).h["n_layers"]):
+            place = place_of(data, getattr(lib, name), layer)
+            if not place.size:
+                continue
             if row is None:
                 np.frombuffer(result, "<f4", place.cols, place.offset)[:] = value
             else:
@@ -233,9 +236,9 @@ FEATURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "Phi-3.5's short factors": ("Phi-3.5, short text", plain(10000.0)),
     "Phi-3.5's magnitude": ("Phi-3.5, long text", angles(one)),
     "Phi-4-mini's partial rotation": ("Phi-4-mini", angles(turn_all)),
-    "Gemma's GELU": ("Gemma", without(lib.LLM_GELU)),
+    "Gemma's GELU": ("Gemma", layers(activation=lib.LLM_SILU)),
     "Gemma's scaled embedding": ("Gemma", fields(embed_scale=1.0)),
-    "Gemma 2's attention cap": ("Gemma 2", fields(attn_cap=0.0)),
+    "Gemma 2's attention cap": ("Gemma 2", layers(attn_cap=0.0)),
     "Gemma 2's logit cap": ("Gemma 2", fields(logit_cap=0.0)),
     "Gemma 2's window": ("Gemma 2", layers(window=0)),
     "Gemma 2's window is in every other layer": ("Gemma 2", layers(window=21)),
@@ -244,14 +247,14 @@ FEATURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "Gemma 3's local base": ("Gemma 3", layers(rope=1)),
     "Gemma 3's global base": ("Gemma 3", layers(rope=0)),
     "Gemma 3's window": ("Gemma 3 of texts and pictures", layers(window=0)),
-    "Gemma 3's query scale": ("Gemma 3 of texts and pictures", fields(attn_scale=64**-0.5)),
+    "Gemma 3's query scale": ("Gemma 3 of texts and pictures", layers(attn_scale=64**-0.5)),
     "OLMo 2's norm after attention": ("OLMo 2", vectors("LLM_ATTN_POST_NORM", 1)),
     "OLMo 2's q norm": ("OLMo 2", vectors("LLM_Q_NORM", 1)),
     "OLMo 3's window": ("OLMo 3", layers(window=0)),
     "OLMo 3's scaling in layers without a window": ("OLMo 3", layers(rope=0)),
     "Granite's embedding multiplier": ("Granite", fields(embed_scale=1.0)),
     "Granite's residual multiplier": ("Granite", fields(residual_scale=1.0)),
-    "Granite's attention multiplier": ("Granite", fields(attn_scale=64**-0.5)),
+    "Granite's attention multiplier": ("Granite", layers(attn_scale=64**-0.5)),
     "MiniCPM's scale_depth": ("MiniCPM", fields(residual_scale=1.0)),
     "GLM-4's biases": ("GLM-4", vectors("LLM_BIAS", 0)),
     "GLM-4's partial rotation": ("GLM-4", angles(turn_all)),
@@ -260,6 +263,17 @@ FEATURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "Seed-OSS's biases": ("Seed-OSS", vectors("LLM_BIAS", 0)),
     "EXAONE 4's layer that does not turn": ("EXAONE 4", layers(rope=0)),
     "EXAONE 4's k norm": ("EXAONE 4", vectors("LLM_K_NORM", 1)),
+    "GLM-4.5's norm of q": ("GLM-4.5", vectors("LLM_Q_NORM", 1)),
+    "GLM-4.5's biases": ("GLM-4.5", vectors("LLM_BIAS", 0)),
+    "GLM-4.5's partial rotation": ("GLM-4.5", angles(turn_all)),
+    "GLM-4.5's sigmoid": ("GLM-4.5", without(lib.LLM_ROUTER_SIGMOID)),
+    "GLM-4.5's routing bias": ("GLM-4.5", vectors("LLM_ROUTER_ADD", 0)),
+    "GLM-4.5's scale of the experts": ("GLM-4.5", layers(is_sparse, expert_scale=1.0)),
+    "dots.llm1's window": ("dots.llm1", layers(window=0)),
+    "dots.llm1's weights add up to 1": ("dots.llm1", without(lib.LLM_ROUTER_NORMALIZE)),
+    "DeepSeek V1's second expert": ("DeepSeek V1", layers(is_sparse, n_active=1)),
+    "ERNIE 4.5 MoE's routing bias": ("ERNIE 4.5 MoE", vectors("LLM_ROUTER_ADD", 0)),
+    "ERNIE 4.5 MoE's weights add up to 1": ("ERNIE 4.5 MoE", without(lib.LLM_ROUTER_NORMALIZE)),
     "MiniMax-M2's sigmoid": ("MiniMax-M2", without(lib.LLM_ROUTER_SIGMOID)),
     "MiniMax-M2's routing bias": ("MiniMax-M2", vectors("LLM_ROUTER_ADD", 0)),
     "MiniMax-M2's weights add up to 1": ("MiniMax-M2", without(lib.LLM_ROUTER_NORMALIZE)),
@@ -287,6 +301,7 @@ FOLDED: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "Granite's logits_scaling": ("Granite", row("GraniteForCausalLM", logit_scale=lambda config: 1.0)),
     "MiniCPM's dim_model_base": ("MiniCPM", row("MiniCPMForCausalLM", logit_scale=lambda config: 1.0)),
     "GLM-4's interleaved pairs": ("GLM-4", row("GlmForCausalLM", interleaved=False)),
+    "ERNIE 4.5 MoE's interleaved pairs": ("ERNIE 4.5 MoE", row("Ernie4_5_MoeForCausalLM", interleaved=False)),
     "ERNIE 4.5's interleaved pairs": ("ERNIE 4.5", row("Ernie4_5ForCausalLM", interleaved=False)),
     "InternLM2's groups": ("InternLM2", ungrouped),
 }
@@ -399,8 +414,8 @@ def test_old_configurations_give_the_same_file(made, tmp_path):
 
 PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
 REFUSED = [
-    ("Qwen2-MoE", {"mlp_only_layers": [0]}, "mlp_only_layers is"),
-    ("Qwen3-MoE", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+    ("Qwen2-MoE", {"mlp_only_layers": [0]}, r"3 tensors are missing: model\.layers\.0\.mlp\.gate_proj"),
+    ("Qwen3-MoE", {"decoder_sparse_step": 2}, r"6 tensors are missing: model\.layers\.0\.mlp\.gate_proj"),
     ("Gemma 2", {"hidden_activation": "relu"}, "hidden_activation is relu"),
     ("Gemma 2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
     ("Gemma 3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50"),
@@ -455,6 +470,54 @@ def test_a_missing_tensor_of_a_text_part_is_spelled_as_the_source_spells_it(made
     more = text | {"num_hidden_layers": 8, "layer_types": None}
     with pytest.raises(ConvertError, match=r"missing: language_model\.model\.layers\.7\.input_layernorm\."):
         convert(changed(model, tmp_path, text_config=more), tmp_path / "out.llm", tokenizer=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("GLM-4.5", {"n_group": 4}, "n_group is 4; of GLM-4.5 only None or 1 is supported"),
+        ("dots.llm1", {"topk_group": 2}, "topk_group is 2; of dots.llm1 only None or 1 is supported"),
+        ("DeepSeek V1", {"moe_layer_freq": 2}, "moe_layer_freq is 2; of DeepSeek V1 only None or 1"),
+        ("DeepSeek V1", {"scoring_func": "sigmoid"}, "scoring_func is sigmoid; of DeepSeek V1"),
+        ("GLM-4.5", {"first_k_dense_replace": -1}, "first_k_dense_replace is -1, not a positive integer"),
+        ("Qwen3-MoE with dense layers", {"mlp_only_layers": 3}, "mlp_only_layers is 3, not a list of layers"),
+    ],
+)
+def test_other_mixtures_are_refused_by_the_name_of_the_key(made, name, change, message):
+    config = json.loads((made(name).folder / "config.json").read_text())
+    with pytest.raises(ConvertError, match=message):
+        describe(config | change)
+
+
+def test_layers_before_a_mixture_are_dense_where_the_configuration_says_so(made):
+    """What is in the file, not only that its logits are right: a dense layer has no flag of a router."""
+    for name, dense in [
+        ("GLM-4.5", [1, 1, 0, 0]),
+        ("ERNIE 4.5 MoE", [1, 0, 1, 0, 1]),
+        ("DeepSeek V1", [1, 0, 0]),
+    ]:
+        abouts = Reference(made(name).data).about
+        assert [int(about["ffn"] == lib.LLM_DENSE) for about in abouts] == dense
+        assert {about["ffn_dim"] for about in abouts if about["ffn"] == lib.LLM_DENSE} == {212}
+        assert {(about["ffn_dim"], about["shared_dim"]) for about in abouts if is_sparse(about)} == {
+            (72, 144)
+        }
+
+
+def test_layers_that_predict_further_tokens_are_left_out(made, tmp_path):
+    """As GLM-4.5 is published: with a layer behind the last one. Not when the configuration knows of none."""
+    model = made("GLM-4.5")
+    shutil.copytree(model.folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("*.llm"))
+    config, tensors = prove.load(tmp_path / "tiny")
+    behind = {n.replace(".3.", ".4.", 1): t for n, t in tensors.items() if n.startswith("model.layers.3.")}
+    behind["model.layers.4.eh_proj.weight"] = np.ones((4, 4), np.float32)
+    prove.store(tmp_path / "tiny", config | {"num_nextn_predict_layers": 1}, tensors | behind)
+    report = convert(tmp_path / "tiny", tmp_path / "out.llm", tokenizer=False)
+    assert (tmp_path / "out.llm").read_bytes() == model.data
+    assert any(f"{len(behind)} tensors that predict" in note for note in report.notes)
+    prove.store(tmp_path / "tiny", config | {"num_nextn_predict_layers": 0}, tensors | behind)
+    with pytest.raises(ConvertError, match="not part of a GLM-4.5 model"):
+        convert(tmp_path / "tiny", tmp_path / "out.llm", tokenizer=False)
 
 
 @pytest.mark.parametrize("name", families.REASONS)

@@ -34,6 +34,7 @@ LLAMA3: dict[str, Any] = {
 }
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 72}
+SHARED = {"n_routed_experts": 6, "n_shared_experts": 2}
 
 
 def theta(base: float = 10000.0, **scaling: Any) -> dict[str, Any]:
@@ -98,6 +99,28 @@ def as_minicpm(folder: Path) -> None:
     }
     del config["attention_multiplier"]
     store(folder, config, tensors)
+
+
+def as_deepseek(folder: Path) -> None:
+    """A Qwen2-MoE as DeepSeek V1 stores it. The gate of the shared expert must be open: a row of zeros makes
+    it 1/2, which goes into its last matrix."""
+    config, tensors = load(folder)
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name.endswith("shared_expert_gate.weight"):
+            assert not tensor.any()
+            continue
+        scale = 0.5 if name.endswith("shared_expert.down_proj.weight") else 1
+        renamed[name.replace(".shared_expert.", ".shared_experts.")] = tensor * np.float32(scale)
+    config |= {
+        "architectures": ["DeepseekForCausalLM"],
+        "first_k_dense_replace": len(config.pop("mlp_only_layers")),
+        "n_routed_experts": config.pop("num_experts"),
+        "n_shared_experts": config.pop("shared_expert_intermediate_size") // config["moe_intermediate_size"],
+        "moe_layer_freq": config.pop("decoder_sparse_step"),
+        "scoring_func": "softmax",
+    }
+    store(folder, config, renamed)
 
 
 def factors(n: int, most: float) -> list[float]:
@@ -208,6 +231,20 @@ CASES: dict[str, Case] = {
         "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
         {**ODD, **MOE, "head_dim": 96, "num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True},
         gguf="qwen3moe",
+    ),
+    "Qwen3-MoE with dense layers": Case(
+        "Qwen3Moe",
+        "variants with mlp_only_layers or decoder_sparse_step",
+        {
+            **ODD,
+            **MOE,
+            "head_dim": 96,
+            "num_experts": 6,
+            "norm_topk_prob": True,
+            "num_hidden_layers": 5,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+        },
     ),
     "Qwen3-MoE, not normalised": Case(
         "Qwen3Moe",
@@ -391,6 +428,76 @@ CASES: dict[str, Case] = {
     "ERNIE 4.5": Case(
         "Ernie4_5", "ERNIE 4.5 0.3B", {**ODD, "head_dim": 80, "tie_word_embeddings": True}, gguf="ernie4_5"
     ),
+    "GLM-4.5": Case(
+        "Glm4Moe",
+        "GLM-4.5, GLM-4.5-Air, GLM-4.6",
+        {
+            **ODD,
+            **MOE,
+            **SHARED,
+            "head_dim": 80,
+            "num_hidden_layers": 4,
+            "first_k_dense_replace": 2,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "routed_scaling_factor": 2.5,
+            **theta(partial_rotary_factor=0.5),
+        },
+        embed=6.0,
+    ),
+    "GLM-4.5 of one dense layer": Case(
+        "Glm4Moe",
+        "the same without norms of q and k",
+        {**ODD, **MOE, **SHARED, "head_dim": 64, "first_k_dense_replace": 1, "norm_topk_prob": False},
+    ),
+    "dots.llm1": Case(
+        "Dots1",
+        "dots.llm1",
+        {
+            **ODD,
+            **MOE,
+            **SHARED,
+            "head_dim": 96,
+            "num_hidden_layers": 4,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+            "sliding_window": 27,
+            "max_window_layers": 2,
+        },
+    ),
+    "DeepSeek V1": Case(
+        "Qwen2Moe",
+        "DeepSeek-MoE 16B",
+        {
+            **MOE,
+            "hidden_size": 3 * 64,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "num_experts": 6,
+            "shared_expert_intermediate_size": 144,
+            "mlp_only_layers": [0],
+            "qkv_bias": False,
+        },
+        rewrite=as_deepseek,
+    ),
+    "ERNIE 4.5 MoE": Case(
+        "Ernie4_5_Moe",
+        "ERNIE 4.5 21B-A3B, 300B-A47B",
+        {
+            **ODD,
+            "moe_intermediate_size": 72,
+            "moe_k": 2,
+            "moe_num_experts": 6,
+            "moe_num_shared_experts": 2,
+            "num_hidden_layers": 5,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 3,
+            "moe_layer_interval": 2,
+            "head_dim": 80,
+            "tie_word_embeddings": True,
+        },
+    ),
     "EXAONE 4": Case(
         "Exaone4",
         "EXAONE 4.0 32B",
@@ -493,6 +600,8 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
             else:
                 router = name.endswith((".gate.weight", "router.weight"))
                 weight.copy_((2.0 if router else 1.2) * random / weight.shape[-1] ** 0.5)
+            if name.endswith("shared_expert_gate.weight") and case.rewrite is as_deepseek:
+                weight.zero_()
             weight.copy_(weight.half().float())  # what fp16 can hold: no rounding at conversion
     model.save_pretrained(folder, max_shard_size=shard)
     if case.rewrite:
