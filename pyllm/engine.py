@@ -67,7 +67,7 @@ class LLM:
     ) -> None:
         self._model: Model | None = None
         self.path: str = str(BUILT_IN) if path is None else os.path.abspath(os.fsdecode(path))
-        arguments = dict(threads=threads, context=context, verify=bool(verify))
+        arguments: dict[str, Any] = dict(threads=threads, context=context, verify=bool(verify))
         self._arguments = (None if path is None else self.path, arguments)
         self._threads = 0 if threads is None else integer("threads", threads, 1, 2**32 - 1)
         positions = 0 if context is None else integer("context", context, 1, 2**32 - 1)

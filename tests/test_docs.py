@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from common import COMMAND
+
 from pyllm._build import LIBRARY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,7 +226,8 @@ def test_the_walk_names_functions_where_they_are():
     everything = "".join(path.read_text() for path in (ROOT / "csrc").glob("*.[ci]*"))
     for _, function, file, rest in lines:
         text = (ROOT / file).read_text()
-        assert re.search(rf"^[a-z].*\b{function}\([^;]*\{{$", text, re.MULTILINE | re.DOTALL), (function, file)
+        defined = re.search(rf"^[a-z].*\b{function}\([^;]*\{{$", text, re.MULTILINE | re.DOTALL)
+        assert defined, (function, file)
         for other in re.findall(r"`(\w+)`", rest):
             assert re.search(rf"\b{other}\b", everything), other
 

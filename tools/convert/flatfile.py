@@ -68,7 +68,8 @@ class Layer:
 
     @property
     def ffn(self) -> int:
-        return lib.LLM_EXPERTS if self.n_experts else lib.LLM_DENSE
+        kind: int = lib.LLM_EXPERTS if self.n_experts else lib.LLM_DENSE
+        return kind
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def inventory(layer: Layer, tied: bool) -> dict[str, tuple[bool, int]]:
 
 def dtype_of(tensor: str, dtype: str) -> int:
     """The dtype of a matrix in a file of `dtype`: a router is small, and decides."""
-    return lib.LLM_FP16 if tensor == "LLM_ROUTER" else DTYPES[dtype]
+    number: int = lib.LLM_FP16 if tensor == "LLM_ROUTER" else DTYPES[dtype]
+    return number
 
 
 def finish_layout(shape: Shape, dtype: str, sections: dict[int, bytes] | None = None) -> Layout:

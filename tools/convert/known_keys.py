@@ -19,7 +19,9 @@ READ = frozenset(
     layer_types sliding_window sliding_window_pattern no_rope_layers no_rope_layer_interval
     max_position_embeddings original_max_position_embeddings rope_theta rope_scaling rope_parameters
     rope_local_base_freq rotary_dim partial_rotary_factor
-    num_experts num_local_experts num_experts_per_tok routed_scaling_factor
+    num_experts num_local_experts num_experts_per_tok routed_scaling_factor num_nextn_predict_layers
+    decoder_sparse_step mlp_only_layers first_k_dense_replace
+    moe_layer_start_index moe_layer_end_index moe_layer_interval
     embedding_multiplier residual_multiplier attention_multiplier logits_scaling query_pre_attn_scalar
     attn_logit_softcapping final_logit_softcapping
     """.split()

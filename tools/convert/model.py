@@ -186,6 +186,7 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         layer = replace(common, **ffn, window=window)
         layers.append(replace(layer, flags=common.flags | layer.flags))
     head_dim, numbers = common.head_dim, family.numbers
+    scales: dict[str, Any] = {key: numbers[key](config) for key in OF_HEADER if key in numbers}
     model.shape = flatfile.Shape(
         tied=switch(config, "tie_word_embeddings"),
         dim=integer(config, "hidden_size"),
@@ -194,7 +195,7 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         rope_dim=head_dim,
         norm_eps=number(config, "rms_norm_eps", zero=True),
         layers=tuple(layers),
-        **{key: numbers[key](config) for key in OF_HEADER if key in numbers},
+        **scales,
     )
     # The format's limits, before anything is sized by these numbers
     for layer in dict.fromkeys(layers):
