@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from common import SOFT, build_logits, described, logits_of
+from common import CSRC, SOFT, build_logits, described, logits_of
 from pyllm._llm import ffi, lib
 from reference import (
     FIELDS,
@@ -700,6 +700,25 @@ def test_avx512_and_amx_in_software_agree_with_scalar(tmp_path_factory, name, dt
         agree(avx512, want, "avx512")
         agree(amx, want, "amx", "n_experts" in MODELS[name])
         assert abs(amx - want).mean() > 1e-5 * want.std()  # it really is another arithmetic
+
+
+@plain
+def test_the_engine_alone_is_a_whole_engine(tmp_path_factory):
+    """llm.c with the file, the session's memory and the threads, and nothing else: the plain kernels, which
+    every build has as "scalar"."""
+    program = tmp_path_factory.mktemp("alone") / "logits"
+    sources = [CSRC / f"{name}.c" for name in ("llm", "session", "file", "threads")]
+    flags = ["-O2", "-std=gnu11", "-fopenmp", "-DLLM_PLAIN", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
+    sources.append(Path(__file__).with_name("logits.c"))
+    subprocess.run(["gcc", *flags, *map(str, sources), "-lm", "-o", str(program)], check=True)
+    names = ("plain", "dense and experts", "caps, GELU, four norms")
+    for name, dtype in itertools.product(names, (FP16, INT8)):
+        data = make_model(3, dtype=dtype, **MODELS[name])
+        path = program.with_name("m.llm")
+        path.write_bytes(data)
+        ids = some_ids(20, 96)
+        got = logits_of([program, path], "scalar", 96, ids)
+        agree(got, Model(data).run(ids, "scalar"), "scalar")
 
 
 @plain
