@@ -54,11 +54,33 @@ static void place_token(llm_session *s, size_t i, uint32_t seq) {
     }
 }
 
-static int all_finite(const float *x, size_t n) {
-    uint32_t bad = 0;
-    for (size_t i = 0; i < n; i++)
-        bad |= (bits_of(x[i]) & 0x7f800000) == 0x7f800000;
-    return !bad;
+/* The first of the batch's rows of logits with a number that is not finite; n_rows: none */
+static size_t first_bad_row(const batch *b, size_t vocab) {
+    for (size_t r = 0; r < b->n_rows; r++) {
+        uint32_t bad = 0;
+        for (size_t i = 0; i < vocab; i++)
+            bad |= (bits_of(b->logits[r * vocab + i]) & 0x7f800000) == 0x7f800000;
+        if (bad)
+            return r;
+    }
+    return b->n_rows;
+}
+
+/* As many of the n tokens that are left as a batch has room for: their places, and whose logits are wanted */
+static batch next_batch(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs,
+    const uint8_t *want, float *logits) {
+    batch b = {.s = s, .n = n < s->o.batch ? n : s->o.batch, .tokens = tokens, .logits = logits};
+    s->n_runs = 0;
+    for (size_t i = 0; i < b.n; i++) {
+        place_token(s, i, seqs ? seqs[i] : 0);
+        const int wanted = want ? want[i] : i + 1 == n;
+        if (logits && wanted) {
+            s->rows[b.n_rows] = (uint32_t)i;
+            b.n_rows++;
+        }
+    }
+    s->runs[s->n_runs] = (uint32_t)b.n;
+    return b;
 }
 
 int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs, const uint8_t *want,
@@ -66,28 +88,20 @@ int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t
     const size_t vocab = s->m->h.vocab_size;
     TRY(check_tokens(s, n, tokens, seqs, err, errlen));
     for (size_t at = 0; at < n; at += s->o.batch) {
-        batch b = {.s = s, .tokens = tokens + at, .logits = logits};
-        b.n = n - at < s->o.batch ? n - at : s->o.batch;
-        s->n_runs = 0;
-        for (size_t i = 0; i < b.n; i++) {
-            place_token(s, i, seqs ? seqs[at + i] : 0);
-            const int wanted = want ? want[at + i] : at + i + 1 == n;
-            if (logits && wanted) {
-                s->rows[b.n_rows] = (uint32_t)i;
-                b.n_rows++;
-            }
-        }
-        s->runs[s->n_runs] = (uint32_t)b.n;
-        team(s->o.threads, forward, &b);
-        for (size_t r = 0; r < b.n_rows; r++, logits += vocab) {
-            if (all_finite(logits, vocab))
-                continue;
+        const uint32_t *next_seqs = seqs ? seqs + at : NULL;
+        const uint8_t *next_want = want ? want + at : NULL;
+        const batch b = next_batch(s, n - at, tokens + at, next_seqs, next_want, logits);
+        team(s->o.threads, forward, (void *)&b);
+        const size_t bad = first_bad_row(&b, vocab);
+        if (bad < b.n_rows) {
             for (size_t i = 0; i < at + b.n; i++)
                 s->length[seqs ? seqs[i] : 0]--;
             return FAIL("the logits after token %zu are not finite: a number in the model or in what its "
                         "sequence keeps is not, or grew too large",
-                at + s->rows[r]);
+                at + s->rows[bad]);
         }
+        if (logits)
+            logits += b.n_rows * vocab;
     }
     return 0;
 }

@@ -241,9 +241,10 @@ static void damage(dice *d, uint8_t *data) {
     llm_header *h = (llm_header *)data;
     llm_layer *layers = (llm_layer *)(data + sizeof *h);
     const size_t used = chance(d, 2) ? offsetof(llm_layer, dtype) : sizeof *layers;
+    const uint32_t n_layers = h->n_layers; /* before it may be damaged, too */
     for (uint32_t n = from_to(d, 1, 3); n; n--) {
         const size_t at = sizeof h->magic + bits(d) % (offsetof(llm_header, checksum) - sizeof h->magic);
-        uint8_t *byte = chance(d, 9) ? data + at : (uint8_t *)&layers[bits(d) % h->n_layers] + bits(d) % used;
+        uint8_t *byte = chance(d, 9) ? data + at : (uint8_t *)&layers[bits(d) % n_layers] + bits(d) % used;
         *byte = (uint8_t)(chance(d, 2) ? from_to(d, 0, 3) : *byte ^ 1u << from_to(d, 0, 7));
     }
     h->checksum = llm_checksum(h);
