@@ -19,7 +19,8 @@ READ = frozenset(
     layer_types sliding_window sliding_window_pattern no_rope_layers no_rope_layer_interval
     max_position_embeddings original_max_position_embeddings rope_theta rope_scaling rope_parameters
     rope_local_base_freq rotary_dim partial_rotary_factor
-    num_experts num_local_experts num_experts_per_tok routed_scaling_factor num_nextn_predict_layers
+    num_experts num_local_experts n_routed_experts moe_num_experts num_experts_per_tok moe_k
+    routed_scaling_factor num_nextn_predict_layers
     decoder_sparse_step mlp_only_layers first_k_dense_replace
     moe_layer_start_index moe_layer_end_index moe_layer_interval
     embedding_multiplier residual_multiplier attention_multiplier logits_scaling query_pre_attn_scalar
@@ -59,15 +60,15 @@ WITHOUT_INFLUENCE = frozenset(
 # Ids of tokens, which the tokenizer's files have too, and training
 ENDS = re.compile(r".*(_token_id|dropout|dropout_prob|_pdrop|initializer_range|_loss_coef|_jitter_noise)")
 # Known with this value only
-NEUTRAL = {"rope_interleaved": False, "full_attn_mod": 1, "interpolate_factor": 1}
+NEUTRAL = {"rope_interleaved": False, "full_attn_mod": 1, "interpolate_factor": 1, "moe_norm_min": 1e-12}
 
 
 def named_in_rows() -> set[str]:
     """The keys that the rows of the table name."""
     keys = {*DEFAULTS, *ONLY}
     for family in FAMILIES.values():
-        keys |= {*family.defaults, *family.switches, *family.only, family.ffn}
-        keys |= {family.shared} if family.shared else set()
+        keys |= {*family.defaults, *family.switches, *family.only, family.ffn, family.dense}
+        keys |= {key for key in (family.shared, family.n_shared) if key}
     return keys
 
 
