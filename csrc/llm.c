@@ -522,8 +522,8 @@ static void route(llm_session *s, size_t layer, size_t i) {
     const float *bias = add->size ? floats(s, add) : NULL;
     const size_t n = l->n_experts;
     float *p = row_of(s->router, i), sum = 0;
-    float *gains = s->gains + i * picks_of(l);
-    uint32_t *chosen = s->chosen + i * picks_of(l);
+    float *gains = s->gains + i * experts_per_token(l);
+    uint32_t *chosen = s->chosen + i * experts_per_token(l);
     uint8_t taken[MAX_EXPERTS] = {0};
     if (!(l->flags & LLM_ROUTER_SIGMOID))
         softmax(p, n);
@@ -550,7 +550,7 @@ static void sort_by_expert(llm_session *s, const llm_layer *l, size_t n) {
     uint32_t m = 0;
     for (uint32_t e = 0; e <= l->n_experts; e++) {
         s->starts[e] = m;
-        for (uint32_t place = 0; place < n * picks_of(l); place++)
+        for (uint32_t place = 0; place < n * experts_per_token(l); place++)
             if (s->chosen[place] == e) {
                 s->members[m] = place;
                 m++;
@@ -565,7 +565,7 @@ static void expert(llm_session *s, size_t layer, size_t e, vectors x) {
     const llm_layer *l = &s->m->layers[layer];
     const uint32_t *members = s->members + s->starts[e];
     const size_t n = s->starts[e + 1] - s->starts[e];
-    const size_t picks = picks_of(l);
+    const size_t per_token = experts_per_token(l);
     unit_weights w = {tensor(s->m, layer, LLM_GATE_UP), tensor(s->m, layer, LLM_DOWN), e};
     if (e == l->n_experts) {
         w.gate_up = tensor(s->m, layer, LLM_SHARED_GATE_UP);
@@ -573,13 +573,13 @@ static void expert(llm_session *s, size_t layer, size_t e, vectors x) {
         w.expert = 0;
     }
     EACH(i, n) {
-        memcpy(row_of(s->expert_x, i), row_of(x, members[i] / picks), x.stride * sizeof(float));
+        memcpy(row_of(s->expert_x, i), row_of(x, members[i] / per_token), x.stride * sizeof(float));
         s->expert_gain[i] = s->gains[members[i]];
     }
     barrier(&s->barrier);
     gated_unit(s, l, w, n, s->expert_x, s->expert_gain, s->expert_out);
     EACH(i, n) {
-        float *out = row_of(s->out, members[i] / picks);
+        float *out = row_of(s->out, members[i] / per_token);
         s->k->add_scaled(out, row_of(s->expert_out, i), 1, s->m->h.dim);
     }
 }

@@ -21,7 +21,7 @@
 
 /* The most that any layer needs: numbers of a row of each buffer */
 typedef struct widths {
-    size_t qkv, q, att, parts, ffn, picks, experts, group, width;
+    size_t qkv, q, att, parts, ffn, per_token, experts, group, width;
 } widths;
 
 static widths measure(const llm_model *m) {
@@ -34,7 +34,7 @@ static widths measure(const llm_model *m) {
         w.q = larger(w.q, l->n_heads * width_of(l));
         w.parts = larger(w.parts, l->n_heads * (width_of(l) + 2));
         w.ffn = larger(w.ffn, align(larger(l->ffn_dim, l->shared_dim), LLM_GROUP));
-        w.picks = larger(w.picks, picks_of(l));
+        w.per_token = larger(w.per_token, experts_per_token(l));
         w.experts = larger(w.experts, l->n_experts);
         w.group = larger(w.group, group_of(l));
     }
@@ -79,7 +79,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->part_size = b * w.parts;
     s->n_parts = (s->span + s->part - 1) / s->part;
     const size_t columns = larger(dim, larger(w.att, w.ffn));
-    const size_t mixed = w.picks ? b : 0; /* tokens of an expert */
+    const size_t mixed = w.per_token ? b : 0; /* tokens of an expert */
     const struct {
         void *slot;
         size_t size;
@@ -104,9 +104,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->gate.data, b * 2 * w.ffn * f},
         {&s->hidden.data, b * w.ffn * f},
         {&s->router.data, b * (w.experts + 1) * f},
-        {&s->chosen, b * w.picks * f},
-        {&s->gains, b * w.picks * f},
-        {&s->members, b * w.picks * f},
+        {&s->chosen, b * w.per_token * f},
+        {&s->gains, b * w.per_token * f},
+        {&s->members, b * w.per_token * f},
         {&s->starts, (w.experts + 2) * f},
         {&s->expert_x.data, mixed * dim * f},
         {&s->expert_gain, mixed * f},

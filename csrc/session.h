@@ -51,11 +51,11 @@ struct llm_session {
     vectors gate;   /* (B, 2 * ffn_dim) gates, then ups */
     vectors hidden; /* (B, ffn_dim) */
 
-    /* mixtures; every token goes through `picks` experts, of which the shared one is the last */
+    /* mixtures; of the experts that a token goes through the shared one is the last */
     vectors router;     /* (B, n_experts + 1) logits, then probabilities; the last one is the shared gate */
-    uint32_t *chosen;   /* (B, picks) experts of a token, the shared one is number n_experts */
-    float *gains;       /* (B, picks) their weights */
-    uint32_t *members;  /* (B * picks,) places in `chosen` of expert 0, then of expert 1, ... */
+    uint32_t *chosen;   /* (B, experts_per_token) experts of a token, the shared one is number n_experts */
+    float *gains;       /* (B, experts_per_token) their weights */
+    uint32_t *members;  /* (B * experts_per_token,) places in `chosen` of expert 0, then of expert 1, ... */
     uint32_t *starts;   /* (n_experts + 2,) where in `members` they begin */
     vectors expert_x;   /* (B, dim) the tokens of one expert, side by side, */
     float *expert_gain; /* (B,) their weights, */
@@ -76,7 +76,7 @@ static inline size_t q_dim_of(const llm_layer *l) { return (size_t)l->n_heads * 
 static inline size_t kv_dim_of(const llm_layer *l) { return (size_t)l->n_kv_heads * l->head_dim; }
 
 /* Experts that a token goes through, the shared one included */
-static inline size_t picks_of(const llm_layer *l) { return l->n_active + !!l->shared_dim; }
+static inline size_t experts_per_token(const llm_layer *l) { return l->n_active + !!l->shared_dim; }
 
 /* Where a row and a column of a matrix in tiles lie, if a column of a row is one number, see llm.h */
 static inline size_t in_tile(size_t row, size_t col, size_t cols) {
