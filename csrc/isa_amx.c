@@ -28,11 +28,12 @@ static inline AMX __m512i pair_bf16(__m512 even, __m512 odd) {
 
 static AMX void expand_fp16(const matrix *w, size_t row, size_t c0, size_t n, __m512i *out) {
     const uint8_t *p = w->tiles + row / LLM_TILE * w->tile_size + c0 * LLM_TILE * 2;
-    for (size_t k = 0; k < n / 2; k++, p += 64) {
+    for (size_t k = 0; k < n / 2; k++) {
         __builtin_prefetch(p + 2048);
         const __m512 even = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
         const __m512 odd = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 32)));
         out[k] = pair_bf16(even, odd);
+        p += 64;
     }
 }
 
@@ -43,13 +44,14 @@ static AMX void expand_fp16(const matrix *w, size_t row, size_t c0, size_t n, __
 static AMX void expand_int8(const matrix *w, size_t row, size_t c0, size_t n, __m512i *out) {
     const uint8_t *p = w->tiles + row / LLM_TILE * w->tile_size + c0 * LLM_TILE;
     const uint16_t *scales = w->scales + row / LLM_TILE * (w->cols / LLM_GROUP) * LLM_TILE;
-    for (size_t c = 0; c < n; c += 4, p += 64) {
+    for (size_t c = 0; c < n; c += 4) {
         const uint16_t *scale = scales + (c0 + c) / LLM_GROUP * LLM_TILE;
         const __m512 by = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scale));
         const __m512i four = _mm512_loadu_si512(p);
         __builtin_prefetch(p + 2048);
         out[c / 2] = pair_bf16(COLUMN(four, 0, by), COLUMN(four, 1, by));
         out[c / 2 + 1] = pair_bf16(COLUMN(four, 2, by), COLUMN(four, 3, by));
+        p += 64;
     }
 }
 

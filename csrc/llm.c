@@ -406,14 +406,14 @@ static void merge_parts(llm_session *s, size_t layer, size_t i) {
     const size_t width = width_of(l), head_dim = l->head_dim;
     const size_t padding = tensor(s->m, layer, LLM_ATTN_OUT)->stride - q_dim_of(l);
     float *att = row_of(s->att, i);
-    for (size_t a = 0; a < l->n_heads; a++, att += head_dim) {
+    for (size_t a = 0; a < l->n_heads; a++) {
         float *out = s->parts + query_row(s, group_of(l), a, i) * (width + 2);
         for (size_t part = 1; part * s->part <= s->pos[i]; part++)
             s->k->merge(out, out + part * s->part_size, width);
         for (size_t c = 0; c < head_dim; c++)
-            att[c] = out[c] / out[width + 1];
+            att[a * head_dim + c] = out[c] / out[width + 1];
     }
-    memset(att, 0, padding * sizeof *att);
+    memset(att + q_dim_of(l), 0, padding * sizeof *att);
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -525,10 +525,12 @@ static void route(llm_session *s, size_t layer, size_t i) {
     float *gains = s->gains + i * experts_per_token(l);
     uint32_t *chosen = s->chosen + i * experts_per_token(l);
     uint8_t taken[MAX_EXPERTS] = {0};
-    if (!(l->flags & LLM_ROUTER_SIGMOID))
+    if (l->flags & LLM_ROUTER_SIGMOID) {
+        for (size_t e = 0; e < n; e++)
+            p[e] = sigmoid(p[e]);
+    } else {
         softmax(p, n);
-    for (size_t e = 0; e < n && l->flags & LLM_ROUTER_SIGMOID; e++)
-        p[e] = sigmoid(p[e]);
+    }
     for (size_t k = 0; k < l->n_active; k++) {
         const size_t best = best_expert(p, bias, taken, n);
         taken[best] = 1;

@@ -34,11 +34,12 @@ static uint64_t merge_lane(uint64_t hash, uint64_t lane) { return (hash ^ mix(0,
 
 /* n stripes of 32 bytes, four lanes of 8 */
 static void hash_stripes(uint64_t lane[4], const uint8_t *p, size_t n) {
-    for (size_t i = 0; i < n; i++, p += 32) {
+    for (size_t i = 0; i < n; i++) {
         lane[0] = mix(lane[0], read64(p));
         lane[1] = mix(lane[1], read64(p + 8));
         lane[2] = mix(lane[2], read64(p + 16));
         lane[3] = mix(lane[3], read64(p + 24));
+        p += 32;
     }
 }
 
