@@ -437,9 +437,10 @@ int main(int argc, char **argv) {
         for (run = first; run < first + count; run++)
             one_run(&all, 1);
     pthread_t threads[8];
-    if (together > 1) { /* the environment is not theirs to set: the first run finds the instruction sets */
-        run = first;
-        one_run(&all, 1);
+    if (together >
+        1) { /* the environment is not theirs to set: a sound model's run finds the instruction sets */
+        for (run = first; !n_isas; run++)
+            one_run(&all, 1);
         unsetenv("PYLLM_ISA");
     }
     for (unsigned long i = 0; together > 1 && i < together; i++) {
