@@ -511,6 +511,15 @@ def interrupt() -> None:
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests are a background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupted_caller_leaves_at_once_and_alone(llm, path, monkeypatch):
     """The pass that is under way does not hold it."""
     gate = Gate(monkeypatch)
@@ -531,6 +540,7 @@ def test_an_interrupted_caller_leaves_at_once_and_alone(llm, path, monkeypatch):
     until(lambda: not llm._scheduler._running)
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_interrupts_at_any_time_leave_the_model_usable(llm):
     params = dict(seed=1, max_tokens=12)
     expected = llm.generate(["abc", "abd"], **params)
