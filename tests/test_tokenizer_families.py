@@ -544,6 +544,8 @@ ROWS = {
     "Mixtral": ("llama 1 and 2, mistral 0.1, mixtral",),
     "Qwen2": ("qwen 2, 2.5, 3", "deepseek r1 distilled into qwen"),
     "Qwen3": ("qwen 2, 2.5, 3",),
+    "dots.llm1": ("qwen 2, 2.5, 3",),
+    "DeepSeek V1": ("deepseek llm",),
     "SmolLM3": ("smollm 3",),
     "Phi-3": ("phi 3 and 3.5", "phi 4"),
     "Phi-4-mini": ("phi 4 mini",),
