@@ -321,9 +321,13 @@ static void store_keys_and_values(llm_session *s, size_t layer, size_t i) {
 
 /* A page of the cache as a matrix: keys (n, width), or values (width, n), of n <= SPAN positions */
 static matrix page_matrix(const uint16_t *page, size_t rows, size_t cols, size_t stored_cols) {
-    matrix w = {.tiles = (const uint8_t *)page, .rows = rows, .cols = cols, .dtype = LLM_FP16};
-    w.tile_size = LLM_TILE * stored_cols * sizeof *page;
-    return w;
+    return (matrix){
+        .tiles = (const uint8_t *)page,
+        .tile_size = LLM_TILE * stored_cols * sizeof *page,
+        .rows = rows,
+        .cols = cols,
+        .dtype = LLM_FP16,
+    };
 }
 
 /* y (n, rows) = x (n, cols) W^T of a page by one thread, or += with `add` */
@@ -453,7 +457,10 @@ static void gated_unit(llm_session *s, const llm_layer *l, unit_weights w, size_
 
 static void feed_forward(llm_session *s, size_t layer, size_t n) {
     const llm_layer *l = &s->m->layers[layer];
-    const unit_weights w = {tensor(s->m, layer, LLM_GATE_UP), tensor(s->m, layer, LLM_DOWN), 0};
+    const unit_weights w = {
+        .gate_up = tensor(s->m, layer, LLM_GATE_UP),
+        .down = tensor(s->m, layer, LLM_DOWN),
+    };
     const vectors x = block_input(s, layer, LLM_FFN_NORM, n);
     gated_unit(s, l, w, n, x, NULL, s->out);
     add_block(s, layer, LLM_FFN_POST_NORM, n);
@@ -568,14 +575,19 @@ static void expert(llm_session *s, size_t layer, size_t e, vectors x) {
     const uint32_t *members = s->members + s->starts[e];
     const size_t n = s->starts[e + 1] - s->starts[e];
     const size_t per_token = experts_per_token(l);
-    unit_weights w = {tensor(s->m, layer, LLM_GATE_UP), tensor(s->m, layer, LLM_DOWN), e};
+    unit_weights w = {
+        .gate_up = tensor(s->m, layer, LLM_GATE_UP),
+        .down = tensor(s->m, layer, LLM_DOWN),
+        .expert = e,
+    };
     if (e == l->n_experts) {
         w.gate_up = tensor(s->m, layer, LLM_SHARED_GATE_UP);
         w.down = tensor(s->m, layer, LLM_SHARED_DOWN);
         w.expert = 0;
     }
     EACH(i, n) {
-        memcpy(row_of(s->expert_x, i), row_of(x, members[i] / per_token), x.stride * sizeof(float));
+        const float *from = row_of(x, members[i] / per_token);
+        memcpy(row_of(s->expert_x, i), from, x.stride * sizeof *from);
         s->expert_gain[i] = s->gains[members[i]];
     }
     barrier(&s->barrier);
@@ -595,8 +607,10 @@ static void unembed(llm_session *s, size_t n_rows, float *logits) {
     const llm_tensor *w = tensor(s->m, 0, h->required & LLM_TIED ? LLM_EMBED : LLM_OUTPUT);
     const vectors y = {logits, h->vocab_size};
     barrier(&s->barrier);
-    EACH(r, n_rows)
-        rmsnorm(s, norm, row_of(s->x, s->rows[r]), row_of(s->xb, r));
+    EACH(r, n_rows) {
+        const float *x = row_of(s->x, s->rows[r]);
+        rmsnorm(s, norm, x, row_of(s->xb, r));
+    }
     barrier(&s->barrier);
     /* logits (n_rows, vocab_size) = xb (n_rows, dim) @ W (vocab_size, dim)^T, of the tokens in s->rows */
     matmul(s, w, 0, n_rows, s->xb, y);
@@ -611,7 +625,12 @@ static void unembed(llm_session *s, size_t n_rows, float *logits) {
 static matrix matrix_of(const llm_model *m, const llm_tensor *t, size_t expert) {
     const size_t padded = align(t->rows, LLM_TILE);
     const size_t groups = t->stride / LLM_GROUP;
-    matrix w = {.tiles = weights(m, t, expert), .rows = t->rows, .cols = t->stride, .dtype = t->dtype};
+    matrix w = {
+        .tiles = weights(m, t, expert),
+        .rows = t->rows,
+        .cols = t->stride,
+        .dtype = t->dtype,
+    };
     size_t size = t->size;
     if (t->dtype == LLM_INT8) {
         size -= padded * groups * sizeof *w.scales;
@@ -633,9 +652,14 @@ static void prepare(llm_session *s, const product *p, const activations *a, size
 static void multiply(llm_session *s, const product *p, const matrix *w, size_t n, vectors x, vectors y) {
     const size_t step = s->k->rows;
     const size_t units = (w->rows + step - 1) / step;
-    activations a = {.n = n, .x = x, .q = s->quants, .scales = s->scales};
-    a.n_groups = w->cols / LLM_GROUP;
-    a.ldq = w->cols + 32;
+    activations a = {
+        .n = n,
+        .x = x,
+        .q = s->quants,
+        .ldq = w->cols + 32,
+        .scales = s->scales,
+        .n_groups = w->cols / LLM_GROUP,
+    };
     if (n > s->o.batch)
         a.n = s->o.batch; /* what the buffers have rows for, whoever calls */
     if (p->prepare) {

@@ -33,7 +33,8 @@ static widths measure(const llm_model *m) {
         w.att = larger(w.att, align(q_dim_of(l), LLM_GROUP));
         w.q = larger(w.q, l->n_heads * width_of(l));
         w.parts = larger(w.parts, l->n_heads * (width_of(l) + 2));
-        w.ffn = larger(w.ffn, align(larger(l->ffn_dim, l->shared_dim), LLM_GROUP));
+        const size_t ffn_dim = larger(l->ffn_dim, l->shared_dim);
+        w.ffn = larger(w.ffn, align(ffn_dim, LLM_GROUP));
         w.per_token = larger(w.per_token, experts_per_token(l));
         w.experts = larger(w.experts, l->n_experts);
         w.group = larger(w.group, group_of(l));
@@ -154,8 +155,9 @@ static int open_session(
     s->o = with_defaults(options, &m->h);
     s->k = pick_kernels(err, errlen);
     TRY(!s->k);
-    REQUIRE(s->o.context <= 1 << 28 && s->o.n_seqs <= 1 << 16 && s->o.threads <= MAX_THREADS &&
-                s->o.batch <= MAX_BATCH,
+    const llm_options *o = &s->o;
+    const int fits = o->context <= 1 << 28 && o->n_seqs <= 1 << 16;
+    REQUIRE(fits && o->threads <= MAX_THREADS && o->batch <= MAX_BATCH,
         "over 2^28 positions, 65536 sequences, %d threads or batches of %d", MAX_THREADS, MAX_BATCH);
     return open_buffers(s, err, errlen);
 }
