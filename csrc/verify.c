@@ -85,7 +85,7 @@ static uint64_t xxh64(const uint8_t *data, size_t size, int mapped) {
     return hash ^ hash >> 32;
 }
 
-/* One part of the file that has a checksum, by its number; 0 behind the last one. `what` tells its name. */
+/* One part of the file that has a checksum; `what` is its name, for the sentence that says it is damaged. */
 typedef struct part {
     const uint8_t *data;
     size_t size;
