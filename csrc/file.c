@@ -16,9 +16,11 @@
 #define NEWER "made by a newer version of pyllm"
 
 const dtype_info dtypes[LLM_N_DTYPES] = {
-    [LLM_FP16] = {"fp16", LLM_GROUP * 2},
-    [LLM_INT8] = {"int8", LLM_GROUP + 2},
-    [LLM_FP32] = {"fp32", LLM_GROUP * 4},
+    [LLM_FP16] = {"fp16", .bits = 16},
+    [LLM_INT8] = {"int8", .bits = 8, .group = LLM_GROUP},
+    [LLM_FP32] = {"fp32", .bits = 32},
+    [LLM_INT8_ROTATED] = {"int8r", .bits = 8, .group = LLM_GROUP, .rotated = 1},
+    [LLM_INT4] = {"int4", .bits = 4, .group = LLM_GROUP / 2, .head = 64},
 };
 
 const char *llm_dtype_name(uint32_t dtype) { return dtype < LLM_N_DTYPES ? dtypes[dtype].name : NULL; }
@@ -197,8 +199,11 @@ static int check_layer(const llm_header *h, const llm_layer *layers, size_t laye
 static llm_tensor stored(uint64_t rows, uint64_t padded, uint64_t cols, uint32_t dtype) {
     llm_tensor t = {.rows = rows, .cols = cols, .dtype = dtype, .experts = 1};
     t.stride = align(cols, LLM_GROUP);
-    if (dtype < LLM_N_DTYPES)
-        t.size = padded * (t.stride / LLM_GROUP) * dtypes[dtype].group_size;
+    if (dtype >= LLM_N_DTYPES || !padded)
+        return t;
+    const dtype_info *d = &dtypes[dtype];
+    const uint64_t scales = d->group ? t.stride / d->group : 0;
+    t.size = d->head + padded * (t.stride * d->bits / 8 + scales * sizeof(uint16_t));
     return t;
 }
 
@@ -276,7 +281,8 @@ static int check_dtypes(const llm_header *h, const llm_layer *layers, size_t lay
         const int named = llm_tensor_name(id) != NULL;
         const llm_tensor t = named ? shape(h, layers, layer, id) : (llm_tensor){0};
         const int is_matrix = t.rows > 0 && t.dtype == dtype;
-        const int fits = is_matrix ? dtype == LLM_FP16 || dtype == LLM_INT8 : dtype == 0;
+        const int multiplied = dtype < LLM_N_DTYPES && dtype != LLM_FP32;
+        const int fits = is_matrix ? multiplied : dtype == 0;
         REQUIRE(fits, "layer %zu: dtype %u for tensor %u (%s): " NEWER, layer, dtype, id,
             named ? llm_tensor_name(id) : "unknown");
     }

@@ -14,10 +14,12 @@ _Static_assert(sizeof(size_t) == 8, "pyllm needs 64-bit sizes: model files are m
 #define MAX_HEAD LLM_MAX_HEAD
 #define MAX_EXPERTS 1024 /* n_experts at most */
 
-/* A dtype: its name, and the bytes that LLM_GROUP numbers take, scale included */
 typedef struct dtype_info {
     const char *name;
-    size_t group_size;
+    size_t bits;  /* of a number */
+    size_t group; /* columns that share a scale; 0: there are no scales */
+    size_t head;  /* bytes before the first tile */
+    int rotated;
 } dtype_info;
 
 extern const dtype_info dtypes[LLM_N_DTYPES];

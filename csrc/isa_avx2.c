@@ -8,9 +8,9 @@
 #define VL 8
 #define HALF(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define TO_HALF(p, v) _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph(v, 0))
-#define MADD(i, w, x) ((i) + (ints_avx2)_mm256_madd_epi16((__m256i)(w), (__m256i)(x)))
-#define SUM(v) sum4_avx2(_mm256_castps256_ps128(v) + _mm256_extractf128_ps(v, 1))
-#define sum4_avx2(v) _mm_cvtss_f32(_mm_dp_ps(v, _mm_set1_ps(1), 0xff))
+#define MADD(i, w, x) ((INTS)(i) + (INTS)_mm256_madd_epi16((__m256i)(w), (__m256i)(x)))
+#define FMA(a, b, c) (VEC) _mm256_fmadd_ps(a, b, c)
+#define LOOKUP(p, i) (BYTES) _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(p))), (__m256i)(i))
 #include "kernels.inc"
 
 static int has_avx2(void) { /* F16C is older than either */
@@ -21,7 +21,8 @@ const kernels kernels_avx2 = {
     .name = "avx2",
     .has = has_avx2,
     .rows = 16,
-    .few = PRODUCTS(avx2),
+    .few = PRODUCTS(avx2, 2),
+    .many = MANY_PRODUCTS(avx2),
     KERNELS(avx2),
 };
 #else

@@ -18,7 +18,8 @@ const kernels kernels_avx512 = {
     .name = "avx512",
     .has = has_avx512,
     .rows = 32,
-    .few = PRODUCTS(avx512),
+    .few = PRODUCTS(avx512, 1),
+    .many = MANY_PRODUCTS(avx512),
     KERNELS(avx512),
 };
 #else

@@ -11,7 +11,8 @@
 
 #define SPAN LLM_PAGE  /* positions that attention takes at a time */
 #define MAX_BATCH 1024 /* tokens that go through the layers together */
-#define MANY 16        /* tokens from which on AMX is worth its while */
+#define MANY 16        /* tokens from which on other kernels are worth their while */
+#define LANES 16       /* partial sums of a sum over a vector, whatever the instruction set */
 
 typedef uint32_t any_uint __attribute__((may_alias));
 typedef float any_float __attribute__((may_alias));
@@ -30,30 +31,39 @@ static inline size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 static inline float *row_of(vectors v, size_t i) { return v.data + i * v.stride; }
 
-/* A matrix (rows, cols) in tiles of 16 rows, as llm.h describes them: weights, or keys or values, which are fp16 */
+/* A matrix (rows, cols) in tiles of 16 rows, as llm.h describes them: weights, or a page of keys or values */
 typedef struct matrix {
     const uint8_t *tiles;
     size_t tile_size;       /* bytes from a tile to the next */
-    const uint16_t *scales; /* (rows / 16, cols / 64, 16) fp16, of a dtype that has them */
+    const int8_t *codebook; /* (16,), of int4 */
+    const uint16_t *scales; /* (rows / 16, n_groups, 16) fp16; NULL: all are 1, or the dtype has none */
+    size_t group;           /* columns that share a scale; the last ones of a row may be fewer */
     size_t rows;
     size_t cols; /* stored ones: of weights a multiple of 64 */
     uint32_t dtype;
 } matrix;
 
+static inline size_t groups_of(const matrix *w) { return (w->cols + w->group - 1) / w->group; }
+
 /* The vectors that a matrix is multiplied with: n tokens */
 typedef struct activations {
     size_t n;
-    vectors x;        /* (n, cols) */
-    const int16_t *q; /* (n, ldq), as the product's prepare() makes them of x */
+    vectors x;  /* (n, cols) */
+    uint8_t *q; /* (n, ldq) bytes, as the product's round() makes them of x, group by group */
     size_t ldq;
-    const float *scales; /* (n, n_groups), as well */
-    size_t n_groups;     /* cols / 64 */
+    float *scales;   /* (n, n_groups), as well */
+    int32_t *offsets; /* (n, n_groups), as well */
+    size_t n_groups; /* of the matrix */
 } activations;
 
-/* How a dtype's matrices are multiplied */
+/* How a dtype's matrices are multiplied. Products of integers are exact, up to the end of a group; a sum over
+ * groups then is fma(sum of integers, scale of the weights * scale of the activations, sum so far), from the first
+ * group to the last, with every instruction set. */
 typedef struct product {
-    /* makes q (64,) and a scale of a group of 64 numbers x; NULL: rows() takes x as it is */
-    void (*prepare)(int16_t *q, float *scale, const float *x);
+    /* rounds a group of n numbers x, a multiple of 16 and at most 64, to integers q = round(x / scale), and says with
+     * which integer their sums begin; NULL: rows() takes x as it is */
+    void (*round)(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n);
+    size_t bytes; /* of such an integer */
     /* y (n, rows of W) = x (n, cols) W^T, or += with `add`, in columns row, row + 1, ... of y: as many as the
      * table says, as far as W has so many */
     void (*rows)(const matrix *w, size_t row, const activations *a, vectors y, int add);
@@ -66,6 +76,9 @@ typedef struct kernels {
     product few[LLM_N_DTYPES];
     product many[LLM_N_DTYPES]; /* from MANY tokens on; without rows(): the same */
 
+    /* x (n,) = H x, where H is Hadamard's matrix (Sylvester 1867) over its square root, its own inverse, of each 64
+     * numbers and then of each 16 that are left; n is a multiple of 16 */
+    void (*hadamard)(float *x, size_t n);
     /* out (n,) = x / rms(x) * w (Zhang and Sennrich 2019). out may be x. */
     void (*rmsnorm)(float *out, const float *x, const float *w, size_t n, float eps);
     /* x (n,) += y * scale */
@@ -99,6 +112,17 @@ extern const kernels kernels_neon;
 #else
 #define VECTOR_KERNELS
 #endif
+
+/* The sum of 16 lanes: halves added until one is left */
+static inline float sum_lanes(const float *lanes) {
+    float sum[LANES / 2];
+    for (size_t i = 0; i < LANES / 2; i++)
+        sum[i] = lanes[i] + lanes[i + LANES / 2];
+    for (size_t half = LANES / 4; half; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            sum[i] += sum[i + half];
+    return sum[0];
+}
 
 /* n columns of a row of y from `row` on, as far as W has so many: = sums, or += */
 static inline void store_rows(const matrix *w, size_t row, const float *sums, size_t n, float *y, int add) {

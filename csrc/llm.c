@@ -142,7 +142,7 @@ static void matmul(llm_session *s, const llm_tensor *t, size_t e, size_t n, vect
 static void matmul_exact(llm_session *s, const llm_tensor *t, size_t n, vectors x, vectors y);
 
 /* x (cols,) = a row of a tensor. See "What the numbers of a file mean". */
-static void read_row(const llm_model *m, const llm_tensor *t, size_t row, float *x);
+static void read_row(const llm_session *s, const llm_tensor *t, size_t row, float *x);
 
 /* A vector of the file */
 static const float *floats(const llm_session *s, const llm_tensor *t) {
@@ -178,7 +178,7 @@ static void embed(llm_session *s, size_t n, const uint32_t *tokens) {
     const size_t half = h->rope_dim / 2;
     EACH(i, n) {
         float *x = row_of(s->x, i);
-        read_row(s->m, w, tokens[i], x);
+        read_row(s, w, tokens[i], x);
         for (size_t c = 0; c < h->dim; c++)
             x[c] *= h->embed_scale;
         for (size_t table = 0; table < h->n_rope; table++) {
@@ -324,6 +324,7 @@ static matrix page_matrix(const uint16_t *page, size_t rows, size_t cols, size_t
     return (matrix){
         .tiles = (const uint8_t *)page,
         .tile_size = LLM_TILE * stored_cols * sizeof *page,
+        .group = LLM_GROUP,
         .rows = rows,
         .cols = cols,
         .dtype = LLM_FP16,
@@ -623,48 +624,52 @@ static void unembed(llm_session *s, size_t n_rows, float *logits) {
  * Products */
 
 static matrix matrix_of(const llm_model *m, const llm_tensor *t, size_t expert) {
-    const size_t padded = align(t->rows, LLM_TILE);
-    const size_t groups = t->stride / LLM_GROUP;
+    const dtype_info *d = &dtypes[t->dtype];
+    const uint8_t *data = weights(m, t, expert);
     matrix w = {
-        .tiles = weights(m, t, expert),
+        .tiles = data + d->head,
+        .tile_size = LLM_TILE * t->stride * d->bits / 8,
+        .codebook = (const int8_t *)data,
+        .group = d->group ? d->group : LLM_GROUP,
         .rows = t->rows,
         .cols = t->stride,
         .dtype = t->dtype,
     };
-    size_t size = t->size;
-    if (t->dtype == LLM_INT8) {
-        size -= padded * groups * sizeof *w.scales;
-        w.scales = (const uint16_t *)(w.tiles + size);
-    }
-    w.tile_size = size / (padded / LLM_TILE);
+    w.scales = (const uint16_t *)(w.tiles + align(t->rows, LLM_TILE) / LLM_TILE * w.tile_size);
     return w;
 }
 
-/* A group of 64 activations as the product wants them */
-static void prepare(llm_session *s, const product *p, const activations *a, size_t i, size_t group) {
-    const float *x = row_of(a->x, i) + group * LLM_GROUP;
-    int16_t *q = s->quants + i * a->ldq + group * LLM_GROUP;
-    float *scale = s->scales + i * a->n_groups + group;
-    p->prepare(q, scale, x);
+/* 64 activations of token i as the product wants them */
+static void prepare(llm_session *s, const product *p, const matrix *w, const activations *a, size_t i, size_t c0) {
+    float x[LLM_GROUP];
+    memcpy(x, row_of(a->x, i) + c0, sizeof x);
+    if (dtypes[w->dtype].rotated)
+        s->k->hadamard(x, LLM_GROUP);
+    for (size_t c = 0; c < LLM_GROUP; c += w->group) {
+        const size_t group = i * a->n_groups + (c0 + c) / w->group;
+        p->round(a->q + i * a->ldq + (c0 + c) * p->bytes, &a->scales[group], &a->offsets[group], x + c, w->group);
+    }
 }
 
 /* All threads: first the activations, then rows of W */
 static void multiply(llm_session *s, const product *p, const matrix *w, size_t n, vectors x, vectors y) {
     const size_t step = s->k->rows;
     const size_t units = (w->rows + step - 1) / step;
+    const size_t blocks = w->cols / LLM_GROUP;
     activations a = {
         .n = n,
         .x = x,
         .q = s->quants,
-        .ldq = w->cols + 32,
+        .ldq = w->cols * p->bytes + 64, /* a power of two apart, tokens would be in each other's place in a cache */
         .scales = s->scales,
-        .n_groups = w->cols / LLM_GROUP,
+        .offsets = s->offsets,
+        .n_groups = w->cols / w->group,
     };
     if (n > s->o.batch)
         a.n = s->o.batch; /* what the buffers have rows for, whoever calls */
-    if (p->prepare) {
-        EACH(unit, a.n * a.n_groups)
-            prepare(s, p, &a, unit / a.n_groups, unit % a.n_groups);
+    if (p->round) {
+        EACH(unit, a.n * blocks)
+            prepare(s, p, w, &a, unit / blocks, unit % blocks * LLM_GROUP);
         barrier(&s->barrier);
     }
     EACH(unit, units)
@@ -705,37 +710,66 @@ static uint16_t float_to_half(float f) {
     return (uint16_t)(sign | (u < 0x47800000 ? normal : huge));
 }
 
-/* n columns from c0 on, of the tile that `row` is in, as floats (n, 16 rows). n and c0 are multiples of 4. */
-static void unpack_fp16(const matrix *w, size_t row, size_t c0, size_t n, float out[][LLM_TILE]) {
+/* A tile's columns from c0 to c0 + n, n and c0 multiples of 8: halves as floats, (n, 16 rows) */
+static void read_halves(const matrix *w, size_t row, size_t c0, size_t n, float out[][LLM_TILE]) {
     const uint16_t *tile = (const uint16_t *)(w->tiles + row / LLM_TILE * w->tile_size) + c0 * LLM_TILE;
     for (size_t c = 0; c < n; c++)
         for (size_t r = 0; r < LLM_TILE; r++)
             out[c][r] = half_to_float(tile[c * LLM_TILE + r]);
 }
 
-static void unpack_int8(const matrix *w, size_t row, size_t c0, size_t n, float out[][LLM_TILE]) {
-    const int8_t *tile = (const int8_t *)(w->tiles + row / LLM_TILE * w->tile_size) + c0 * LLM_TILE;
+/* ... int8 or int4 as integers, */
+static void read_integers(const matrix *w, size_t row, size_t c0, size_t n, int8_t out[][LLM_TILE]) {
+    const uint8_t *tile = w->tiles + row / LLM_TILE * w->tile_size;
+    for (size_t c = 0; c < n; c++)
+        for (size_t r = 0; r < LLM_TILE; r++) {
+            const size_t k = c0 + c;
+            if (w->dtype == LLM_INT4) {
+                const uint8_t two = tile[(k / 8 * LLM_TILE + r) * 4 + k % 4];
+                out[c][r] = w->codebook[k % 8 < 4 ? two & 15 : two >> 4];
+            } else {
+                out[c][r] = (int8_t)tile[(k / 4 * LLM_TILE + r) * 4 + k % 4];
+            }
+        }
+}
+
+/* ... and the scales (16,) of the group that c0 is in */
+static void read_scales(const matrix *w, size_t row, size_t c0, float scales[LLM_TILE]) {
     for (size_t r = 0; r < LLM_TILE; r++) {
-        const size_t scale = in_tile(row / LLM_TILE * LLM_TILE + r, c0 / LLM_GROUP, w->cols / LLM_GROUP);
-        const float by = half_to_float(w->scales[scale]);
-        for (size_t c = 0; c < n; c++)
-            out[c][r] = tile[(c / 4 * LLM_TILE + r) * 4 + c % 4] * by;
+        const size_t at = in_tile(row / LLM_TILE * LLM_TILE + r, c0 / w->group, groups_of(w));
+        scales[r] = w->scales ? half_to_float(w->scales[at]) : 1;
     }
 }
 
-static void (*const unpack[LLM_N_DTYPES])(const matrix *, size_t, size_t, size_t, float out[][LLM_TILE]) = {
-    [LLM_FP16] = unpack_fp16,
-    [LLM_INT8] = unpack_int8,
-};
+/* The same numbers as floats, n <= 64 of them */
+static void read_tile(const matrix *w, size_t row, size_t c0, size_t n, float out[][LLM_TILE]) {
+    int8_t q[LLM_GROUP][LLM_TILE];
+    float scales[LLM_TILE];
+    if (w->dtype == LLM_FP16) {
+        read_halves(w, row, c0, n, out);
+        return;
+    }
+    read_integers(w, row, c0, n, q);
+    for (size_t c = 0; c < n; c++) {
+        if (c % w->group == 0)
+            read_scales(w, row, c0 + c, scales);
+        for (size_t r = 0; r < LLM_TILE; r++)
+            out[c][r] = q[c][r] * scales[r];
+    }
+}
 
 /* x (cols,) = a row of a tensor */
-static void read_row(const llm_model *m, const llm_tensor *t, size_t row, float *x) {
-    const matrix w = matrix_of(m, t, 0);
-    float tile[LLM_GROUP][LLM_TILE];
+static void read_row(const llm_session *s, const llm_tensor *t, size_t row, float *x) {
+    const matrix w = matrix_of(s->m, t, 0);
+    float tile[LLM_GROUP][LLM_TILE], numbers[LLM_GROUP];
     for (size_t c0 = 0; c0 < t->cols; c0 += LLM_GROUP) {
-        unpack[w.dtype](&w, row, c0, LLM_GROUP, tile);
+        read_tile(&w, row, c0, LLM_GROUP, tile);
+        for (size_t c = 0; c < LLM_GROUP; c++)
+            numbers[c] = tile[c][row % LLM_TILE];
+        if (dtypes[w.dtype].rotated)
+            s->k->hadamard(numbers, LLM_GROUP);
         for (size_t c = 0; c < LLM_GROUP && c0 + c < t->cols; c++)
-            x[c0 + c] = tile[c][row % LLM_TILE];
+            x[c0 + c] = numbers[c];
     }
 }
 
@@ -751,56 +785,102 @@ static void plain_dot(const float tile[][LLM_TILE], size_t cols, const float *x,
             sums[r] += tile[c][r] * x[c];
 }
 
-/* The same 16 bits as the vector kernels' activations of int8 products: q = round(x / scale), scale = max|x| /
- * 32767 */
-static void plain_quantize(int16_t *q, float *scale, const float *x) {
+static void plain_rows_fp16(const matrix *w, size_t row, const activations *a, vectors y, int add) {
+    float tile[LLM_GROUP][LLM_TILE];
+    for (size_t t0 = 0; t0 < a->n; t0 += PLAIN_TOKENS) {
+        const size_t n = a->n - t0 < PLAIN_TOKENS ? a->n - t0 : PLAIN_TOKENS;
+        float sums[PLAIN_TOKENS][LLM_TILE] = {{0}};
+        for (size_t c = 0; c < w->cols; c += LLM_GROUP) {
+            const size_t cols = w->cols - c < LLM_GROUP ? w->cols - c : LLM_GROUP;
+            read_halves(w, row, c, cols, tile);
+            for (size_t t = 0; t < n; t++)
+                plain_dot(tile, cols, row_of(a->x, t0 + t) + c, sums[t]);
+        }
+        for (size_t t = 0; t < n; t++)
+            store_rows(w, row, sums[t], LLM_TILE, row_of(y, t0 + t), add);
+    }
+}
+
+/* sums (16,) += the integers of a group times those of a token, scaled */
+static void plain_dot_integers(const int8_t tile[][LLM_TILE], const float *scales, size_t cols, const int16_t *q,
+    float scale, float *sums) {
+    int32_t dot[LLM_TILE] = {0};
+    for (size_t c = 0; c < cols; c++)
+        for (size_t r = 0; r < LLM_TILE; r++)
+            dot[r] += tile[c][r] * q[c];
+    for (size_t r = 0; r < LLM_TILE; r++)
+        sums[r] = fmaf((float)dot[r], scales[r] * scale, sums[r]);
+}
+
+static void plain_rows_integers(const matrix *w, size_t row, const activations *a, vectors y, int add) {
+    int8_t tile[LLM_GROUP][LLM_TILE];
+    float scales[LLM_TILE];
+    for (size_t t0 = 0; t0 < a->n; t0 += PLAIN_TOKENS) {
+        const size_t n = a->n - t0 < PLAIN_TOKENS ? a->n - t0 : PLAIN_TOKENS;
+        float sums[PLAIN_TOKENS][LLM_TILE] = {{0}};
+        for (size_t c = 0, g = 0; c < w->cols; c += w->group, g++) {
+            const size_t cols = w->cols - c < w->group ? w->cols - c : w->group;
+            read_integers(w, row, c, cols, tile);
+            read_scales(w, row, c, scales);
+            for (size_t t = t0; t < t0 + n; t++) {
+                const int16_t *q = (const int16_t *)(a->q + t * a->ldq) + c;
+                plain_dot_integers(tile, scales, cols, q, a->scales[t * a->n_groups + g], sums[t - t0]);
+            }
+        }
+        for (size_t t = 0; t < n; t++)
+            store_rows(w, row, sums[t], LLM_TILE, row_of(y, t0 + t), add);
+    }
+}
+
+static void plain_round(uint8_t *q, float *scale, const float *x, size_t n, float limit) {
     float max = 0;
-    for (size_t c = 0; c < LLM_GROUP; c++)
+    for (size_t c = 0; c < n; c++)
         max = fabsf(x[c]) <= max ? max : fabsf(x[c]); /* NaN stays */
     const int sound = max > 1e-30f && max < INFINITY;
-    *scale = max < INFINITY ? max / 32767 : NAN;
-    for (size_t c = 0; c < LLM_GROUP; c++)
-        q[c] = (int16_t)(sound ? lrintf(x[c] * (32767 / max)) : 0);
+    *scale = max < INFINITY ? max / limit : NAN;
+    for (size_t c = 0; c < n; c++)
+        ((int16_t *)q)[c] = (int16_t)(sound ? x[c] * (limit / max) + 12582912.0f - 12582912.0f : 0);
 }
 
-/* Columns c to c + 64 of token t's activations, as floats; quantized ones in `room` */
-static const float *plain_activations(
-    const matrix *w, const activations *a, size_t t, size_t c, float *room) {
-    if (w->dtype != LLM_INT8)
-        return row_of(a->x, t) + c;
-    const int16_t *q = a->q + t * a->ldq + c;
-    const float scale = a->scales[t * a->n_groups + c / LLM_GROUP];
-    for (size_t k = 0; k < LLM_GROUP; k++)
-        room[k] = q[k] * scale;
-    return room;
+static void plain_round_words(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n) {
+    plain_round(q, scale, x, n, 32767);
+    *offset = 0;
 }
 
-/* The tile of `row`, and n tokens from t0 on */
-static void plain_tile(
-    const matrix *w, size_t row, const activations *a, size_t t0, size_t n, vectors y, int add) {
-    float tile[LLM_GROUP][LLM_TILE], sums[PLAIN_TOKENS][LLM_TILE] = {{0}}, room[LLM_GROUP];
-    for (size_t c = 0; c < w->cols; c += LLM_GROUP) {
-        const size_t cols = w->cols - c < LLM_GROUP ? w->cols - c : LLM_GROUP;
-        unpack[w->dtype](w, row, c, cols, tile);
-        for (size_t t = 0; t < n; t++)
-            plain_dot(tile, cols, plain_activations(w, a, t0 + t, c, room), sums[t]);
+static void plain_round_bytes(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n) {
+    plain_round(q, scale, x, n, 127);
+    *offset = 0;
+}
+
+/* x (n,) = H x over sqrt(n), in log2(n) equal steps (Pease 1968); `by` is 1 / sqrt(n) */
+static void plain_transform(float *x, size_t n, float by) {
+    float out[LLM_GROUP];
+    for (size_t steps = n; steps > 1; steps /= 2) {
+        for (size_t i = 0; i < n / 2; i++) {
+            out[2 * i] = x[i] + x[i + n / 2];
+            out[2 * i + 1] = x[i] - x[i + n / 2];
+        }
+        memcpy(x, out, n * sizeof *x);
     }
-    for (size_t t = 0; t < n; t++)
-        store_rows(w, row, sums[t], LLM_TILE, row_of(y, t0 + t), add);
+    for (size_t i = 0; i < n; i++)
+        x[i] *= by;
 }
 
-static void plain_rows(const matrix *w, size_t row, const activations *a, vectors y, int add) {
-    for (size_t t = 0; t < a->n; t += PLAIN_TOKENS) {
-        const size_t n = a->n - t < PLAIN_TOKENS ? a->n - t : PLAIN_TOKENS;
-        plain_tile(w, row, a, t, n, y, add);
-    }
+static void plain_hadamard(float *x, size_t n) {
+    size_t c = 0;
+    for (; c + 64 <= n; c += 64)
+        plain_transform(x + c, 64, 0.125f);
+    for (; c < n; c += 16)
+        plain_transform(x + c, 16, 0.25f);
 }
 
 static void plain_rmsnorm(float *out, const float *x, const float *w, size_t n, float eps) {
-    float squares = 0;
-    for (size_t c = 0; c < n; c++)
-        squares += x[c] * x[c];
-    const float by = 1 / sqrtf(squares / (float)n + eps);
+    float squares[LANES] = {0}, rest = 0;
+    for (size_t c = 0; c < n / LANES * LANES; c++)
+        squares[c % LANES] = fmaf(x[c], x[c], squares[c % LANES]);
+    for (size_t c = n / LANES * LANES; c < n; c++)
+        rest += x[c] * x[c];
+    const float by = 1 / sqrtf((sum_lanes(squares) + rest) / (float)n + eps);
     for (size_t c = 0; c < n; c++)
         out[c] = x[c] * by * w[c];
 }
@@ -822,41 +902,61 @@ static void plain_to_half(uint16_t *out, const float *x, size_t n) {
         out[c] = float_to_half(x[c]);
 }
 
-/* SiLU (Elfwing et al. 2018), or GELU in its tanh form (Hendrycks and Gimpel 2016) */
-static float activate(float x, uint32_t activation) {
-    if (activation == LLM_GELU)
-        return 0.5f * x * (1 + tanhf(0.797884561f * (x + 0.044715f * x * x * x)));
-    return x * sigmoid(x);
+/* exp(x) as in Cephes' expf: 2^n p(x - n log 2). 0 below -87 and for NaN; x above 88 is taken as 88. */
+static float plain_exp(float x) {
+    if (!(x > -87))
+        return 0;
+    x = fminf(x, 88);
+    float n = fmaf(x, 1.44269504f, 12582912.0f); /* rounds: the low bits are now the integer */
+    const uint32_t exponent = bits_of(n) << 23;
+    n -= 12582912.0f;
+    x = fmaf(n, -0.693359375f, x);
+    x = fmaf(n, 2.12194440e-4f, x);
+    float p = fmaf(1.9875691500e-4f, x, 1.3981999507e-3f);
+    p = fmaf(p, x, 8.3334519073e-3f);
+    p = fmaf(p, x, 4.1665795894e-2f);
+    p = fmaf(p, x, 1.6666665459e-1f);
+    p = fmaf(p, x, 5.0000001201e-1f);
+    p = fmaf(p, x * x, x + 1);
+    return float_of(bits_of(p) + exponent);
 }
 
+/* SiLU (Elfwing et al. 2018), x / (1 + exp(-x)); or GELU in its tanh form (Hendrycks and Gimpel 2016), which is
+ * x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3))) */
 static void plain_glu(float *out, const float *gate, const float *up, float gain, uint32_t activation) {
-    for (size_t c = 0; c < LLM_GROUP; c++)
-        out[c] = gain * up[c] * activate(gate[c], activation);
+    for (size_t c = 0; c < LLM_GROUP; c++) {
+        const float x = gate[c];
+        const float y = activation == LLM_GELU ? x * fmaf(x * x, 0.0713548163f, 1.5957691216f) : x;
+        out[c] = gain * up[c] * x / (1 + plain_exp(-y));
+    }
 }
 
+/* c tanh(x / c) = c - 2 c / (1 + exp(2 x / c)) */
 static void plain_softcap(float *scores, float cap) {
     for (size_t c = 0; c < SPAN; c++)
-        scores[c] = cap * tanhf(scores[c] / cap);
+        scores[c] = cap - 2 * cap / (1 + plain_exp(scores[c] * (2 / cap)));
 }
 
 static void plain_online_softmax(float *scores, float *out, size_t width) {
-    const float old_max = out[width];
-    float max = old_max, sum = 0;
+    float max = out[width], sums[LANES] = {0};
     for (size_t c = 0; c < SPAN; c++)
-        max = fmaxf(max, scores[c]);
-    for (size_t c = 0; c < width + 2; c++)
-        out[c] *= expf(old_max - max);
-    for (size_t c = 0; c < SPAN; c++) {
-        scores[c] = expf(scores[c] - max);
-        sum += scores[c];
+        max = scores[c] > max ? scores[c] : max;
+    if (max > out[width]) {
+        const float old = plain_exp(out[width] - max);
+        for (size_t c = 0; c < width + 2; c++)
+            out[c] *= old;
     }
     out[width] = max;
-    out[width + 1] += sum;
+    for (size_t c = 0; c < SPAN; c++) {
+        scores[c] = plain_exp(scores[c] - max);
+        sums[c % LANES] += scores[c];
+    }
+    out[width + 1] += sum_lanes(sums);
 }
 
 static void plain_merge(float *out, const float *more, size_t width) {
     const float max = fmaxf(out[width], more[width]);
-    const float by = expf(out[width] - max), more_by = expf(more[width] - max);
+    const float by = plain_exp(out[width] - max), more_by = plain_exp(more[width] - max);
     for (size_t c = 0; c < width + 2; c++)
         out[c] = out[c] * by + more[c] * more_by;
     out[width] = max;
@@ -868,7 +968,14 @@ static const kernels kernels_plain = {
     .name = "scalar",
     .has = always,
     .rows = LLM_TILE,
-    .few = {[LLM_FP16] = {NULL, plain_rows}, [LLM_INT8] = {plain_quantize, plain_rows}},
+    .few =
+        {
+            [LLM_FP16] = {NULL, 4, plain_rows_fp16},
+            [LLM_INT8] = {plain_round_words, 2, plain_rows_integers},
+            [LLM_INT8_ROTATED] = {plain_round_bytes, 2, plain_rows_integers},
+            [LLM_INT4] = {plain_round_bytes, 2, plain_rows_integers},
+        },
+    .hadamard = plain_hadamard,
     .rmsnorm = plain_rmsnorm,
     .add_scaled = plain_add_scaled,
     .rope = plain_rope,

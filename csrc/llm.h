@@ -47,6 +47,13 @@ extern "C" {
  *     fp16   [rows / 16][stride][16 rows]
  *     int8   [rows / 16][stride / 4][16 rows][4 columns], then
  *            the scales, fp16 [rows / 16][stride / 64][16 rows]: one for each 64 columns of a row, w = q * scale
+ *     int8r  the same of a rotated matrix: 64 columns w (64,) of a row are H (q * scale), where H is Hadamard's
+ *            matrix of 64 rows (Sylvester 1867) divided by 8, which is its own inverse. Padding is rotated too.
+ *     int4   16 int8 numbers, the codebook, and 48 zero bytes, then
+ *            [rows / 16][stride / 8][16 rows][4 bytes]: of byte j the low 4 bits are column j, the high ones column
+ *            4 + j of these 8, then
+ *            the scales, fp16 [rows / 16][stride / 32][16 rows]: one for each 32 columns of a row,
+ *            w = codebook[q] * scale
  *
  * Vectors are fp32, (1, cols). */
 
@@ -54,16 +61,25 @@ enum {
     LLM_VERSION = 4,
     LLM_HEADER_SIZE = 256,
     LLM_LAYER_SIZE = 256,
-    LLM_GROUP = 64, /* columns that share an int8 scale; rows are padded to a multiple of it */
+    LLM_GROUP = 64, /* columns that share an int8 scale, and twice an int4 one's; rows are padded to a multiple */
     LLM_TILE = 16,  /* rows of a matrix that lie side by side */
     LLM_PAGE = 64,  /* positions that a sequence's memory grows by, see llm_state() */
     LLM_MAX_LAYERS = 1024,
     LLM_MAX_HEAD = 1024 /* head_dim at most */
 };
 
-enum llm_dtype { LLM_FP16 = 0, LLM_INT8 = 1, LLM_FP32 = 2, LLM_N_DTYPES };
+/* What a matrix is multiplied with is rounded to 16 bits for int8 (a scale for 64 numbers), to 8 bits for int8r (rotated
+ * alike, a scale for 64) and for int4 (a scale for 32). */
+enum llm_dtype {
+    LLM_FP16 = 0,
+    LLM_INT8 = 1,
+    LLM_FP32 = 2, /* of vectors */
+    LLM_INT8_ROTATED = 3,
+    LLM_INT4 = 4,
+    LLM_N_DTYPES
+};
 
-/* "fp16", "int8", "fp32"; NULL: there is no such dtype. */
+/* "fp16", "int8", "fp32", "int8r", "int4"; NULL: there is no such dtype. */
 const char *llm_dtype_name(uint32_t dtype);
 
 /* What a file requires of its reader: the bits of header.required, which are LLM_TIED and all bits that its

@@ -112,8 +112,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->expert_x.data, mixed * dim * f},
         {&s->expert_gain, mixed * f},
         {&s->expert_out.data, mixed * dim * f},
-        {&s->quants, align(b, 32) * (columns + 32) * sizeof(int16_t)},
-        {&s->scales, b * columns / LLM_GROUP * f},
+        {&s->quants, align(b, 32) * (2 * columns + 64)},
+        {&s->scales, b * columns / 32 * f},
+        {&s->offsets, b * columns / 32 * f},
     };
     const size_t n = sizeof buffers / sizeof *buffers;
     for (size_t i = 0; i < n; i++)

@@ -61,9 +61,10 @@ struct llm_session {
     float *expert_gain; /* (B,) their weights, */
     vectors expert_out; /* (B, dim) and what it makes of them */
 
-    /* activations as a product wants them: 16 bits for each number, and a scale for 64 */
-    int16_t *quants; /* (B, columns + 32) */
-    float *scales;   /* (B, columns / 64) */
+    /* activations as a product wants them, see kernels.h */
+    uint8_t *quants; /* (B, 2 * columns + 64) bytes */
+    float *scales;   /* (B, columns / 32) */
+    int32_t *offsets; /* (B, columns / 32) */
 };
 
 /* A head's numbers in the cache, and the query heads that share one of its keys */

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ["llm", "session", "isa_avx2", "isa_avx512", "isa_amx", "isa_neon", "file", "verify", "threads"]
 LIBRARY = [f"csrc/{name}.c" for name in [*ENGINE, "tokenizer", "sampler"]]
 COMMAND = ["main", "options", "command", "generate", "chat", "look", "info", "measure", "terminal"]
-CFLAGS = ["-O3", "-std=gnu11", *os.environ.get("PYLLM_CFLAGS", "").split()]
+CFLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", *os.environ.get("PYLLM_CFLAGS", "").split()]
 
 
 def declarations() -> str:

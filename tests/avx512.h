@@ -35,15 +35,6 @@ SOFT __m512 soft_mul_ps(__m512 a, __m512 b) {
     return (soft_512){.f = {_mm256_mul_ps(x.f[0], y.f[0]), _mm256_mul_ps(x.f[1], y.f[1])}}.floats;
 }
 
-/* Halves, then halves of these, and so on, as both GCC and Clang add them up */
-SOFT float soft_reduce_add_ps(__m512 v) {
-    const soft_512 x = soft_floats(v);
-    const __m256 eight = _mm256_add_ps(x.f[1], x.f[0]);
-    const __m128 four = _mm_add_ps(_mm256_extractf128_ps(eight, 1), _mm256_castps256_ps128(eight));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-
 SOFT __m512 soft_cvtph_ps(__m256i v) {
     return (soft_512){
         .f = {_mm256_cvtph_ps(_mm256_castsi256_si128(v)), _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1))}}
@@ -61,24 +52,6 @@ SOFT __m512 soft_cvtepi32_ps(__m512i v) {
     return (soft_512){.f = {_mm256_cvtepi32_ps(x.i[0]), _mm256_cvtepi32_ps(x.i[1])}}.floats;
 }
 
-SOFT __m512i soft_cvtepu16_epi32(__m256i v) {
-    return (soft_512){.i = {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)),
-                          _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1))}}
-        .integers;
-}
-
-SOFT __m512i soft_slli_epi32(__m512i v, unsigned count) {
-    const soft_512 x = soft_integers(v);
-    return (soft_512){.i = {_mm256_slli_epi32(x.i[0], (int)count), _mm256_slli_epi32(x.i[1], (int)count)}}
-        .integers;
-}
-
-SOFT __m512i soft_srai_epi32(__m512i v, unsigned count) {
-    const soft_512 x = soft_integers(v);
-    return (soft_512){.i = {_mm256_srai_epi32(x.i[0], (int)count), _mm256_srai_epi32(x.i[1], (int)count)}}
-        .integers;
-}
-
 SOFT __m512i soft_loadu_si512(const void *p) {
     const __m256i *halves = p;
     return (soft_512){.i = {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)}}.integers;
@@ -92,50 +65,107 @@ SOFT __m512i soft_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
         .integers;
 }
 
-/* To nearest even; numbers below the normal ones become 0, and NaN stays NaN */
-SOFT uint16_t soft_bf16_of(uint32_t bits) {
-    const uint32_t size = bits & 0x7fffffff;
-    if (size < 0x00800000)
-        return bits >> 16 & 0x8000;
-    if (size > 0x7f800000)
-        return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+/* Unsigned bytes of a times signed ones of b, four neighbours added up; sums wrap around */
+SOFT __m256i soft_dot_bytes(__m256i sum, __m256i a, __m256i b) {
+    const __m256i low = _mm256_set1_epi16(255);
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, low), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
+    return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 }
 
-SOFT __m256i soft_cvtneps_pbh(__m512 v) {
-    union {
-        __m512 floats;
-        uint32_t bits[16];
-    } from = {v};
-    union {
-        uint16_t bits[16];
-        __m256i halves;
-    } to;
-    for (int i = 0; i < 16; i++)
-        to.bits[i] = soft_bf16_of(from.bits[i]);
-    return to.halves;
+SOFT __m512i soft_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
+    const soft_512 s = soft_integers(sum), x = soft_integers(a), y = soft_integers(b);
+    return (soft_512){
+        .i = {soft_dot_bytes(s.i[0], x.i[0], y.i[0]), soft_dot_bytes(s.i[1], x.i[1], y.i[1])}}
+        .integers;
+}
+
+SOFT __m512 soft_fmadd_ps(__m512 a, __m512 b, __m512 c) {
+    const soft_512 x = soft_floats(a), y = soft_floats(b), z = soft_floats(c);
+    return (soft_512){
+        .f = {_mm256_fmadd_ps(x.f[0], y.f[0], z.f[0]), _mm256_fmadd_ps(x.f[1], y.f[1], z.f[1])}}
+        .floats;
+}
+
+SOFT __m512i soft_shuffle_epi8(__m512i a, __m512i b) {
+    const soft_512 x = soft_integers(a), y = soft_integers(b);
+    return (soft_512){.i = {_mm256_shuffle_epi8(x.i[0], y.i[0]), _mm256_shuffle_epi8(x.i[1], y.i[1])}}.integers;
+}
+
+SOFT __m512i soft_broadcast_i32x4(__m128i v) {
+    const __m256i two = _mm256_broadcastsi128_si256(v);
+    return (soft_512){.i = {two, two}}.integers;
+}
+
+SOFT __m512i soft_and_si512(__m512i a, __m512i b) {
+    const soft_512 x = soft_integers(a), y = soft_integers(b);
+    return (soft_512){.i = {_mm256_and_si256(x.i[0], y.i[0]), _mm256_and_si256(x.i[1], y.i[1])}}.integers;
+}
+
+SOFT __m512i soft_srli_epi16(__m512i v, unsigned count) {
+    const soft_512 x = soft_integers(v);
+    return (soft_512){.i = {_mm256_srli_epi16(x.i[0], (int)count), _mm256_srli_epi16(x.i[1], (int)count)}}.integers;
+}
+
+SOFT __m512i soft_set1_epi8(char n) {
+    const __m256i all = _mm256_set1_epi8(n);
+    return (soft_512){.i = {all, all}}.integers;
+}
+
+SOFT __m512 soft_set1_ps(float f) {
+    const __m256 all = _mm256_set1_ps(f);
+    return (soft_512){.f = {all, all}}.floats;
+}
+
+SOFT __m512 soft_loadu_ps(const void *p) {
+    const float *halves = p;
+    return (soft_512){.f = {_mm256_loadu_ps(halves), _mm256_loadu_ps(halves + 8)}}.floats;
+}
+
+SOFT void soft_storeu_ps(void *p, __m512 v) {
+    const soft_512 x = soft_floats(v);
+    _mm256_storeu_ps(p, x.f[0]);
+    _mm256_storeu_ps((float *)p + 8, x.f[1]);
+}
+
+SOFT void soft_storeu_si512(void *p, __m512i v) {
+    const soft_512 x = soft_integers(v);
+    _mm256_storeu_si256(p, x.i[0]);
+    _mm256_storeu_si256((__m256i *)p + 1, x.i[1]);
 }
 
 #undef _mm512_mul_ps
-#undef _mm512_reduce_add_ps
 #undef _mm512_cvtph_ps
 #undef _mm512_cvtps_ph
 #undef _mm512_cvtepi32_ps
-#undef _mm512_cvtepu16_epi32
-#undef _mm512_slli_epi32
-#undef _mm512_srai_epi32
 #undef _mm512_loadu_si512
 #undef _mm512_dpwssd_epi32
-#undef _mm512_cvtneps_pbh
+#undef _mm512_dpbusd_epi32
+#undef _mm512_fmadd_ps
+#undef _mm512_shuffle_epi8
+#undef _mm512_broadcast_i32x4
+#undef _mm512_and_si512
+#undef _mm512_srli_epi16
+#undef _mm512_set1_epi8
+#undef _mm512_set1_ps
+#undef _mm512_loadu_ps
+#undef _mm512_storeu_ps
+#undef _mm512_storeu_si512
 #define _mm512_mul_ps(a, b) soft_mul_ps(a, b)
-#define _mm512_reduce_add_ps(v) soft_reduce_add_ps(v)
 #define _mm512_cvtph_ps(v) soft_cvtph_ps(v)
 #define _mm512_cvtps_ph(v, mode) soft_cvtps_ph(v)
 #define _mm512_cvtepi32_ps(v) soft_cvtepi32_ps(v)
-#define _mm512_cvtepu16_epi32(v) soft_cvtepu16_epi32(v)
-#define _mm512_slli_epi32(v, count) soft_slli_epi32(v, count)
-#define _mm512_srai_epi32(v, count) soft_srai_epi32(v, count)
 #define _mm512_loadu_si512(p) soft_loadu_si512(p)
 #define _mm512_dpwssd_epi32(sum, a, b) soft_dpwssd_epi32(sum, a, b)
-#define _mm512_cvtneps_pbh(v) soft_cvtneps_pbh(v)
+#define _mm512_dpbusd_epi32(sum, a, b) soft_dpbusd_epi32(sum, a, b)
+#define _mm512_fmadd_ps(a, b, c) soft_fmadd_ps(a, b, c)
+#define _mm512_shuffle_epi8(a, b) soft_shuffle_epi8(a, b)
+#define _mm512_broadcast_i32x4(v) soft_broadcast_i32x4(v)
+#define _mm512_and_si512(a, b) soft_and_si512(a, b)
+#define _mm512_srli_epi16(v, count) soft_srli_epi16(v, count)
+#define _mm512_set1_epi8(n) soft_set1_epi8(n)
+#define _mm512_set1_ps(f) soft_set1_ps(f)
+#define _mm512_loadu_ps(p) soft_loadu_ps(p)
+#define _mm512_storeu_ps(p, v) soft_storeu_ps(p, v)
+#define _mm512_storeu_si512(p, v) soft_storeu_si512(p, v)
 #endif

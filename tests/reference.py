@@ -29,7 +29,7 @@ ROUTER_NORMALIZE, ROUTER_SIGMOID, ROUTER_BIAS, SHARED_GATE = 64, 128, 256, 512
 HAS_CHECKSUMS = 1  # of header.optional
 DENSE, EXPERTS = 0, 1
 SILU, GELU = 0, 1
-FP16, INT8, FP32 = 0, 1, 2
+FP16, INT8, FP32, INT8R, INT4 = 0, 1, 2, 3, 4
 CHECKSUMS = 32  # the tag of that section
 # Every tensor's place in the file and among the dtypes; those of a layer begin with attn_norm
 IDS = {"embed": 0, "out_norm": 1, "output": 2}
@@ -51,7 +51,7 @@ Item = tuple[str, int, int, int, int]
 def dtype_of(described: dict, name: str) -> int:
     """The dtype of a matrix, from the header or the layer that describes it."""
     kind = described["dtype"][IDS[name] - (16 if "flags" in described else 0)]
-    assert kind in (FP16, INT8)
+    assert kind in (FP16, INT8, INT8R, INT4)
     return kind
 
 
@@ -106,7 +106,7 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
 def tensor_bytes(rows: int, cols: int, dtype: int) -> int:
     """The bytes of one tensor, without the padding up to the next."""
     groups = (rows if dtype == FP32 else up(rows, 16)) * up(cols) // 64
-    return groups * {FP16: 128, INT8: 66, FP32: 256}[dtype]
+    return groups * {FP16: 128, INT8: 66, FP32: 256, INT8R: 66, INT4: 36}[dtype] + 64 * (dtype == INT4)
 
 
 def tile(w: np.ndarray, width: int = 1) -> bytes:
@@ -114,6 +114,42 @@ def tile(w: np.ndarray, width: int = 1) -> bytes:
     padded = np.zeros((up(len(w), 16), w.shape[1]), w.dtype)
     padded[: len(w)] = w
     return padded.reshape(-1, 16, w.shape[1] // width, width).swapaxes(1, 2).tobytes()
+
+
+def hadamard(n: int = 64) -> np.ndarray:
+    """Hadamard's matrix (n, n) in Sylvester's order over its square root."""
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, h], [h, -h]])
+    return h / n**0.5
+
+
+def rotated(w: np.ndarray) -> np.ndarray:
+    """(rows, a multiple of 64), each 64 columns times Hadamard's matrix."""
+    return (w.reshape(len(w), -1, 64) @ hadamard()).reshape(w.shape)
+
+
+# The codebook of int4 matrices: some 16 numbers, denser in the middle
+CODEBOOK = np.array([-120, -97, -77, -60, -45, -31, -19, -8, 4, 15, 27, 40, 55, 72, 92, 116], np.int8)
+
+
+def encode(w: np.ndarray, kind: int) -> bytes:
+    """A matrix (rows, a multiple of 64) as a file stores it."""
+    rows = len(w)
+    if kind == FP16:
+        return tile(w.astype("<f2"))
+    if kind == FP32:
+        return w.astype("<f4").tobytes()
+    size, most = (32, np.abs(CODEBOOK.astype(int)).max()) if kind == INT4 else (64, 127)
+    groups = (rotated(w) if kind == INT8R else w).reshape(rows, -1, size)
+    scale = (abs(groups).max(-1) / most).astype("<f2")
+    steps = groups / np.maximum(scale.astype(float), 1e-8)[..., None]
+    if kind != INT4:
+        q = np.rint(steps).clip(-127, 127)
+        return tile(q.astype("i1").reshape(rows, -1), 4) + tile(scale)
+    nearest = np.abs(steps[..., None] - CODEBOOK).argmin(-1).astype(np.uint8).reshape(rows, -1, 2, 4)
+    packed = nearest[:, :, 0] | nearest[:, :, 1] << 4
+    return CODEBOOK.tobytes() + bytes(48) + tile(packed.reshape(rows, -1), 4) + tile(scale)
 
 
 def untile(data: bytes, at: int, kind: str, rows: int, n: int, width: int = 1) -> np.ndarray:
@@ -203,10 +239,18 @@ class Reference:
     def matrix(self, at: int, rows: int, cols: int, dtype: int) -> np.ndarray:
         """(rows, cols) float64 of the tensor at this offset; checks that the padding is zero."""
         stride = up(cols)
-        if dtype == INT8:
+        if dtype in (INT8, INT8R):
             w = untile(self.data, at, "i1", rows, stride, 4).astype(np.float64)
             scales = untile(self.data, at + up(rows, 16) * stride, "<f2", rows, stride // 64)
             w *= np.repeat(scales.astype(np.float64), 64, axis=1)
+            if dtype == INT8R:
+                return rotated(w)[:, :cols]
+        elif dtype == INT4:
+            codebook = np.frombuffer(self.data, "i1", 16, at).astype(np.float64)
+            packed = untile(self.data, at + 64, "u1", rows, stride // 2, 4).reshape(rows, -1, 1, 4)
+            q = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(rows, stride)
+            scales = untile(self.data, at + 64 + up(rows, 16) * stride // 2, "<f2", rows, stride // 32)
+            return (codebook[q] * np.repeat(scales.astype(np.float64), 32, axis=1))[:, :cols]
         elif dtype == FP16:
             w = untile(self.data, at, "<f2", rows, stride).astype(np.float64)
         else:
@@ -449,14 +493,7 @@ def make_model(
                     * rng.standard_normal((rows, cols))
                     / (1 if name in ("embed", "bias", "router_add") else cols**0.5)
                 )
-                if kind == INT8:
-                    groups = w.reshape(rows, -1, 64)
-                    scale = (abs(groups).max(-1) / 127).astype("<f2")
-                    q = np.rint(groups / np.maximum(scale.astype(float), 1e-8)[..., None]).clip(-127, 127)
-                    raw = tile(q.astype("i1").reshape(rows, -1), 4) + tile(scale)
-                else:
-                    raw = tile(w.astype("<f2")) if kind == FP16 else w.astype("<f4").tobytes()
-                tensors.append(raw)
+                tensors.append(encode(w, kind))
 
     write(once_shapes(h))
     for i, about in enumerate(abouts):

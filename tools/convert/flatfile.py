@@ -1,7 +1,8 @@
 """Writes the flat file. Where each byte goes is asked of llm_layout and llm_file_size in file.c; what the
 numbers become is decided here.
 
-fp16 matrices are rounded to the nearest half. int8 matrices have one scale for 64 columns, max|w| / 127
+fp16 matrices are rounded to the nearest half. int8 matrices are rotated, each 64 columns of a row by Hadamard's
+matrix, which spreads large numbers over all of them; they have one scale for 64 columns, max|w| / 127
 rounded to a half, and weights rounded to the nearest multiple of that rounded scale. Both are stored in tiles
 of 16 rows (see llm.h). Work is cut into jobs, whole tiles of about half a million weights, which threads
 take."""
@@ -32,7 +33,7 @@ GROUP = lib.LLM_GROUP
 TILE = lib.LLM_TILE
 FP16_MAX = 65504.0
 JOB = 1 << 19  # weights, 2 MB as float32: fits in a core's cache with its temporaries
-DTYPES = {"fp16": lib.LLM_FP16, "int8": lib.LLM_INT8}
+DTYPES = {"fp16": lib.LLM_FP16, "int8": lib.LLM_INT8_ROTATED}
 TENSOR_IDS = sorted(
     (number, name)
     for name, number in ffi.typeof("enum llm_tensor_id").relements.items()
@@ -264,6 +265,17 @@ class Error:
         self.weight += other.weight
 
 
+def hadamard(n: int) -> np.ndarray:
+    """Hadamard's matrix (n, n) float32 in Sylvester's order, over its square root: its own inverse."""
+    h = np.ones((1, 1), np.float32)
+    while len(h) < n:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.float32(n**0.5)
+
+
+ROTATION = hadamard(GROUP)
+
+
 def to_fp16(w: np.ndarray) -> np.ndarray:
     """w, float32, to halves, round to nearest even."""
     return w.astype(np.float16)
@@ -292,19 +304,21 @@ def encode(w: np.ndarray, dtype: int, tensor: Tensor) -> tuple[list[np.ndarray],
     error made."""
     groups = w.reshape(-1, GROUP)
     magnitudes = np.abs(w).reshape(-1)
-    top = np.maximum.reduceat(magnitudes, np.arange(0, w.size, GROUP))  # 5 times as fast as max(axis=1)
-    largest = float(top.max(initial=0))
+    largest = float(magnitudes.max(initial=0))
     if not np.isfinite(largest):
         raise ConvertError(f"{tensor.name} has a weight that is not finite (NaN or infinite)")
-    limit = FP16_MAX * 127 if dtype == lib.LLM_INT8 else FP16_MAX
+    eight_bits = dtype == lib.LLM_INT8_ROTATED
+    # rotated, 64 numbers may all come together in one: 8 times as large
+    limit = FP16_MAX * 127 / 8 if eight_bits else FP16_MAX
     if largest > limit:
-        what = (
-            "the largest int8 weight with an fp16 scale" if dtype == lib.LLM_INT8 else "fp16's largest number"
-        )
+        what = "the largest int8 weight with an fp16 scale" if eight_bits else "fp16's largest number"
         raise ConvertError(f"{tensor.name} has a weight of magnitude {largest:g}, above {what}, {limit:g}")
-    if dtype == lib.LLM_INT8:
-        q, scale = to_int8(groups, top)
-        stored = q * scale.astype(np.float32)[:, None]
+    if eight_bits:
+        rotated = groups @ ROTATION
+        firsts = np.arange(0, w.size, GROUP)
+        top = np.maximum.reduceat(np.abs(rotated).reshape(-1), firsts)  # 5 times as fast as max(axis=1)
+        q, scale = to_int8(rotated, top)
+        stored = (q * scale.astype(np.float32)[:, None]) @ ROTATION
         arrays = [q.reshape(w.shape).view(np.int32), scale.reshape(len(w), -1)]
     else:
         half = to_fp16(w)
