@@ -353,9 +353,37 @@ uint64_t llm_file_size(const llm_header *h, const llm_layer *layers, char *err, 
 /* ------------------------------------------------------------------------------------------------------
  * What a model is and needs */
 
+const char *llm_kv_name(uint32_t kv) {
+    static const char *const names[] = {"default", "fp16", "int8"};
+    return kv < sizeof names / sizeof *names ? names[kv] : NULL;
+}
+
+uint32_t llm_kv_kind(const llm_layer *layers, uint32_t kv) {
+    const uint32_t dtype = layers[0].dtype[LLM_QKV - LLM_ATTN_NORM];
+    if (kv != LLM_KV_DEFAULT)
+        return kv;
+    return dtype == LLM_INT8_ROTATED || dtype == LLM_INT4 ? LLM_KV_INT8 : LLM_KV_FP16;
+}
+
+size_t kv_head_bytes(const llm_layer *l, uint32_t kv, int is_value) {
+    const size_t width = align(l->head_dim, LLM_TILE);
+    if (kv == LLM_KV_FP16)
+        return width * sizeof(uint16_t);
+    const size_t scales = is_value ? sizeof(float) : align(width, LLM_GROUP) / LLM_GROUP * sizeof(uint16_t);
+    return width + scales;
+}
+
 /* Bytes of keys and values of one position of a layer */
-static uint64_t kv_bytes(const llm_layer *l) {
-    return (uint64_t)2 * l->n_kv_heads * align(l->head_dim, LLM_TILE) * sizeof(uint16_t);
+static uint64_t kv_bytes(const llm_layer *l, uint32_t kv) {
+    return (uint64_t)l->n_kv_heads * (kv_head_bytes(l, kv, 0) + kv_head_bytes(l, kv, 1));
+}
+
+/* ... of all layers */
+static uint64_t kv_bytes_of(const llm_header *h, const llm_layer *layers, uint32_t kv) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < h->n_layers; i++)
+        bytes += layers[i].kv_layer == i ? kv_bytes(&layers[i], llm_kv_kind(layers, kv)) : 0;
+    return bytes;
 }
 
 static void count_tensor(
@@ -375,17 +403,17 @@ int llm_count(const llm_header *h, const llm_layer *layers, llm_counts *counts, 
             const llm_tensor t = shape(h, layers, layer, id);
             count_tensor(counts, h, &layers[layer], id, &t);
         }
-        if (layers[layer].kv_layer == layer)
-            counts->kv += kv_bytes(&layers[layer]);
     }
+    counts->kv = kv_bytes_of(h, layers, LLM_KV_DEFAULT);
     return 0;
 }
 
-uint64_t llm_kv_read(const llm_header *h, const llm_layer *layers, uint64_t context) {
+uint64_t llm_kv_read(const llm_header *h, const llm_layer *layers, uint32_t kv, uint64_t context) {
     uint64_t bytes = 0;
     for (size_t i = 0; i < h->n_layers; i++) {
         const uint32_t window = layers[i].window;
-        bytes += kv_bytes(&layers[i]) * (window && window < context ? window : context);
+        bytes +=
+            kv_bytes(&layers[i], llm_kv_kind(layers, kv)) * (window && window < context ? window : context);
     }
     return bytes;
 }
@@ -543,8 +571,4 @@ const void *llm_section(const llm_model *m, uint32_t tag, size_t *size) {
     return NULL;
 }
 
-size_t llm_kv_bytes(const llm_model *m) {
-    llm_counts counts;
-    llm_count(&m->h, m->layers, &counts, NULL, 0);
-    return (size_t)counts.kv;
-}
+size_t llm_kv_bytes(const llm_model *m, uint32_t kv) { return (size_t)kv_bytes_of(&m->h, m->layers, kv); }

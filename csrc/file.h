@@ -34,6 +34,9 @@ struct llm_model {
     llm_tensor *tensors; /* (n_layers, LLM_N_TENSORS), expert 0 of each; those that occur once in layer 0 */
 };
 
+/* The bytes that a position's key, or value, of one head takes */
+size_t kv_head_bytes(const llm_layer *l, uint32_t kv, int is_value);
+
 static inline uint64_t align(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
 /* Tensor `id` of a layer; its size is 0 if there is none. */

@@ -264,7 +264,7 @@ typedef struct needs {
 static needs count_needs(const run *r, const llm_counts *n) {
     const llm_header *h = r->h;
     double context = r->o->context ? r->o->context : h->context;
-    double seen = (double)llm_kv_read(h, llm_model_layers(r->model), (uint64_t)context);
+    double seen = (double)llm_kv_read(h, llm_model_layers(r->model), LLM_KV_DEFAULT, (uint64_t)context);
     return (needs){context, (double)n->kv * context, (double)n->read, (double)n->read + seen};
 }
 

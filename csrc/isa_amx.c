@@ -16,7 +16,7 @@
 #include "kernels.inc"
 
 #define AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,amx-tile,amx-int8")))
-#define ROWS_AMX 32 /* two tiles of the processor's */
+#define ROWS_AMX 32   /* two tiles of the processor's */
 #define BLOCK_AMX 256 /* tokens that a group's weights are loaded for */
 
 /* A group of 32 rows as tiles: [row / 16][columns / 4][16 rows][4 columns] */
@@ -70,8 +70,15 @@ static AMX const int8_t *tiles_of(const matrix *w, size_t row, size_t c0, size_t
     return room;
 }
 
+#define MULTIPLY(sums, x, w)      \
+    if (positive)                 \
+        _tile_dpbusd(sums, x, w); \
+    else                          \
+        _tile_dpbssd(sums, x, w)
+
 /* 32 rows of all tokens, 32 of them at a time: four tiles of sums (Intel's optimization manual, chapter 20) */
-static AMX void rows_tiles(const matrix *w, size_t row, const activations *a, vectors y, int add) {
+static inline __attribute__((always_inline)) AMX void rows_of_tiles(
+    const matrix *w, size_t row, const activations *a, vectors y, int add, const int positive) {
     const size_t second = row + LLM_TILE < w->rows ? row + LLM_TILE : row;
     group_tiles room;
     tile_sums dots[4];
@@ -92,11 +99,11 @@ static AMX void rows_tiles(const matrix *w, size_t row, const activations *a, ve
                 _tile_zero(2);
                 _tile_zero(3);
                 _tile_loadd(4, x, a->ldq);
-                _tile_dpbssd(0, 4, 6);
-                _tile_dpbssd(1, 4, 7);
+                MULTIPLY(0, 4, 6);
+                MULTIPLY(1, 4, 7);
                 _tile_loadd(5, x + LLM_TILE * a->ldq, a->ldq);
-                _tile_dpbssd(2, 5, 6);
-                _tile_dpbssd(3, 5, 7);
+                MULTIPLY(2, 5, 6);
+                MULTIPLY(3, 5, 7);
                 _tile_stored(0, dots[0], 64);
                 _tile_stored(1, dots[1], 64);
                 _tile_stored(2, dots[2], 64);
@@ -116,6 +123,14 @@ static AMX void rows_tiles(const matrix *w, size_t row, const activations *a, ve
     _tile_release();
 }
 
+static AMX void rows_tiles(const matrix *w, size_t row, const activations *a, vectors y, int add) {
+    rows_of_tiles(w, row, a, y, add, 0);
+}
+
+static AMX void rows_values_tiles(const matrix *w, size_t row, const activations *a, vectors y, int add) {
+    rows_of_tiles(w, row, a, y, add, 1);
+}
+
 #if defined(SOFT_TILES) /* tests/tiles.h */
 static int have_tiles(void) { return 1; }
 #elif defined(__linux__)
@@ -129,9 +144,7 @@ static int have_tiles(void) {
 static int have_tiles(void) { return 0; }
 #endif
 
-static int has_amx(void) {
-    return kernels_avx512.has() && have_tiles();
-}
+static int has_amx(void) { return kernels_avx512.has() && have_tiles(); }
 
 const kernels kernels_amx = {
     .name = "amx",
@@ -143,6 +156,7 @@ const kernels kernels_amx = {
             [LLM_FP16] = {round_int13_amx, 2, rows_int13_amx},
             [LLM_INT8_ROTATED] = {round_bytes_amx, 1, rows_tiles},
             [LLM_INT4] = {round_bytes_amx, 1, rows_tiles},
+            [WEIGHTED_VALUES] = {round_positive_amx, 1, rows_values_tiles},
         },
     KERNELS(amx),
 };

@@ -51,12 +51,16 @@ typedef struct activations {
     vectors x;  /* (n, cols) */
     uint8_t *q; /* (n, ldq) bytes, as the product's round() makes them of x, group by group */
     size_t ldq;
-    float *scales;   /* (n, n_groups), as well */
+    float *scales;    /* (n, n_groups), as well */
     int32_t *offsets; /* (n, n_groups), as well */
-    size_t n_groups; /* of the matrix */
+    size_t n_groups;  /* of the matrix */
 } activations;
 
-/* How a dtype's matrices are multiplied. Products of integers are exact, up to the end of a group; a sum over
+/* Kinds of products: a dtype's matrices; and int8 values, whose scales are in the numbers that multiply them, which are
+ * not negative */
+enum { WEIGHTED_VALUES = LLM_N_DTYPES, N_PRODUCTS };
+
+/* How a kind of matrices is multiplied. Products of integers are exact, up to the end of a group; a sum over
  * groups then is fma(sum of integers, scale of the weights * scale of the activations, sum so far), from the first
  * group to the last, with every instruction set. */
 typedef struct product {
@@ -73,8 +77,8 @@ typedef struct kernels {
     const char *name;
     int (*has)(void); /* whether the processor, the hypervisor and the system have it */
     size_t rows;      /* of a matrix that a product does at once */
-    product few[LLM_N_DTYPES];
-    product many[LLM_N_DTYPES]; /* from MANY tokens on; without rows(): the same */
+    product few[N_PRODUCTS];
+    product many[N_PRODUCTS]; /* from MANY tokens on; without rows(): the same */
 
     /* x (n,) = H x, where H is Hadamard's matrix (Sylvester 1867) over its square root, its own inverse, of each 64
      * numbers and then of each 16 that are left; n is a multiple of 16 */

@@ -215,6 +215,14 @@ static void add_block(llm_session *s, size_t layer, uint32_t id, size_t n) {
 /* ------------------------------------------------------------------------------------------------------
  * Attention: query heads share keys and values in groups (Ainslie et al. 2023), over all positions or a window */
 
+static const product *product_of(const llm_session *s, uint32_t kind, size_t n);
+static void prepare(llm_session *s, const product *p, int rotated, size_t group, const activations *a,
+    size_t i, size_t from, size_t to);
+static float scale_to(float most, const float *x, size_t n);
+static void round_by(float scale, int8_t *q, const float *x, size_t n);
+static float half_to_float(uint16_t half);
+static uint16_t float_to_half(float f);
+
 static void bias_and_norm(llm_session *s, size_t layer, size_t i);
 static void store_queries(llm_session *s, size_t layer, size_t i);
 static void store_keys_and_values(llm_session *s, size_t layer, size_t i);
@@ -294,48 +302,117 @@ static void store_queries(llm_session *s, size_t layer, size_t i) {
 }
 
 /* A head's key or value (width,) into the cache; what is beyond fp16 as its largest number */
-static void store_head(llm_session *s, size_t layer, size_t kind, size_t a, size_t i, const float *head) {
-    const size_t width = width_of(&s->m->layers[layer]);
-    uint16_t *kv = cache(s, s->seqs[i], layer, kind, a);
-    uint16_t halves[MAX_HEAD];
+static void store_head_fp16(
+    llm_session *s, size_t width, int kind, uint8_t *page, size_t row, const float *head) {
+    uint16_t halves[MAX_HEAD], *kv = (uint16_t *)page;
     s->k->to_half(halves, head, width);
     for (size_t c = 0; c < width; c++) {
-        const size_t at = kv_offset(kind, width, s->pos[i], c);
         const int infinite = (halves[c] & 0x7fff) == 0x7c00;
-        kv[at] = (uint16_t)(halves[c] - infinite);
+        kv[kind == KEYS ? in_tile(row, c, width) : in_tile(c, row, SPAN)] = (uint16_t)(halves[c] - infinite);
     }
+}
+
+/* ... as int8: a key rotated, with scales as a matrix has them */
+static void store_key_int8(llm_session *s, size_t width, uint8_t *page, size_t row, float *key) {
+    uint16_t *scales = (uint16_t *)(page + SPAN * width);
+    const size_t n_groups = align(width, LLM_GROUP) / LLM_GROUP;
+    int8_t q[LLM_GROUP];
+    s->k->hadamard(key, width);
+    for (size_t c = 0; c < width; c += LLM_GROUP) {
+        const size_t n = width - c < LLM_GROUP ? width - c : LLM_GROUP;
+        uint16_t *scale = &scales[in_tile(row, c / LLM_GROUP, n_groups)];
+        *scale = float_to_half(scale_to(127, key + c, n));
+        round_by(half_to_float(*scale), q, key + c, n);
+        for (size_t k = 0; k < n; k++)
+            page[in_byte_tile(row, c + k, width)] = (uint8_t)q[k];
+    }
+}
+
+static void store_value_int8(size_t width, uint8_t *page, size_t row, const float *value) {
+    float *scales = (float *)(page + SPAN * width);
+    int8_t q[MAX_HEAD];
+    scales[row] = scale_to(127, value, width);
+    round_by(scales[row], q, value, width);
+    for (size_t c = 0; c < width; c++)
+        page[in_byte_tile(c, row, SPAN)] = (uint8_t)q[c];
+}
+
+static void store_head(llm_session *s, size_t layer, int kind, size_t a, size_t i, float *head) {
+    const size_t width = width_of(&s->m->layers[layer]);
+    const size_t row = s->pos[i] % SPAN;
+    uint8_t *page = cache(s, s->seqs[i], layer, kind, a, s->pos[i]);
+    if (s->o.kv == LLM_KV_FP16)
+        store_head_fp16(s, width, kind, page, row, head);
+    else if (kind == KEYS)
+        store_key_int8(s, width, page, row, head);
+    else
+        store_value_int8(width, page, row, head);
 }
 
 static void store_keys_and_values(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
     const float *keys = row_of(s->qkv, i) + q_dim_of(l);
     const float *values = keys + kv_dim_of(l);
-    float head[MAX_HEAD] = {0};
+    float head[MAX_HEAD];
     for (size_t a = 0; a < l->n_kv_heads; a++) {
+        memset(head, 0, sizeof head);
         rotate(s, l, i, keys + a * l->head_dim, head);
         store_head(s, layer, KEYS, a, i, head);
+        memset(head, 0, sizeof head);
         memcpy(head, values + a * l->head_dim, l->head_dim * sizeof *head);
         store_head(s, layer, VALUES, a, i, head);
     }
 }
 
 /* A page of the cache as a matrix: keys (n, width), or values (width, n), of n <= SPAN positions */
-static matrix page_matrix(const uint16_t *page, size_t rows, size_t cols, size_t stored_cols) {
-    return (matrix){
-        .tiles = (const uint8_t *)page,
-        .tile_size = LLM_TILE * stored_cols * sizeof *page,
+static matrix page_matrix(const llm_session *s, size_t width, int kind, const uint8_t *page, size_t n) {
+    const int bytes = s->o.kv == LLM_KV_INT8;
+    matrix w = {
+        .tiles = page,
+        .tile_size = LLM_TILE * width * (bytes ? 1 : sizeof(uint16_t)),
+        .scales = bytes ? (const uint16_t *)(page + SPAN * width) : NULL,
         .group = LLM_GROUP,
-        .rows = rows,
-        .cols = cols,
-        .dtype = LLM_FP16,
+        .rows = n,
+        .cols = width,
+        .dtype = bytes ? LLM_INT8_ROTATED : LLM_FP16,
+    };
+    if (kind == KEYS)
+        return w;
+    w.tile_size = w.tile_size / width * SPAN;
+    w.scales = NULL; /* they multiply the weights */
+    w.rows = width;
+    w.cols = align(n, LLM_TILE);
+    return w;
+}
+
+/* Room of this thread for what a product of attention wants: of queries, or of their weights */
+static activations unit_room(const llm_session *s, int weights, vectors x) {
+    const size_t which = THREAD * 2 + (size_t)weights;
+    return (activations){
+        .x = x,
+        .q = s->unit_q + which * (s->unit_rows + 32) * s->unit_ldq,
+        .ldq = s->unit_ldq,
+        .scales = s->unit_scales + which * s->unit_rows * s->unit_groups,
+        .offsets = s->unit_offsets + which * s->unit_rows * s->unit_groups,
+        .n_groups = s->unit_groups,
     };
 }
 
+/* As if the first m rows were not there */
+static activations without_first(activations a, size_t m) {
+    a.n -= m;
+    a.x.data += m * a.x.stride;
+    a.q += m * a.ldq;
+    a.scales += m * a.n_groups;
+    a.offsets += m * a.n_groups;
+    return a;
+}
+
 /* y (n, rows) = x (n, cols) W^T of a page by one thread, or += with `add` */
-static void page_matmul(const llm_session *s, const matrix *w, size_t n, vectors x, vectors y, int add) {
-    const activations a = {.n = n, .x = x};
+static void page_matmul(
+    const llm_session *s, const product *p, const matrix *w, const activations *a, vectors y, int add) {
     for (size_t row = 0; row < w->rows; row += s->k->rows)
-        s->k->few[LLM_FP16].rows(w, row, &a, y, add);
+        p->rows(w, row, a, y, add);
 }
 
 /* Hides what a token at position `pos` does not attend to among SPAN scores of the positions from p on. */
@@ -360,6 +437,21 @@ static attention_unit unit_of(const llm_session *s, size_t n_kv_heads, size_t un
     return u;
 }
 
+/* scores (n - m0, SPAN) of queries from m0 on for the page at position p become their weights, and go into `out`'s sums
+ * of weights. */
+static void weigh(llm_session *s, const llm_layer *l, const attention_unit *u, size_t p, size_t m0,
+    vectors scores, vectors out) {
+    const size_t group = group_of(l), width = width_of(l);
+    const size_t start = s->pos[u->first], end = start + u->n_tokens;
+    for (size_t m = m0; m < u->n_tokens * group; m++) {
+        float *score = row_of(scores, m - m0);
+        if (l->attn_cap > 0)
+            s->k->softcap(score, l->attn_cap);
+        mask(score, p, start + m / group, l->window ? l->window : end);
+        s->k->online_softmax(score, row_of(out, m), width);
+    }
+}
+
 /* Softmax attention of one unit, SPAN positions at a time (Dao et al. 2022), to s->parts */
 static void attend(llm_session *s, size_t layer, size_t unit) {
     const llm_layer *l = &s->m->layers[layer];
@@ -370,11 +462,12 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
     const size_t end = start + u.n_tokens;
     const size_t window = l->window ? l->window : end;
     const size_t row = query_row(s, group, u.a * group, u.first);
-    const uint16_t *keys = cache(s, s->seqs[u.first], layer, KEYS, u.a);
-    const uint16_t *values = cache(s, s->seqs[u.first], layer, VALUES, u.a);
     const vectors q = {s->q + row * width, width};
-    const vectors scores = {s->scores + THREAD * s->run * group * SPAN, SPAN};
+    const vectors scores = {s->scores + THREAD * s->unit_rows * SPAN, SPAN};
     const vectors out = {s->parts + u.part * s->part_size + row * (width + 2), width + 2};
+    const int int8 = s->o.kv == LLM_KV_INT8;
+    const product *by_keys = product_of(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, n);
+    const product *by_values = product_of(s, int8 ? WEIGHTED_VALUES : LLM_FP16, n);
     size_t p = u.part * s->part; /* a position */
     const size_t part_end = p + s->part < end ? p + s->part : end;
     if (p >= end)
@@ -384,24 +477,32 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
         row_of(out, m)[width] = -0x1p127f;
     if (start >= window && p < start + 1 - window)
         p = larger(p, (start + 1 - window) / SPAN * SPAN); /* the first page that anyone attends to */
+    activations queries = unit_room(s, 0, q);
+    queries.n = n;
+    for (size_t m = 0; m < n; m++)
+        prepare(s, by_keys, int8, LLM_GROUP, &queries, m, 0, width);
     for (; p < part_end; p += SPAN) {
         const size_t n_keys = end - p < SPAN ? end - p : SPAN;
         const size_t m0 = p > start ? (p - start) * group : 0; /* queries before see nothing of this page */
-        const vectors q0 = {row_of(q, m0), width};
         const vectors out0 = {row_of(out, m0), out.stride};
-        const matrix k = page_matrix(keys + p * width, n_keys, width, width);
-        const matrix v = page_matrix(values + p * width, width, n_keys, SPAN);
+        const uint8_t *keys = cache(s, s->seqs[u.first], layer, KEYS, u.a, p);
+        const uint8_t *values = cache(s, s->seqs[u.first], layer, VALUES, u.a, p);
+        const matrix k = page_matrix(s, width, KEYS, keys, n_keys);
+        const matrix v = page_matrix(s, width, VALUES, values, n_keys);
+        const activations q0 = without_first(queries, m0);
+        activations weights = unit_room(s, 1, scores);
+        weights.n = n - m0;
         /* scores (n - m0, n_keys) = q (n - m0, width) @ K (n_keys, width)^T */
-        page_matmul(s, &k, n - m0, q0, scores, 0);
-        for (size_t m = m0; m < n; m++) {
-            float *score = row_of(scores, m - m0);
-            if (l->attn_cap > 0)
-                s->k->softcap(score, l->attn_cap);
-            mask(score, p, start + m / group, window);
-            s->k->online_softmax(score, row_of(out, m), width);
+        page_matmul(s, by_keys, &k, &q0, scores, 0);
+        weigh(s, l, &u, p, m0, scores, out);
+        for (size_t m = 0; m < weights.n; m++) {
+            const float *value_scales = (const float *)(values + SPAN * width);
+            for (size_t c = 0; int8 && c < v.cols; c++)
+                row_of(scores, m)[c] *= value_scales[c];
+            prepare(s, by_values, 0, LLM_GROUP, &weights, m, 0, v.cols);
         }
         /* out (n - m0, width) += weights (n - m0, n_keys) @ V (width, n_keys)^T */
-        page_matmul(s, &v, n - m0, scores, out0, 1);
+        page_matmul(s, by_values, &v, &weights, out0, 1);
     }
 }
 
@@ -639,16 +740,28 @@ static matrix matrix_of(const llm_model *m, const llm_tensor *t, size_t expert) 
     return w;
 }
 
-/* 64 activations of token i as the product wants them */
-static void prepare(llm_session *s, const product *p, const matrix *w, const activations *a, size_t i, size_t c0) {
+/* Columns `from` to `to` of row i as the product wants them, 64 at a time; of all of a group */
+static void prepare(llm_session *s, const product *p, int rotated, size_t group, const activations *a,
+    size_t i, size_t from, size_t to) {
     float x[LLM_GROUP];
-    memcpy(x, row_of(a->x, i) + c0, sizeof x);
-    if (dtypes[w->dtype].rotated)
-        s->k->hadamard(x, LLM_GROUP);
-    for (size_t c = 0; c < LLM_GROUP; c += w->group) {
-        const size_t group = i * a->n_groups + (c0 + c) / w->group;
-        p->round(a->q + i * a->ldq + (c0 + c) * p->bytes, &a->scales[group], &a->offsets[group], x + c, w->group);
+    for (size_t c0 = from; p->round && c0 < to; c0 += LLM_GROUP) {
+        const size_t n = to - c0 < LLM_GROUP ? to - c0 : LLM_GROUP;
+        memcpy(x, row_of(a->x, i) + c0, n * sizeof *x);
+        if (rotated)
+            s->k->hadamard(x, n);
+        for (size_t c = 0; c < n; c += group) {
+            const size_t g = i * a->n_groups + (c0 + c) / group;
+            const size_t size = n - c < group ? n - c : group;
+            p->round(a->q + i * a->ldq + (c0 + c) * p->bytes, &a->scales[g], &a->offsets[g], x + c, size);
+        }
     }
+}
+
+/* How n tokens are multiplied with a matrix of this kind */
+static const product *product_of(const llm_session *s, uint32_t kind, size_t n) {
+    const product *few = &s->k->few[kind], *many = &s->k->many[kind];
+    const int exact = kind == LLM_FP16 && s->o.exact;
+    return n >= MANY && many->rows && !exact ? many : few;
 }
 
 /* All threads: first the activations, then rows of W */
@@ -660,7 +773,8 @@ static void multiply(llm_session *s, const product *p, const matrix *w, size_t n
         .n = n,
         .x = x,
         .q = s->quants,
-        .ldq = w->cols * p->bytes + 64, /* a power of two apart, tokens would be in each other's place in a cache */
+        .ldq = w->cols * p->bytes +
+               64, /* a power of two apart, tokens would be in each other's place in a cache */
         .scales = s->scales,
         .offsets = s->offsets,
         .n_groups = w->cols / w->group,
@@ -668,8 +782,10 @@ static void multiply(llm_session *s, const product *p, const matrix *w, size_t n
     if (n > s->o.batch)
         a.n = s->o.batch; /* what the buffers have rows for, whoever calls */
     if (p->round) {
-        EACH(unit, a.n * blocks)
-            prepare(s, p, w, &a, unit / blocks, unit % blocks * LLM_GROUP);
+        EACH(unit, a.n * blocks) {
+            const size_t c = unit % blocks * LLM_GROUP;
+            prepare(s, p, dtypes[w->dtype].rotated, w->group, &a, unit / blocks, c, c + LLM_GROUP);
+        }
         barrier(&s->barrier);
     }
     EACH(unit, units)
@@ -685,9 +801,7 @@ static void matmul_exact(llm_session *s, const llm_tensor *t, size_t n, vectors 
 
 static void matmul(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x, vectors y) {
     const matrix w = matrix_of(s->m, t, e);
-    const product *few = &s->k->few[t->dtype];
-    const product *many = &s->k->many[t->dtype];
-    multiply(s, n >= MANY && many->rows ? many : few, &w, n, x, y);
+    multiply(s, product_of(s, t->dtype, n), &w, n, x, y);
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -708,6 +822,24 @@ static uint16_t float_to_half(float f) {
     if (u < 0x38800000)
         return (uint16_t)(sign | subnormal);
     return (uint16_t)(sign | (u < 0x47800000 ? normal : huge));
+}
+
+/* The scale with which n numbers fit into integers up to `most`; NaN if one of them is */
+static float scale_to(float most, const float *x, size_t n) {
+    uint32_t max = 0;
+    for (size_t c = 0; c < n; c++) /* compares bits, which are ordered as |x| is, NaN last */
+        max = (bits_of(x[c]) & 0x7fffffff) > max ? bits_of(x[c]) & 0x7fffffff : max;
+    const float scale = float_of(max) / most;
+    return scale > 65504 ? 65504 : scale;
+}
+
+/* q = round(x / scale), within int8 */
+static void round_by(float scale, int8_t *q, const float *x, size_t n) {
+    const float by = scale > 1e-30f ? 1 / scale : 0;
+    for (size_t c = 0; c < n; c++) {
+        const float most = fminf(fmaxf(x[c] * by, -127), 127);
+        q[c] = (int8_t)bits_of(most + 12582912.0f); /* rounds: the low bits are then the integer */
+    }
 }
 
 /* A tile's columns from c0 to c0 + n, n and c0 multiples of 8: halves as floats, (n, 16 rows) */
@@ -802,8 +934,8 @@ static void plain_rows_fp16(const matrix *w, size_t row, const activations *a, v
 }
 
 /* sums (16,) += the integers of a group times those of a token, scaled */
-static void plain_dot_integers(const int8_t tile[][LLM_TILE], const float *scales, size_t cols, const int16_t *q,
-    float scale, float *sums) {
+static void plain_dot_integers(const int8_t tile[][LLM_TILE], const float *scales, size_t cols,
+    const int16_t *q, float scale, float *sums) {
     int32_t dot[LLM_TILE] = {0};
     for (size_t c = 0; c < cols; c++)
         for (size_t r = 0; r < LLM_TILE; r++)
@@ -844,6 +976,11 @@ static void plain_round(uint8_t *q, float *scale, const float *x, size_t n, floa
 
 static void plain_round_words(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n) {
     plain_round(q, scale, x, n, 32767);
+    *offset = 0;
+}
+
+static void plain_round_positive(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n) {
+    plain_round(q, scale, x, n, 255);
     *offset = 0;
 }
 
@@ -974,6 +1111,7 @@ static const kernels kernels_plain = {
             [LLM_INT8] = {plain_round_words, 2, plain_rows_integers},
             [LLM_INT8_ROTATED] = {plain_round_bytes, 2, plain_rows_integers},
             [LLM_INT4] = {plain_round_bytes, 2, plain_rows_integers},
+            [WEIGHTED_VALUES] = {plain_round_positive, 2, plain_rows_integers},
         },
     .hadamard = plain_hadamard,
     .rmsnorm = plain_rmsnorm,

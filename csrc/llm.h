@@ -61,9 +61,10 @@ enum {
     LLM_VERSION = 4,
     LLM_HEADER_SIZE = 256,
     LLM_LAYER_SIZE = 256,
-    LLM_GROUP = 64, /* columns that share an int8 scale, and twice an int4 one's; rows are padded to a multiple */
-    LLM_TILE = 16,  /* rows of a matrix that lie side by side */
-    LLM_PAGE = 64,  /* positions that a sequence's memory grows by, see llm_state() */
+    LLM_GROUP =
+        64, /* columns that share an int8 scale, and twice an int4 one's; rows are padded to a multiple */
+    LLM_TILE = 16, /* rows of a matrix that lie side by side */
+    LLM_PAGE = 64, /* positions that a sequence's memory grows by, see llm_state() */
     LLM_MAX_LAYERS = 1024,
     LLM_MAX_HEAD = 1024 /* head_dim at most */
 };
@@ -225,16 +226,30 @@ typedef struct llm_counts {
     uint64_t parameters; /* numbers in all tensors, padding left out */
     uint64_t active;     /* those of them that are not in experts which a token does not go through */
     uint64_t read;       /* bytes of weights read for one token: of an embedding beside LLM_OUTPUT one row */
-    uint64_t kv;         /* bytes of keys and values that a token adds to its sequence */
+    uint64_t kv;         /* bytes of keys and values that a token adds to its sequence, of LLM_KV_DEFAULT */
 } llm_counts;
 
 /* What a model is and needs. Returns 0; or -1 with a reason in err as llm_layout. */
 int llm_count(
     const llm_header *header, const llm_layer *layers, llm_counts *counts, char *err, size_t errlen);
 
+/* How a session keeps keys and values. */
+enum llm_kv {
+    LLM_KV_DEFAULT = 0, /* LLM_KV_INT8 where the first layer's LLM_QKV is int8r or int4, else LLM_KV_FP16 */
+    LLM_KV_FP16 = 1,
+    LLM_KV_INT8 =
+        2 /* keys rotated as int8r is, with an fp16 scale for 64 numbers; values with a scale a head */
+};
+
+/* "default", "fp16", "int8"; NULL: there is no such kind. */
+const char *llm_kv_name(uint32_t kv);
+
+/* The kind that LLM_KV_DEFAULT stands for; another one is returned as it is. */
+uint32_t llm_kv_kind(const llm_layer *layers, uint32_t kv);
+
 /* The bytes of keys and values that are read for the last token of a context: in each layer all of them, or
  * those in its window. Header and layers are ones that llm_layout takes. */
-uint64_t llm_kv_read(const llm_header *header, const llm_layer *layers, uint64_t context);
+uint64_t llm_kv_read(const llm_header *header, const llm_layer *layers, uint32_t kv, uint64_t context);
 
 /* The checksum that belongs into this header once all its other fields are set: FNV-1a, 64 bits, over the
  * bytes before it. */
@@ -340,6 +355,11 @@ typedef struct llm_options {
     uint32_t threads; /* at most, where the system refuses some; 0: llm_default_threads(). Results do not
                          depend on it. */
     uint32_t batch;   /* tokens that go through the layers together, at most 1024, more are split; 0: 256 */
+    uint32_t kv;      /* enum llm_kv */
+    /* 1: fp16 matrices, keys and values are multiplied in float32 however many tokens there are; 0: from 16 tokens on
+     * they are rounded to 13 bits and a sign, with a scale for 64 numbers. Only for models whose first layer's LLM_QKV
+     * is fp16; others always are exact in this sense. */
+    uint32_t exact;
 } llm_options;
 
 /* Opens a session; `options` may be NULL for all defaults. Keys and values are reserved, not taken: memory is
@@ -354,9 +374,10 @@ const llm_options *llm_session_options(const llm_session *session);
 const char *llm_session_isa(const llm_session *session);
 
 /* Appends n tokens, tokens[i] to sequence seqs[i], in order, and computes logits. These depend, to the last
- * bit, on the tokens before in the same sequence only, not on how they came, what else is computed, or the
- * number of threads; but for AMX, which 16 or more tokens together are multiplied with, in bf16, while fewer
- * are not.
+ * bit, on the tokens before in the same sequence only: not on how they came, what else is computed, the number of
+ * threads, or the instruction set, as far as the C library's sin, cos, exp and tanh do not. Two exceptions: without
+ * options.exact 16 or more tokens of an fp16 model that are multiplied together are rounded first, and fewer are not;
+ * and the plain kernels ("scalar") round products of fp16 twice.
  *   tokens  (n,), each < vocab_size
  *   seqs    (n,), each < n_seqs; NULL: all are of sequence 0
  *   want    (n,), whether the logits after token i are wanted; NULL: only those after the last token
@@ -379,12 +400,13 @@ int llm_truncate(llm_session *session, uint32_t seq, size_t length, char *err, s
  * truncates. */
 int llm_copy(llm_session *session, uint32_t from, uint32_t to, size_t length, char *err, size_t errlen);
 
-/* The keys and values of one position in bytes, over all layers (a head is padded to a multiple of 16). */
-size_t llm_kv_bytes(const llm_model *model);
+/* The keys and values of one position in bytes, over all layers (a head is padded to a multiple of 16), if they are
+ * kept as enum llm_kv says. */
+size_t llm_kv_bytes(const llm_model *model, uint32_t kv);
 
 /* Copies the keys and values of the first `length` positions of sequence `seq` out to `state` (set = 0), or
- * makes the sequence those in `state` (set = 1). `state` has llm_kv_bytes() for each position, and length
- * rounded up to LLM_PAGE of them: fp16 [layer][k, v][kv head], each as llm.c keeps them. Returns -1 and
+ * makes the sequence those in `state` (set = 1). `state` has llm_kv_bytes() of the session's kind for each position,
+ * and length rounded up to LLM_PAGE of them: [layer][k, v][kv head], each as session.h describes it. Returns -1 and
  * changes nothing when there is no such sequence, it is shorter, or length is more than the session's
  * context. */
 int llm_state(

@@ -31,6 +31,7 @@ static widths measure(const llm_model *m) {
         const size_t heads = l->n_heads + 2 * (size_t)l->n_kv_heads;
         w.qkv = larger(w.qkv, align(heads * l->head_dim, LLM_GROUP));
         w.att = larger(w.att, align(q_dim_of(l), LLM_GROUP));
+        w.width = larger(w.width, width_of(l));
         w.q = larger(w.q, l->n_heads * width_of(l));
         w.parts = larger(w.parts, l->n_heads * (width_of(l) + 2));
         const size_t ffn_dim = larger(l->ffn_dim, l->shared_dim);
@@ -42,12 +43,12 @@ static widths measure(const llm_model *m) {
     return w;
 }
 
-/* Numbers of a sequence's keys and values in one layer */
+/* Bytes of a sequence's keys and values in one layer */
 static size_t layer_kv_size(const llm_session *s, const llm_layer *l) {
-    return 2 * l->n_kv_heads * width_of(l) * s->span;
+    return l->n_kv_heads * (s->span / SPAN) * (page_size(s, l, KEYS) + page_size(s, l, VALUES));
 }
 
-/* Where each layer's keys begin, once there is memory to write it to; returns how many numbers all take. */
+/* Where each layer's keys begin, once there is memory to write it to; returns how many bytes all take. */
 static size_t place_layers(const llm_session *s, size_t *layer_kv) {
     size_t size = 0;
     for (size_t i = 0; i < s->m->h.n_layers; i++) {
@@ -74,8 +75,11 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->hidden.stride = w.ffn;
     s->router.stride = w.experts + 1;
     s->span = align(s->o.context, SPAN);
-    s->seq_size = align(place_layers(s, NULL), 1 << 15);
+    s->seq_size = align(place_layers(s, NULL), 1 << 16);
     s->run = align((48 + w.group - 1) / w.group, 8);
+    s->unit_rows = s->run * w.group;
+    s->unit_groups = align(w.width, LLM_GROUP) / LLM_GROUP;
+    s->unit_ldq = 2 * s->unit_groups * LLM_GROUP + 64;
     s->part = s->span > 8 * 512 ? align(s->span / 8, SPAN) : 512;
     s->part_size = b * w.parts;
     s->n_parts = (s->span + s->part - 1) / s->part;
@@ -85,7 +89,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         void *slot;
         size_t size;
     } buffers[] = {
-        {&s->kv, n_seqs * s->seq_size * sizeof(uint16_t)},
+        {&s->kv, n_seqs * s->seq_size},
         {&s->layer_kv, h->n_layers * sizeof(size_t)},
         {&s->length, n_seqs * sizeof(size_t)},
         {&s->new_length, n_seqs * sizeof(size_t)},
@@ -99,7 +103,10 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->rotation, b * h->n_rope * h->rope_dim * f},
         {&s->qkv.data, b * w.qkv * f},
         {&s->q, b * w.q * f},
-        {&s->scores, s->o.threads * s->run * w.group * SPAN * f},
+        {&s->scores, s->o.threads * s->unit_rows * SPAN * f},
+        {&s->unit_q, s->o.threads * 2 * (s->unit_rows + 32) * s->unit_ldq},
+        {&s->unit_scales, s->o.threads * 2 * s->unit_rows * s->unit_groups * f},
+        {&s->unit_offsets, s->o.threads * 2 * s->unit_rows * s->unit_groups * f},
         {&s->parts, s->n_parts * s->part_size * f},
         {&s->att.data, b * w.att * f},
         {&s->gate.data, b * 2 * w.ffn * f},
@@ -135,31 +142,36 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     return 0;
 }
 
-static llm_options with_defaults(const llm_options *options, const llm_header *h) {
+static llm_options with_defaults(const llm_options *options, const llm_model *m) {
     llm_options o = {0};
     if (options)
         o = *options;
     if (!o.context)
-        o.context = h->context;
+        o.context = m->h.context;
     if (!o.n_seqs)
         o.n_seqs = 1;
     if (!o.threads)
         o.threads = llm_default_threads();
     if (!o.batch)
         o.batch = 256;
+    o.kv = llm_kv_kind(m->layers, o.kv);
+    if (m->layers[0].dtype[LLM_QKV - LLM_ATTN_NORM] != LLM_FP16)
+        o.exact = 1;
     return o;
 }
 
 static int open_session(
     llm_session *s, const llm_model *m, const llm_options *options, char *err, size_t errlen) {
     s->m = m;
-    s->o = with_defaults(options, &m->h);
+    s->o = with_defaults(options, m);
     s->k = pick_kernels(err, errlen);
     TRY(!s->k);
     const llm_options *o = &s->o;
     const int fits = o->context <= 1 << 28 && o->n_seqs <= 1 << 16;
     REQUIRE(fits && o->threads <= MAX_THREADS && o->batch <= MAX_BATCH,
         "over 2^28 positions, 65536 sequences, %d threads or batches of %d", MAX_THREADS, MAX_BATCH);
+    REQUIRE(
+        o->kv <= LLM_KV_INT8 && o->exact <= 1, "there is no kv of kind %u, or exact is not 0 or 1", o->kv);
     return open_buffers(s, err, errlen);
 }
 
@@ -196,22 +208,23 @@ static int check_sequence(const llm_session *s, uint32_t seq, size_t length, cha
 int llm_truncate(llm_session *s, uint32_t seq, size_t length, char *err, size_t errlen) {
     TRY(check_sequence(s, seq, length, err, errlen));
     if (length == 0 && s->length[seq])
-        madvise(s->kv + seq * s->seq_size, s->seq_size * sizeof *s->kv, MADV_DONTNEED);
+        madvise(s->kv + seq * s->seq_size, s->seq_size, MADV_DONTNEED);
     s->length[seq] = length;
     return 0;
 }
 
 /* The first `length` positions of all heads of a sequence, whose pages follow each other in the order of layers,
  * keys and values, and kv heads: `from_span` and `to_span` positions from a head to the next. */
-static void copy_pages(const llm_session *s, size_t length, const uint16_t *from, size_t from_span,
-    uint16_t *to, size_t to_span) {
+static void copy_pages(
+    const llm_session *s, size_t length, const uint8_t *from, size_t from_span, uint8_t *to, size_t to_span) {
     for (size_t layer = 0; layer < s->m->h.n_layers; layer++) {
         const llm_layer *l = &s->m->layers[layer];
-        const size_t width = width_of(l), heads = l->kv_layer == layer ? 2 * (size_t)l->n_kv_heads : 0;
+        const size_t heads = l->kv_layer == layer ? 2 * (size_t)l->n_kv_heads : 0;
         for (size_t a = 0; a < heads; a++) {
-            memcpy(to, from, align(length, SPAN) * width * sizeof *to);
-            from += from_span * width;
-            to += to_span * width;
+            const size_t size = kv_head_bytes(l, s->o.kv, a >= l->n_kv_heads);
+            memcpy(to, from, align(length, SPAN) * size);
+            from += from_span * size;
+            to += to_span * size;
         }
     }
 }
@@ -229,7 +242,7 @@ int llm_copy(llm_session *s, uint32_t from, uint32_t to, size_t length, char *er
 int llm_state(llm_session *s, uint32_t seq, size_t length, void *state, int set, char *err, size_t errlen) {
     TRY(check_sequence(s, seq, set ? 0 : length, err, errlen));
     REQUIRE(length <= s->o.context, "%zu positions do not fit into a context of %u", length, s->o.context);
-    uint16_t *kv = s->kv + seq * s->seq_size;
+    uint8_t *kv = s->kv + seq * s->seq_size;
     if (!set) {
         copy_pages(s, length, kv, s->span, state, align(length, SPAN));
         return 0;

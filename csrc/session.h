@@ -17,13 +17,17 @@ struct llm_session {
     uint8_t *arena; /* one mapping that holds all buffers */
     size_t arena_size;
 
-    /* keys and values: of each sequence, of each layer that makes its own, keys and values, of each kv head, pages
-     * of SPAN positions, see kv_offset() */
-    uint16_t *kv;       /* (n_seqs, seq_size) fp16 */
+    /* keys and values: of each sequence, of each layer that makes its own, keys, then values, of each kv head, pages
+     * of SPAN positions. Keys (SPAN, width) or transposed values (width, SPAN) are a matrix in tiles, as weights are,
+     * so that both are multiplied as they are:
+     *     fp16   as a matrix of fp16
+     *     int8   keys as one of int8r, with their scales; values as one of int8, but their scales are float32 (SPAN,),
+     *            a position's each, and multiply its weight */
+    uint8_t *kv;        /* (n_seqs, seq_size) bytes */
     size_t *layer_kv;   /* (n_layers,) where a layer's keys begin in a sequence */
     size_t *length;     /* (n_seqs,) positions of each sequence */
     size_t *new_length; /* (n_seqs,) to count ahead in */
-    size_t seq_size;    /* numbers of a sequence */
+    size_t seq_size;    /* bytes of a sequence */
     size_t span;        /* positions that a sequence has room for: the context in whole pages */
 
     /* the batch */
@@ -40,7 +44,13 @@ struct llm_session {
     /* attention */
     vectors qkv; /* (B, q_dim + 2 kv_dim) projections: queries, keys, values */
     float *q; /* (n_kv_heads, B, group, width) queries, rotated and scaled; width: a head's, padded to 16 */
-    float *scores; /* (threads, run * group, SPAN); group: query heads that share a kv head */
+    float *scores;    /* (threads, run * group, SPAN); group: query heads that share a kv head */
+    size_t unit_rows; /* queries of a unit of attention at most: run * group */
+    size_t unit_ldq;  /* bytes of a query, or of its weights, as a product wants them, and its groups: */
+    size_t unit_groups;
+    uint8_t *unit_q;       /* (threads, 2, unit_rows + 32, unit_ldq) queries, weights */
+    float *unit_scales;    /* (threads, 2, unit_rows, unit_groups) */
+    int32_t *unit_offsets; /* (threads, 2, unit_rows, unit_groups) */
     float *parts; /* (n_parts, n_kv_heads, B, group, width + 2) attention over a part of the positions each: a
                       weighted sum of values, the largest score, the sum of weights */
     vectors att;  /* (B, q_dim) attention over all of them */
@@ -62,8 +72,8 @@ struct llm_session {
     vectors expert_out; /* (B, dim) and what it makes of them */
 
     /* activations as a product wants them, see kernels.h */
-    uint8_t *quants; /* (B, 2 * columns + 64) bytes */
-    float *scales;   /* (B, columns / 32) */
+    uint8_t *quants;  /* (B, 2 * columns + 64) bytes */
+    float *scales;    /* (B, columns / 32) */
     int32_t *offsets; /* (B, columns / 32) */
 };
 
@@ -79,25 +89,31 @@ static inline size_t kv_dim_of(const llm_layer *l) { return (size_t)l->n_kv_head
 /* Experts that a token goes through, the shared one included */
 static inline size_t experts_per_token(const llm_layer *l) { return l->n_active + !!l->shared_dim; }
 
-/* Where a row and a column of a matrix in tiles lie, if a column of a row is one number, see llm.h */
+/* Where a row and a column of a matrix in tiles lie, if a column of a row is one number, see llm.h; and in tiles of
+ * int8 */
 static inline size_t in_tile(size_t row, size_t col, size_t cols) {
     return (row / LLM_TILE * cols + col) * LLM_TILE + row % LLM_TILE;
 }
 
-enum { KEYS, VALUES };
-
-/* The keys or values of one head of one layer of a sequence, (span, width) in pages */
-static inline uint16_t *cache(const llm_session *s, size_t seq, size_t layer, size_t kind, size_t head) {
-    const llm_layer *l = &s->m->layers[layer];
-    const size_t rows = kind * l->n_kv_heads + head;
-    return s->kv + seq * s->seq_size + s->layer_kv[layer] + rows * s->span * width_of(l);
+static inline size_t in_byte_tile(size_t row, size_t col, size_t cols) {
+    return in_tile(row, col / 4, cols / 4) * 4 + col % 4;
 }
 
-/* Where number c of a position lies in there: in a page of SPAN positions, whose keys (SPAN, width) or transposed
- * values (width, SPAN) are a matrix in tiles, as weights are, so that both are multiplied as they are */
-static inline size_t kv_offset(size_t kind, size_t width, size_t pos, size_t c) {
-    const size_t page = pos / SPAN * SPAN * width, row = pos % SPAN;
-    return page + (kind == KEYS ? in_tile(row, c, width) : in_tile(c, row, SPAN));
+enum { KEYS, VALUES };
+
+static inline size_t page_size(const llm_session *s, const llm_layer *l, int kind) {
+    return SPAN * kv_head_bytes(l, s->o.kv, kind);
+}
+
+/* The page of keys or values of one head of one layer of a sequence that `pos` is in */
+static inline uint8_t *cache(
+    const llm_session *s, size_t seq, size_t layer, int kind, size_t head, size_t pos) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t n_pages = s->span / SPAN;
+    uint8_t *kv = s->kv + seq * s->seq_size + s->layer_kv[layer];
+    if (kind == VALUES)
+        kv += l->n_kv_heads * n_pages * page_size(s, l, KEYS);
+    return kv + (head * n_pages + pos / SPAN) * page_size(s, l, kind);
 }
 
 /* The best kernels that the processor has, or those that PYLLM_ISA names; NULL: err says that it has none such. */

@@ -68,28 +68,28 @@ SOFT __m512i soft_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
 /* Unsigned bytes of a times signed ones of b, four neighbours added up; sums wrap around */
 SOFT __m256i soft_dot_bytes(__m256i sum, __m256i a, __m256i b) {
     const __m256i low = _mm256_set1_epi16(255);
-    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, low), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+    const __m256i even =
+        _mm256_madd_epi16(_mm256_and_si256(a, low), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
     return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 }
 
 SOFT __m512i soft_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     const soft_512 s = soft_integers(sum), x = soft_integers(a), y = soft_integers(b);
-    return (soft_512){
-        .i = {soft_dot_bytes(s.i[0], x.i[0], y.i[0]), soft_dot_bytes(s.i[1], x.i[1], y.i[1])}}
+    return (soft_512){.i = {soft_dot_bytes(s.i[0], x.i[0], y.i[0]), soft_dot_bytes(s.i[1], x.i[1], y.i[1])}}
         .integers;
 }
 
 SOFT __m512 soft_fmadd_ps(__m512 a, __m512 b, __m512 c) {
     const soft_512 x = soft_floats(a), y = soft_floats(b), z = soft_floats(c);
-    return (soft_512){
-        .f = {_mm256_fmadd_ps(x.f[0], y.f[0], z.f[0]), _mm256_fmadd_ps(x.f[1], y.f[1], z.f[1])}}
+    return (soft_512){.f = {_mm256_fmadd_ps(x.f[0], y.f[0], z.f[0]), _mm256_fmadd_ps(x.f[1], y.f[1], z.f[1])}}
         .floats;
 }
 
 SOFT __m512i soft_shuffle_epi8(__m512i a, __m512i b) {
     const soft_512 x = soft_integers(a), y = soft_integers(b);
-    return (soft_512){.i = {_mm256_shuffle_epi8(x.i[0], y.i[0]), _mm256_shuffle_epi8(x.i[1], y.i[1])}}.integers;
+    return (soft_512){.i = {_mm256_shuffle_epi8(x.i[0], y.i[0]), _mm256_shuffle_epi8(x.i[1], y.i[1])}}
+        .integers;
 }
 
 SOFT __m512i soft_broadcast_i32x4(__m128i v) {
@@ -104,7 +104,8 @@ SOFT __m512i soft_and_si512(__m512i a, __m512i b) {
 
 SOFT __m512i soft_srli_epi16(__m512i v, unsigned count) {
     const soft_512 x = soft_integers(v);
-    return (soft_512){.i = {_mm256_srli_epi16(x.i[0], (int)count), _mm256_srli_epi16(x.i[1], (int)count)}}.integers;
+    return (soft_512){.i = {_mm256_srli_epi16(x.i[0], (int)count), _mm256_srli_epi16(x.i[1], (int)count)}}
+        .integers;
 }
 
 SOFT __m512i soft_set1_epi8(char n) {
