@@ -651,4 +651,4 @@ DEFAULTS = {
     "use_sliding_window": False,
     "sliding_window": None,
 }
-ONLY = {"hidden_act": ("silu", "swish"), "quantization_config": (None,)}
+ONLY = {"hidden_act": ("silu", "swish")}

@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from . import huggingface_tokenizer, sources
+from . import huggingface_tokenizer, quantized, sources
 from .sources import ConvertError, File, FileTensor, Source, shown
 
 TENSORS = ".safetensors"
@@ -37,7 +37,9 @@ READ_WITH_TOKENIZER = (
 )
 
 
-def read_safetensors(path: Path, files: list[File]) -> dict[str, sources.Tensor]:
+def read_safetensors(
+    path: Path, files: list[File], dtypes: Mapping[str, sources.Dtype] = sources.PLAIN
+) -> dict[str, FileTensor]:
     """The tensors of a safetensors file: eight bytes with the header's length, the header in JSON, the data.
     Every tensor is checked to lie inside the file and to have the size of its shape; what else the library
     asks of a file (no gaps, no overlaps), it is asked itself. Its own reading knows neither bf16 nor a bound
@@ -60,12 +62,12 @@ def read_safetensors(path: Path, files: list[File]) -> dict[str, sources.Tensor]
             entries[name] = str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), begin, end
     except sources.MALFORMED as error:
         raise ConvertError(f"{path}: the safetensors header cannot be read ({error!r})") from None
-    tensors: dict[str, sources.Tensor] = {}
+    tensors: dict[str, FileTensor] = {}
     for name, (dtype, shape, begin, end) in entries.items():
-        if dtype not in sources.PLAIN:
-            known = ", ".join(sources.PLAIN)
+        if dtype not in dtypes:
+            known = ", ".join(dtypes)
             raise ConvertError(f"{path.name}: {name} is {dtype[:40]}; {known} can be converted")
-        width, decode = sources.PLAIN[dtype]
+        width, decode = dtypes[dtype]
         needed = math.prod(shape) * width
         if begin < 0 or min(shape, default=1) < 0 or end - begin != needed:
             raise ConvertError(
@@ -77,7 +79,8 @@ def read_safetensors(path: Path, files: list[File]) -> dict[str, sources.Tensor]
                 f"{path}: truncated, {name} ends at byte {shown(8 + length + end)} of {file.size}"
             )
         cols = shape[-1] if len(shape) > 1 else 1
-        tensors[name] = FileTensor(name, shape or (1,), file, 8 + length + begin, cols * width, decode)
+        at = 8 + length + begin
+        tensors[name] = FileTensor(name, shape or (1,), file, at, cols * width, decode, dtype)
     try:
         with safe_open(path, framework="numpy"):
             return tensors
@@ -122,27 +125,34 @@ def weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
 
 def read_weights(source: Source) -> dict[str, sources.Tensor]:
     """The tensors of the model in a directory."""
+    dtypes = sources.PLAIN
+    if quantized.section_of(source.config) is not None:
+        dtypes = sources.PLAIN | sources.STORED
     path = weights_file(source.path, source.config)
     if path.name.endswith(INDEX):
-        return read_shards(path, source.files)
-    index = path.with_name(path.name + INDEX)
-    if index.exists():
-        source.notes.append(f"{path.name} was read; {index.name} beside it was not, as in transformers")
-    return read_safetensors(path, source.files)
+        tensors = read_shards(path, source.files, dtypes)
+    else:
+        index = path.with_name(path.name + INDEX)
+        if index.exists():
+            source.notes.append(f"{path.name} was read; {index.name} beside it was not, as in transformers")
+        tensors = read_safetensors(path, source.files, dtypes)
+    return quantized.dequantized(source.config, tensors)
 
 
-def read_shards(index: Path, files: list[File]) -> dict[str, sources.Tensor]:
+def read_shards(
+    index: Path, files: list[File], dtypes: Mapping[str, sources.Dtype] = sources.PLAIN
+) -> dict[str, FileTensor]:
     """The tensors of the shards that an index names."""
     folder, where = index.parent, sources.read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise ConvertError(f"{index}: it has no weight_map from tensors to files")
-    tensors: dict[str, sources.Tensor] = {}
+    tensors: dict[str, FileTensor] = {}
     for shard in sorted(set(where.values())):
         if Path(shard).name != shard or "\0" in shard:
             raise ConvertError(f"{index}: {shown(shard)} is not a plain file name")
         if not os.path.lexists(folder / shard):
             raise ConvertError(f"{folder}: the shard {shard} is missing")
-        found = read_safetensors(folder / shard, files)
+        found = read_safetensors(folder / shard, files, dtypes)
         lost = sorted(name for name, place in where.items() if place == shard and name not in found)
         if lost:
             raise ConvertError(
@@ -183,7 +193,7 @@ def open_directory(folder: Path, name: str | None = None) -> Source:
             f"{folder}: it is a LoRA adapter, without a config.json: convert the model that it is for, with "
             "this as --lora"
         )
-    config = sources.read_json(folder / "config.json")
+    config = quantized.with_own_file(sources.read_json(folder / "config.json"), folder)
     source = Source(path=folder, name=name or folder.resolve().name or "model", config=config, tensors={})
     try:
         source.tensors = read_weights(source)

@@ -14,6 +14,7 @@ from .sources import listing, shown
 READ = frozenset(
     """
     architectures model_type text_config license description transformers_weights
+    quantization_config compression_config
     vocab_size hidden_size intermediate_size
     num_hidden_layers num_attention_heads num_key_value_heads head_dim
     layer_types sliding_window sliding_window_pattern no_rope_layers no_rope_layer_interval

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,7 +172,7 @@ class Half(NamedTuple):
     embedding: bool
 
 
-def collect(found: dict[str, Tensor], path: Path) -> dict[str, Half]:
+def collect(found: Mapping[str, Tensor], path: Path) -> dict[str, Half]:
     """The adapter's tensors by module. A state that was not saved by PEFT's save_pretrained has the adapter's
     name in each key ("default"), which is left out."""
     halves: dict[str, dict[str, Tensor]] = {}

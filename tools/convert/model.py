@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pyllm._llm import lib
 
-from . import flatfile, known_keys, rope
+from . import flatfile, known_keys, quantized, rope
 from .configuration import LARGEST, Config, expert_count, integer, layer_count, number, switch
 from .families import DEFAULTS, FAMILIES, MODEL_TYPES, ONLY, REASONS, WRAPPED, WRAPPED_NAMES, Family, value_of
 from .sources import ConvertError, shown
@@ -78,7 +78,7 @@ def unwrap(config: Config) -> tuple[Config, bool]:
     if not isinstance(kind, str) or kind not in texts:
         known = " or ".join(texts)
         raise ConvertError(f"the text part of {name} is {shown(kind)}; {known} can be converted")
-    above = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
+    above = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
     return {"tie_word_embeddings": True} | text | above | {"architectures": [texts[kind]]}, True
 
 
@@ -157,8 +157,10 @@ def feed_forwards(config: Config, family: Family) -> tuple[dict[str, Any], dict[
 
 def describe(source_config: Config, context: int | None = None) -> Model:
     """Reads a configuration. `context` shortens the model's own, or chooses among its rotary factors."""
-    source_config, wrapped = unwrap(source_config)
+    whole_config = source_config
+    source_config, wrapped = unwrap(whole_config)
     architecture, family = find(source_config)
+    quantization = quantized.notes(whole_config)
     if wrapped:
         family = replace(family, rename=WRAPPED_NAMES + family.rename)
     config = DEFAULTS | dict(family.defaults) | source_config
@@ -207,7 +209,7 @@ def describe(source_config: Config, context: int | None = None) -> Model:
             f"partial_rotary_factor: {turning} of a head's {head_dim} elements turn; of {family.name} all do"
         )
     tables = rope.tables(config, kinds, head_dim, turning, family.local_rope, context)
-    model.notes += tables.notes + known_keys.note(source_config)
+    model.notes += quantization + tables.notes + known_keys.note(source_config)
     model.angles = tables.angles
     model.shape = replace(
         model.shape,

@@ -15,8 +15,9 @@ import reprlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -161,18 +162,73 @@ class Tensor:
         """Rows start to stop, float32 (stop - start, cols), the caller's own."""
         raise NotImplementedError
 
+    def grid(self) -> Grid | None:
+        """The grid that all of its values lie on, where the source is quantized so."""
+        return None
+
+
+Read = Callable[[int, int], np.ndarray]  # rows start to stop of something
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a tensor quantized to 4 bits or fewer is made of, where 16 numbers and one scale for 32 columns
+    say it without a loss: codebook[codes] * scales in float32 are the values that read() gives, bit for bit
+    but for the sign of a zero."""
+
+    codebook: np.ndarray  # int8 (16,)
+    codes: Read  # uint8 (n, cols), below 16
+    scales: Read  # float16 (n, cols / COLUMNS)
+
+    COLUMNS: ClassVar[int] = 32  # that share a scale
+
 
 def decode_bf16(raw: np.ndarray) -> np.ndarray:
     """bfloat16 is the upper half of a float32, so this is exact."""
     return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-# How a row's bytes, uint8 (n, row_bytes), become float32 (n, cols); with the bytes that one element takes.
-PLAIN: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
+# The bytes that one element takes, and how a row's, uint8 (n, row_bytes), become float32 (n, cols)
+Dtype = tuple[int, Callable[[np.ndarray], np.ndarray]]
+PLAIN: dict[str, Dtype] = {
     "F64": (8, lambda raw: raw.view("<f8").astype(np.float32)),
     "F32": (4, lambda raw: raw.view("<f4")),
     "F16": (2, lambda raw: raw.view("<f2").astype(np.float32)),
     "BF16": (2, decode_bf16),
+}
+
+
+def small_floats(exponent_bits: int, fraction_bits: int, bias: int) -> np.ndarray:
+    """What the codes of a float with a sign, these bits and this bias mean, float32 (2 ** bits,), as if none
+    were infinite or no number."""
+    codes = np.arange(2 << (exponent_bits + fraction_bits))
+    exponent = codes >> fraction_bits & (1 << exponent_bits) - 1
+    fraction = (codes & (1 << fraction_bits) - 1) / (1 << fraction_bits)
+    magnitude = np.ldexp(fraction + (exponent > 0), np.maximum(exponent, 1) - bias)
+    negative = codes >> (exponent_bits + fraction_bits) > 0
+    values: np.ndarray = np.where(negative, -magnitude, magnitude).astype(np.float32)
+    return values
+
+
+# Numbers of 4, 6 and 8 bits, by their codes: those of the OCP's specification of MX formats, and of FP8
+E2M1 = small_floats(2, 1, bias=1)
+E2M3 = small_floats(2, 3, bias=1)
+E4M3 = small_floats(4, 3, bias=7)  # "FN": without infinities
+E4M3[[0x7F, 0xFF]] = np.nan
+E5M2 = small_floats(5, 2, bias=15)
+E5M2[[0x7C, 0xFC]] = np.inf, -np.inf
+E5M2[[0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF]] = np.nan
+E8M0 = np.append(np.ldexp(np.float32(1), np.arange(255) - 127), np.float32(np.nan))  # powers of two
+
+# The same of what only quantized checkpoints have. Packed integers (I32, U8) are taken as they lie there.
+STORED: dict[str, Dtype] = {
+    "F8_E4M3": (1, lambda raw: E4M3[raw]),
+    "F8_E5M2": (1, lambda raw: E5M2[raw]),
+    "F8_E8M0": (1, lambda raw: E8M0[raw]),
+    "U8": (1, lambda raw: raw.astype(np.float32)),
+    "I8": (1, lambda raw: raw.view(np.int8).astype(np.float32)),
+    "I32": (4, lambda raw: raw.view("<i4").astype(np.float32)),
+    "I64": (8, lambda raw: raw.view("<i8").astype(np.float32)),
 }
 
 
@@ -187,13 +243,19 @@ class FileTensor(Tensor):
         offset: int,
         row_bytes: int,
         decode: Callable[[np.ndarray], np.ndarray],
+        dtype: str = "",
     ) -> None:
         super().__init__(name, shape)
         self.file, self.offset, self.row_bytes, self.decode = file, offset, row_bytes, decode
+        self.dtype = dtype  # as safetensors calls it
+
+    def raw(self, start: int, stop: int) -> np.ndarray:
+        """The bytes of rows start to stop, uint8 (stop - start, row_bytes)."""
+        raw = self.file.read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
+        return raw.reshape(stop - start, self.row_bytes)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        raw = self.file.read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
-        return self.decode(raw.reshape(stop - start, self.row_bytes))
+        return self.decode(self.raw(start, stop))
 
 
 class Rows(Tensor):
@@ -206,11 +268,22 @@ class Rows(Tensor):
         self.base, self.first, self.order = base, first, order
 
     def read(self, start: int, stop: int) -> np.ndarray:
+        return self.of(self.base.read, start, stop)
+
+    def of(self, read: Read, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop of these rows, of what has a row for each of the base."""
         if self.order is None:
-            return self.base.read(self.first + start, self.first + stop)
+            return read(self.first + start, self.first + stop)
         wanted = self.order[start:stop]
         low, high = int(wanted.min()), int(wanted.max()) + 1
-        return np.take(self.base.read(low, high), wanted - low, axis=0)
+        return np.take(read(low, high), wanted - low, axis=0)
+
+    def grid(self) -> Grid | None:
+        grid = self.base.grid()
+        if grid is None:
+            return None
+        codes, scales = partial(self.of, grid.codes), partial(self.of, grid.scales)
+        return Grid(grid.codebook, codes, scales)
 
 
 class Row(Tensor):
