@@ -217,9 +217,7 @@ def matrix(
 ) -> Tensor:
     """The matrix, with the scheme's scales. `zeros` makes the reader of zero points, of which each serves so
     many rows and columns."""
-    shape = (*source.shape[:-1], cols)
-    if len(shape) not in (2, 3) or 0 in shape:
-        raise ConvertError(f"{source.name} has the shape {shown(source.shape)}, expected a matrix")
+    shape = (*packed.check_matrix(source).shape[:-1], cols)
     height, width = scheme.size(shape[-2], cols)
     columns = None
     if module.has("weight_g_idx"):
@@ -304,20 +302,25 @@ def read_nvfp4(scheme: Scheme, module: Module) -> Tensor:
 
 
 def read_mxfp4(scheme: Scheme, module: Module) -> Tensor:
-    source, scale = module.get("weight_packed", "U8"), packed.scaled_by_power(module.get("weight_scale"))
+    source, scale = module.get("weight_packed", "U8"), powers(module)
     return matrix(scheme, module, source, source.cols * 2, codes_of(source, 4), sources.E2M1, scale)
 
 
 def read_mxfp6(scheme: Scheme, module: Module) -> Tensor:
-    source, scale = module.get("weight_packed", "U8"), packed.scaled_by_power(module.get("weight_scale"))
+    source, scale = module.get("weight_packed", "U8"), powers(module)
     if source.cols % 3:
         raise ConvertError(f"{source.name} has the shape {shown(source.shape)}, no multiple of 3 bytes a row")
     return matrix(scheme, module, source, source.cols // 3 * 4, codes_of(source, 6), sources.E2M3, scale)
 
 
 def read_mxfp8(scheme: Scheme, module: Module) -> Tensor:
-    source, scale = module.get("weight", "F8_E4M3"), packed.scaled_by_power(module.get("weight_scale"))
+    source, scale = module.get("weight", "F8_E4M3"), powers(module)
     return matrix(scheme, module, source, source.cols, source.raw, sources.E4M3, scale)
+
+
+def powers(module: Module) -> Tensor:
+    """The scales of the MX formats."""
+    return packed.scaled_by_power(module.get("weight_scale", "U8", "F8_E8M0"))
 
 
 def codes_of(source: FileTensor, bits: int) -> Read:

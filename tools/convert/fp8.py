@@ -1,5 +1,6 @@
-"""Block-wise FP8 as DeepSeek, Qwen and MiniMax publish it (quant_method "fp8"): X in 8 bits (E4M3) and
-X_scale_inv, the number that multiplies each block, of 128 x 128 as a rule; or one number for all of X."""
+"""FP8 under the quant_method "fp8": X in 8 bits (E4M3) and X_scale_inv, the number that multiplies each
+block, of 128 x 128 as a rule (DeepSeek, Qwen, MiniMax); or one number for all of X, X_scale in AutoFP8's
+files."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from .packed import Section, Shelf
 from .sources import FileTensor, Tensor
 
 VALUES = {"F8_E4M3": sources.E4M3, "F8_E5M2": sources.E5M2}
-SCALE = "_scale_inv"
-RUNTIME = (".activation_scale", ".input_scale")  # of what comes in, when it is 8 bits too
+SCALES = ("_scale_inv", "_scale")
+# Of what comes in, and of keys and values, when they are 8 bits too
+RUNTIME = (".activation_scale", ".input_scale", ".k_scale", ".v_scale", ".kv_scale")
 KEYS = frozenset(
     """
     activation_scheme fmt weight_block_size modules_to_not_convert ignored_layers modules_to_convert
@@ -39,11 +41,15 @@ def dequantize(settings: Settings, tensors: Mapping[str, FileTensor], shelf: She
     """Replaces each pair by its matrix, or stack of matrices."""
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name.endswith(SCALE):
-            packed.check_dtype(packed.companion(tensors, name.removesuffix(SCALE), name), *VALUES)
+        if name.endswith(RUNTIME):
+            continue
+        scales = next((end for end in SCALES if name.endswith(end)), None)
+        if scales is not None:
+            packed.check_dtype(packed.companion(tensors, name.removesuffix(scales), name), *VALUES)
         elif tensor.dtype in VALUES:
-            result[name] = matrix(settings, tensor, packed.companion(tensors, name + SCALE, name))
-        elif not name.endswith(RUNTIME):
+            scale = next((name + end for end in SCALES if name + end in tensors), name + SCALES[0])
+            result[name] = matrix(settings, tensor, packed.companion(tensors, scale, name))
+        else:
             result[name] = tensor
     return result
 

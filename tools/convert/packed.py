@@ -168,7 +168,8 @@ def blocks(scale: Tensor, rows: int, height: int) -> Read:
         row = np.arange(start, stop)
         block = row // rows * per_matrix + row % rows // height
         low = int(block[0])
-        return scale.read(low, int(block[-1]) + 1)[block - low]
+        numbers: np.ndarray = scale.read(low, int(block[-1]) + 1)[block - low]
+        return numbers
 
     return read
 
@@ -193,14 +194,26 @@ class Dequantized(Tensor):
         zeros   float32 (n, groups), or None: all 0"""
         super().__init__(name, shape)
         self.codes, self.values, self.scales, self.columns, self.zeros = codes, values, scales, columns, zeros
+        groups = int(columns[-1]) + 1
+        even = np.arange(self.cols) // -(-self.cols // groups)
+        # 0: a group's columns are not beside each other, or one has fewer
+        self.groups = groups if self.cols % groups == 0 and np.array_equal(columns, even) else 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        w: np.ndarray = self.values[self.codes(start, stop)]
+        w: np.ndarray = np.take(self.values, self.codes(start, stop))
         with np.errstate(all="ignore"):  # what is not finite is refused by name, when it is written
             if self.zeros is not None:
-                w -= self.zeros(start, stop)[:, self.columns]
-            w *= self.scales(start, stop)[:, self.columns]
+                self.each_group(np.subtract, w, self.zeros(start, stop))
+            self.each_group(np.multiply, w, self.scales(start, stop))
         return w
+
+    def each_group(self, operation: np.ufunc, w: np.ndarray, numbers: np.ndarray) -> None:
+        """w = operation(w, the number (n, groups) of each column's group)."""
+        if self.groups:
+            in_groups = w.reshape(len(w), self.groups, -1)
+            operation(in_groups, numbers[:, : self.groups, None], out=in_groups)
+        else:
+            operation(w, numbers[:, self.columns], out=w)
 
     def grid(self) -> Grid | None:
         return self.own_grid
@@ -257,6 +270,8 @@ def scaled(
 ) -> Dequantized:
     """A matrix, or a stack of them, of which blocks of height x width have a scale; `columns` where the
     columns of a group are not beside each other. The scales' number is checked."""
+    if len(shape) < 2 or 0 in shape:
+        raise ConvertError(f"{name} has the shape {shown(shape)}, expected a matrix")
     *stack, rows, cols = shape
     expected = math.prod(stack) * -(-rows // height), -(-cols // width)
     if (scale.rows, scale.cols) != expected:
