@@ -141,7 +141,7 @@ def awq(group: int, version: str = "gemm") -> Format:
     return Format(make, section | {"version": version})
 
 
-def fp8(block: tuple[int, int] | None, scale_dtype: str = "F32") -> Format:
+def fp8(block: tuple[int, int] | None, scale_dtype: str = "F32", end: str = "_scale_inv") -> Format:
     def make(rng: np.random.Generator, rows: int, cols: int) -> Matrix:
         codes = rng.integers(0, 256, (rows, cols)).astype(np.uint8)
         codes[codes & 0x7F == 0x7F] = 0  # NaN
@@ -156,10 +156,33 @@ def fp8(block: tuple[int, int] | None, scale_dtype: str = "F32") -> Format:
             stored.array = stored.array.reshape(())
         whole = np.repeat(np.repeat(scales, height, 0), width, 1)[:rows, :cols].astype(np.float32)
         w = sources.E4M3[codes] * whole
-        return {".weight": Stored("F8_E4M3", codes), ".weight_scale_inv": stored}, w
+        return {".weight": Stored("F8_E4M3", codes), ".weight" + end: stored}, w
 
-    section = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": block}
+    section = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    section["weight_block_size"] = list(block) if block else None
     return Format(make, section, {"model.layers.0.self_attn.q_proj.activation_scale": one(0.5)})
+
+
+def packed_ints(bits: int, group: int, sym: bool = True) -> Format:
+    """pack-quantized, of compressed-tensors."""
+
+    def make(rng: np.random.Generator, rows: int, cols: int) -> Matrix:
+        q, index = rng.integers(0, 1 << bits, (rows, cols)), np.arange(cols) // group
+        scales, zeros = halves(rng, rows, cols // group), rng.integers(0, 1 << bits, (rows, cols // group))
+        if sym:
+            zeros[:] = 1 << (bits - 1)
+        w = (q - zeros[:, index]).astype(np.float32) * scales.astype(np.float32)[:, index]
+        stored = {
+            ".weight_packed": Stored("I32", stream(q, bits)),
+            ".weight_shape": Stored("I64", np.array([rows, cols])),
+            ".weight_scale": Stored("F16", scales),
+        }
+        return stored | ({} if sym else {".weight_zero_point": Stored("I32", stream(zeros.T, bits).T)}), w
+
+    given = {"num_bits": bits, "type": "int", "symmetric": sym, "strategy": "group", "group_size": group}
+    group_0 = {"targets": ["Linear"], "weights": given, "input_activations": None}
+    section = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"]}
+    return Format(make, section | {"config_groups": {"group_0": group_0}})
 
 
 def one(value: float) -> Stored:
@@ -282,15 +305,22 @@ AWQ = {
     "gemv by 128": awq(128, "gemv"),
     "gemv by 32": awq(32, "gemv"),
 }
+PACKED = {
+    "4 bits by 32": packed_ints(4, 32),
+    "4 bits by 128 with zero points": packed_ints(4, 128, sym=False),
+    "3 bits with zero points": packed_ints(3, 64, sym=False),
+    "8 bits with zero points": packed_ints(8, 32, sym=False),
+}
 FP8 = {
     "by 128": fp8((128, 128)),
     "by 32 x 48, which divides nothing": fp8((32, 48)),
     "one scale": fp8(None),
+    "one scale of AutoFP8": fp8(None, end="_scale"),
     "powers of two": fp8((64, 64), "F8_E8M0"),
     "powers of two in bytes": fp8((64, 64), "U8"),
 }
-ALL = {f"{kind} {name}": form for kind, forms in (("gptq", GPTQ), ("awq", AWQ), ("fp8", FP8))
-       for name, form in forms.items()}  # fmt: skip
+KINDS = {"gptq": GPTQ, "awq": AWQ, "fp8": FP8, "packed": PACKED}
+ALL = {f"{kind} {name}": form for kind, forms in KINDS.items() for name, form in forms.items()}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -367,8 +397,11 @@ def convert_both(folders: tuple[Path, Path], **options: Any) -> tuple[bytes, byt
     return files[0], files[1], [note for note in notes[0] if note not in notes[1]]
 
 
+WHOLE = ["gptq 4 bits by 32, act order", "gptq 3 bits", "awq by 32", "fp8 by 128", "packed 4 bits by 32"]
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "int8"])
-@pytest.mark.parametrize("name", ["gptq 4 bits by 32, act order", "gptq 3 bits", "awq by 32", "fp8 by 128"])
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_model_gives_the_file_of_its_values(tmp_path, name, dtype):
     there, plain, notes = convert_both(checkpoints(tmp_path, ALL[name]), dtype=dtype)
     assert there == plain
@@ -615,6 +648,11 @@ REFUSED: dict[str, tuple[Format, Change, str]] = {
         r"q_proj\.scales is missing, which .*q_proj\.qweight needs",
     ),
     "no zeros": (gptq(4, 32), drop(Q0 + ".qzeros"), r"q_proj\.qzeros is missing"),
+    "twice": (
+        gptq(4, 32),
+        put(Q0 + ".weight", "F16", np.ones((64, 64))),
+        r"q_proj\.weight occurs twice, quantized and as it is",
+    ),
     "no weight": (
         gptq(4, 32),
         drop(Q0 + ".qweight"),
@@ -633,6 +671,42 @@ REFUSED: dict[str, tuple[Format, Change, str]] = {
         gptq(4, 32),
         lambda s, t: t.update({k.replace("q_proj", "k_proj"): v for k, v in t.items() if Q0 in k}),
         r"k_proj\.qweight is \(64, 64\), expected \(32, 64\)",
+    ),
+    "no group": (
+        packed_ints(4, 32),
+        say(
+            config_groups={
+                name: packed_ints(4, 32).section["config_groups"]["group_0"] | {"targets": [target]}
+                for name, target in (("a", r"re:.*k_proj$"), ("b", "model.layers.0.self_attn.v_proj"))
+            }
+        ),
+        r"no group of quantization_config.config_groups has model\.layers\.0\.self_attn\.q_proj",
+    ),
+    "targets": (
+        packed_ints(4, 32),
+        say(
+            config_groups={
+                name: packed_ints(4, 32).section["config_groups"]["group_0"] | {"targets": [target]}
+                for name, target in (("a", "re:("), ("b", "Linear"))
+            }
+        ),
+        r"configuration: quantization_config: a target: ",
+    ),
+    "packed shape": (
+        packed_ints(4, 32),
+        put(Q0 + ".weight_shape", "I64", [64, 65]),
+        r"q_proj\.weight_packed has the shape \(64, 8\), which does not fit the weight's \(64, 65\) in 4",
+    ),
+    "no zero points": (
+        packed_ints(4, 32, sym=False),
+        drop(Q0 + ".weight_zero_point"),
+        r"q_proj\.weight_zero_point is missing, which the module .*q_proj needs",
+    ),
+    "no packed scales": (packed_ints(4, 32), drop(Q0 + ".weight_scale"), r"q_proj\.weight_scale is missing"),
+    "packed groups": (
+        packed_ints(4, 32),
+        put(Q0 + ".weight_scale", "F16", np.ones((64, 4))),
+        r"q_proj\.weight_scale has the shape \(64, 4\), expected \(64, 2\)",
     ),
     "awq bits": (awq(32), say(bits=3), r"bits is 3; 4 can be read"),
     "awq version": (awq(32), say(version="gemv_fast"), r"version is 'gemv_fast'; gemm"),
@@ -687,23 +761,7 @@ def test_refusal_names_the_reason_and_leaves_no_file(tmp_path, case):
     assert "\n" not in str(caught.value) and not (tmp_path / "out.llm").exists()
 
 
-COMPRESSED = {
-    "quant_method": "compressed-tensors",
-    "format": "pack-quantized",
-    "ignore": ["lm_head"],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {
-                "num_bits": 4,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "group",
-                "group_size": 32,
-            },
-        }
-    },
-}
+COMPRESSED = packed_ints(4, 32).section
 
 
 def weights(**values: Any) -> dict[str, Any]:
@@ -739,14 +797,14 @@ def weights(**values: Any) -> dict[str, Any]:
 )
 def test_configurations_of_compressed_tensors_that_cannot_be_read(section, message):
     if message is None:  # nothing is quantized
-        assert "dense" in plan.make(LLAMA | {"quantization_config": section}).notes[0]
+        assert plan.make(LLAMA | {"quantization_config": section}).notes == plan.make(LLAMA).notes
         return
     with pytest.raises(ConvertError, match=message):
         plan.make(LLAMA | {"quantization_config": section})
 
 
 def test_any_value_anywhere_in_the_configuration_is_read_or_refused():
-    strange = [None, True, -5, 0, 1 << 70, 0.5, "", "x", [], [1], {}, {"a": 1}, [[1]], float("nan")]
+    strange = [None, True, -5, 0, 4.0, 1 << 70, 0.5, "", "x", [], [1], {}, {"a": 1}, [[1]], float("nan")]
     refused = 0
     for section in (gptq(4, 32).section, awq(32).section, fp8((128, 128)).section, COMPRESSED):
         paths = [[key] for key in section]

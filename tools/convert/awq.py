@@ -22,6 +22,7 @@ LAYOUTS = {"gemm": "gemm", "exllama": "gemm", "ipex": "gemm", "gemv": "gemv"}
 KEYS = gptq.KEYS | frozenset(
     "w_bit q_group_size zero_point do_fuse fuse_max_seq_len modules_to_fuse modules_to_convert".split()
 )
+PARTS = ("qweight", "qzeros", "scales")
 VALUES = np.arange(16, dtype=np.float32)
 
 
@@ -45,14 +46,10 @@ def settings(section: Section) -> Settings:
 
 def dequantize(settings: Settings, tensors: Mapping[str, FileTensor], shelf: Shelf) -> dict[str, Tensor]:
     """Replaces the tensors of each quantized matrix by the matrix."""
-    result: dict[str, Tensor] = dict(tensors)
-    for name in tensors:
-        stem, _, kind = name.rpartition(".")
-        if kind == "qweight":
-            for part in ("qweight", "qzeros", "scales"):
-                result.pop(f"{stem}.{part}", None)
-            result[f"{stem}.weight"] = matrix(settings, tensors, stem, shelf)
-    return result
+    stems = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    parts = {f"{stem}.{part}" for stem in stems for part in PARTS}
+    matrices = {f"{stem}.weight": matrix(settings, tensors, stem, shelf) for stem in stems}
+    return packed.replaced(tensors, parts, matrices)
 
 
 def matrix(settings: Settings, tensors: Mapping[str, FileTensor], stem: str, shelf: Shelf) -> Tensor:

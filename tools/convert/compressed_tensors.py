@@ -25,7 +25,14 @@ KEYS = frozenset(
     """.split()
 )
 RUNTIME = re.compile(r".*\.((input|output)_(scale|zero_point|global_scale)|[qkv]_(scale|zero_point))")
-PARTS = ("packed", "scale", "shape", "zero_point", "global_scale", "g_idx")  # of a matrix: weight_...
+PARTS = (
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_shape",
+    ".weight_zero_point",
+    ".weight_global_scale",
+    ".weight_g_idx",
+)
 SCALES = ("F32", "F16", "BF16")
 MAX_STEPS = 20_000_000  # of the targets' expressions with all modules' names: some seconds
 INT8 = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)
@@ -63,7 +70,7 @@ class Settings:
 
     def __str__(self) -> str:
         formats = dict.fromkeys(scheme.format for scheme in self.schemes)
-        return f"compressed-tensors, {' and '.join(formats) or 'dense'}"
+        return f"compressed-tensors, {' and '.join(formats)}" if formats else ""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -130,6 +137,7 @@ class Targets:
         self.schemes = schemes
         self.by_target = {target: scheme for scheme in reversed(schemes) for target in scheme.targets}
         self.patterns: dict[str, pattern.NamePattern] = {}
+        self.steps = MAX_STEPS
         if len(schemes) > 1:
             for target in sorted(self.by_target):
                 if target.startswith("re:"):
@@ -145,18 +153,19 @@ class Targets:
         return expression
 
     def of(self, module: str) -> Scheme:
+        if not self.schemes:
+            raise ConvertError(f"{module} is quantized, and quantization_config says of no module how")
         if len(self.schemes) == 1:
             return self.schemes[0]
         if module in self.by_target:
             return self.by_target[module]
-        steps = min((expression.steps for expression in self.patterns.values()), default=0)
         for target, expression in self.patterns.items():
-            expression.steps = steps
+            expression.steps = self.steps
             try:
                 found = expression.matches(module)
             except ValueError as error:
                 raise ConvertError(f"configuration: quantization_config: a target: {error}") from None
-            steps = expression.steps
+            self.steps = expression.steps
             if found:
                 return self.by_target[target]
         kind = "Embedding" if module.endswith("embed_tokens") else "Linear"
@@ -186,23 +195,19 @@ class Module:
 def dequantize(settings: Settings, tensors: Mapping[str, FileTensor], shelf: Shelf) -> dict[str, Tensor]:
     """Replaces the tensors of each quantized matrix by the matrix."""
     targets = Targets(settings.schemes)
-    result: dict[str, Tensor] = {}
-    parts = tuple(f".weight_{part}" for part in PARTS)
-    for name, tensor in tensors.items():
-        if RUNTIME.fullmatch(name):
-            continue
-        quantized = tensor.dtype in sources.STORED and name.endswith(".weight")
-        if not (quantized or name.endswith(parts)):
-            result[name] = tensor
-            continue
-        module = name.rpartition(".")[0]
-        if f"{module}.weight" in result:
-            continue
-        if not settings.schemes:
-            raise ConvertError(f"{name} is quantized, and quantization_config says of no module how")
-        found = targets.of(module)
-        result[f"{module}.weight"] = FORMATS[found.format].read(found, Module(tensors, module))
-    return result
+    stored = {name for name, tensor in tensors.items() if is_part(name, tensor)}
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name in stored)
+    matrices = {}
+    for module in modules:
+        scheme = targets.of(module)
+        matrices[f"{module}.weight"] = FORMATS[scheme.format].read(scheme, Module(tensors, module))
+    runtime = {name for name in tensors if RUNTIME.fullmatch(name)}
+    return packed.replaced(tensors, stored | runtime, matrices)
+
+
+def is_part(name: str, tensor: FileTensor) -> bool:
+    """Whether a tensor is one of those that a quantized matrix is made of."""
+    return name.endswith(PARTS) or (name.endswith(".weight") and tensor.dtype in sources.STORED)
 
 
 def matrix(

@@ -16,6 +16,7 @@ from .packed import Section, Shelf
 from .sources import ConvertError, FileTensor, Tensor, shown
 
 BITS = (2, 3, 4, 8)
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
 KEYS = frozenset(
     """
     bits group_size checkpoint_format format is_marlin_format dynamic pack_dtype desc_act sym
@@ -51,14 +52,10 @@ def settings(section: Section) -> Settings:
 
 def dequantize(settings: Settings, tensors: Mapping[str, FileTensor], shelf: Shelf) -> dict[str, Tensor]:
     """Replaces the tensors of each quantized matrix by the matrix."""
-    result: dict[str, Tensor] = dict(tensors)
-    for name in tensors:
-        stem, _, kind = name.rpartition(".")
-        if kind == "qweight":
-            for part in ("qweight", "qzeros", "scales", "g_idx"):
-                result.pop(f"{stem}.{part}", None)
-            result[f"{stem}.weight"] = matrix(settings, tensors, stem, shelf)
-    return result
+    stems = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    parts = {f"{stem}.{part}" for stem in stems for part in PARTS}
+    matrices = {f"{stem}.weight": matrix(settings, tensors, stem, shelf) for stem in stems}
+    return packed.replaced(tensors, parts, matrices)
 
 
 def matrix(settings: Settings, tensors: Mapping[str, FileTensor], stem: str, shelf: Shelf) -> Tensor:

@@ -28,18 +28,14 @@ def settings(section: Section) -> Settings:
 
 def dequantize(settings: Settings, tensors: Mapping[str, FileTensor], shelf: Shelf) -> dict[str, Tensor]:
     """Replaces each pair by the stack (experts, rows, columns)."""
-    result: dict[str, Tensor] = dict(tensors)
-    for name, blocks in tensors.items():
-        stem = name.removesuffix("_blocks")
-        if stem != name:
-            scales = packed.companion(tensors, f"{stem}_scales", name)
-            del result[name], result[scales.name]
-            result[stem] = stack(blocks, scales)
-    return result
+    stems = [name.removesuffix("_blocks") for name in tensors if name.endswith("_blocks")]
+    parts = {stem + end for stem in stems for end in ("_blocks", "_scales")}
+    return packed.replaced(tensors, parts, {stem: stack(tensors, stem) for stem in stems})
 
 
-def stack(blocks: FileTensor, scales: FileTensor) -> Tensor:
-    packed.check_dtype(blocks, "U8")
+def stack(tensors: Mapping[str, FileTensor], stem: str) -> Tensor:
+    blocks = packed.check_dtype(tensors[f"{stem}_blocks"], "U8")
+    scales = packed.companion(tensors, f"{stem}_scales", blocks.name)
     if len(blocks.shape) != 4 or blocks.shape[3] != 16:
         raise ConvertError(
             f"{blocks.name} has the shape {shown(blocks.shape)}, expected (experts, rows, groups, 16)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import threading
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -35,9 +36,10 @@ def choice(section: Section, key: str, known: Collection[Any], default: Any = No
     """The value of a key, one of those that are known; `default` where it is missing."""
     value = section.get(key)
     value = default if value is None else value
-    if isinstance(value, (list, dict, bool)) or value not in known:
+    found = [] if isinstance(value, bool) else [one for one in known if one == value]
+    if not found:
         raise wrong(key, value, f"{', '.join(map(str, known))} can be read")
-    return value
+    return found[0]
 
 
 def group_size(section: Section, key: str = "group_size", default: int = 128) -> int:
@@ -53,14 +55,13 @@ def block_size(section: Section, key: str) -> tuple[int, int] | None:
     value = section.get(key)
     if value is None:
         return None
-    text = value.split("x") if isinstance(value, str) else value  # "128x128" in older files
-    try:
-        height, width = map(int, text)
-    except (TypeError, ValueError):
-        raise wrong(key, value, "it is a number of rows and one of columns") from None
-    if not (0 < height < 1 << 32 and 0 < width < 1 << 32):
+    sizes = value
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", value, re.ASCII):  # in older files
+        sizes = [int(size) for size in value.split("x")]
+    numbers = isinstance(sizes, list) and all(isinstance(size, int) and 0 < size < 1 << 32 for size in sizes)
+    if not numbers or len(sizes) != 2:
         raise wrong(key, value, "it is a number of rows and one of columns")
-    return height, width
+    return sizes[0], sizes[1]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -72,6 +73,17 @@ def companion(tensors: Mapping[str, FileTensor], name: str, of: str) -> FileTens
     if name not in tensors:
         raise ConvertError(f"{name} is missing, which {of} needs")
     return tensors[name]
+
+
+def replaced(
+    tensors: Mapping[str, FileTensor], parts: Collection[str], matrices: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors, with matrices in the place of the parts that they are made of."""
+    rest = {name: tensor for name, tensor in tensors.items() if name not in parts}
+    twice = sorted(rest.keys() & matrices.keys())
+    if twice:
+        raise ConvertError(f"{sources.listing(twice)} occurs twice, quantized and as it is")
+    return {**rest, **matrices}
 
 
 def check_dtype(tensor: FileTensor, *known: str) -> FileTensor:

@@ -65,8 +65,9 @@ def notes(config: Config) -> list[str]:
     method = method_of(section)
     settings = method.settings(section)
     unknown = [key for key in section if key not in method.keys | {"quant_method"}]
-    what = f"the weights are quantized ({settings}), and read as the numbers that they stand for"
-    return [what, *getattr(settings, "notes", ()), *told("quantization_config", unknown)]
+    told_of = [f"the weights are quantized ({settings}), and read as the numbers that they stand for"]
+    own = getattr(settings, "notes", ())
+    return [*(told_of if str(settings) else ()), *own, *told("quantization_config", unknown)]
 
 
 def with_own_file(config: Config, folder: Path) -> Config:
