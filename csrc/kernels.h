@@ -98,8 +98,8 @@ typedef struct kernels {
     void (*softcap)(float *scores, float cap);
     /* One step of softmax over SPAN more scores (Milakov and Gimelshein 2018). out (width + 2,) is a sum of
      * values weighted by exp(score - max), then max, then the sum of these weights. Brings it to the new max and
-     * turns the scores into their weights; adding the values is the caller's. */
-    void (*online_softmax)(float *scores, float *out, size_t width);
+     * turns the scores into their weights, times `by` (SPAN,) if it is not NULL; adding the values is the caller's. */
+    void (*online_softmax)(float *scores, const float *by, float *out, size_t width);
     /* Two such sums over different positions become one, in out. */
     void (*merge)(float *out, const float *more, size_t width);
 } kernels;

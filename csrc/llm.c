@@ -386,9 +386,10 @@ static matrix page_matrix(const llm_session *s, size_t width, int kind, const ui
 }
 
 /* Room of this thread for what a product of attention wants: of queries, or of their weights */
-static activations unit_room(const llm_session *s, int weights, vectors x) {
+static activations unit_room(const llm_session *s, int weights, size_t n, vectors x) {
     const size_t which = THREAD * 2 + (size_t)weights;
     return (activations){
+        .n = n,
         .x = x,
         .q = s->unit_q + which * (s->unit_rows + 32) * s->unit_ldq,
         .ldq = s->unit_ldq,
@@ -437,19 +438,45 @@ static attention_unit unit_of(const llm_session *s, size_t n_kv_heads, size_t un
     return u;
 }
 
-/* scores (n - m0, SPAN) of queries from m0 on for the page at position p become their weights, and go into `out`'s sums
- * of weights. */
+/* Scores (n, SPAN) of a unit's queries from number m0 on, for the page at position p, become their weights, rounded for the
+ * product with its values; `out` holds the queries' sums so far. */
 static void weigh(llm_session *s, const llm_layer *l, const attention_unit *u, size_t p, size_t m0,
-    vectors scores, vectors out) {
-    const size_t group = group_of(l), width = width_of(l);
-    const size_t start = s->pos[u->first], end = start + u->n_tokens;
-    for (size_t m = m0; m < u->n_tokens * group; m++) {
-        float *score = row_of(scores, m - m0);
+    const float *by, const activations *weights, vectors out) {
+    const size_t start = s->pos[u->first], group = group_of(l);
+    const size_t window = l->window ? l->window : start + u->n_tokens;
+    const product *kernel =
+        product_of(s, s->o.kv == LLM_KV_INT8 ? WEIGHTED_VALUES : LLM_FP16, u->n_tokens * group);
+    for (size_t m = 0; m < weights->n; m++) {
+        float *scores = row_of(weights->x, m);
         if (l->attn_cap > 0)
-            s->k->softcap(score, l->attn_cap);
-        mask(score, p, start + m / group, l->window ? l->window : end);
-        s->k->online_softmax(score, row_of(out, m), width);
+            s->k->softcap(scores, l->attn_cap);
+        mask(scores, p, start + (m0 + m) / group, window);
+        s->k->online_softmax(scores, by, row_of(out, m0 + m), width_of(l));
+        prepare(s, kernel, 0, LLM_GROUP, weights, m, 0, SPAN);
     }
+}
+
+/* A unit's queries and the page at position p: out (n, width + 2) += softmax(q K^T) V, see kernels.h */
+static void attend_page(llm_session *s, size_t layer, const attention_unit *u, const activations *queries,
+    size_t p, vectors out) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t width = width_of(l), start = s->pos[u->first], end = start + u->n_tokens;
+    const size_t n_keys = end - p < SPAN ? end - p : SPAN;
+    const size_t m0 = p > start ? (p - start) * group_of(l) : 0; /* queries before see nothing of this page */
+    const int int8 = s->o.kv == LLM_KV_INT8;
+    const uint8_t *keys = cache(s, s->seqs[u->first], layer, KEYS, u->a, p);
+    const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->a, p);
+    const matrix k = page_matrix(s, width, KEYS, keys, n_keys);
+    const matrix v = page_matrix(s, width, VALUES, values, n_keys);
+    const activations q = without_first(*queries, m0);
+    const vectors out0 = {row_of(out, m0), out.stride};
+    const activations weights =
+        unit_room(s, 1, q.n, (vectors){s->scores + THREAD * s->unit_rows * SPAN, SPAN});
+    /* scores (n, n_keys) = q (n, width) @ K (n_keys, width)^T */
+    page_matmul(s, product_of(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, queries->n), &k, &q, weights.x, 0);
+    weigh(s, l, u, p, m0, int8 ? (const float *)(values + SPAN * width) : NULL, &weights, out);
+    /* out (n, width) += weights (n, n_keys) @ V (width, n_keys)^T */
+    page_matmul(s, product_of(s, int8 ? WEIGHTED_VALUES : LLM_FP16, queries->n), &v, &weights, out0, 1);
 }
 
 /* Softmax attention of one unit, SPAN positions at a time (Dao et al. 2022), to s->parts */
@@ -458,52 +485,26 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
     const attention_unit u = unit_of(s, l->n_kv_heads, unit);
     const size_t group = group_of(l), width = width_of(l);
     const size_t n = u.n_tokens * group; /* queries */
-    const size_t start = s->pos[u.first];
-    const size_t end = start + u.n_tokens;
+    const size_t start = s->pos[u.first], end = start + u.n_tokens;
     const size_t window = l->window ? l->window : end;
     const size_t row = query_row(s, group, u.a * group, u.first);
-    const vectors q = {s->q + row * width, width};
-    const vectors scores = {s->scores + THREAD * s->unit_rows * SPAN, SPAN};
     const vectors out = {s->parts + u.part * s->part_size + row * (width + 2), width + 2};
+    const activations queries = unit_room(s, 0, n, (vectors){s->q + row * width, width});
     const int int8 = s->o.kv == LLM_KV_INT8;
-    const product *by_keys = product_of(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, n);
-    const product *by_values = product_of(s, int8 ? WEIGHTED_VALUES : LLM_FP16, n);
     size_t p = u.part * s->part; /* a position */
     const size_t part_end = p + s->part < end ? p + s->part : end;
     if (p >= end)
         return;
     memset(out.data, 0, n * out.stride * sizeof *out.data);
-    for (size_t m = 0; m < n; m++)
+    for (size_t m = 0; m < n; m++) {
         row_of(out, m)[width] = -0x1p127f;
+        prepare(
+            s, product_of(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, n), int8, LLM_GROUP, &queries, m, 0, width);
+    }
     if (start >= window && p < start + 1 - window)
         p = larger(p, (start + 1 - window) / SPAN * SPAN); /* the first page that anyone attends to */
-    activations queries = unit_room(s, 0, q);
-    queries.n = n;
-    for (size_t m = 0; m < n; m++)
-        prepare(s, by_keys, int8, LLM_GROUP, &queries, m, 0, width);
-    for (; p < part_end; p += SPAN) {
-        const size_t n_keys = end - p < SPAN ? end - p : SPAN;
-        const size_t m0 = p > start ? (p - start) * group : 0; /* queries before see nothing of this page */
-        const vectors out0 = {row_of(out, m0), out.stride};
-        const uint8_t *keys = cache(s, s->seqs[u.first], layer, KEYS, u.a, p);
-        const uint8_t *values = cache(s, s->seqs[u.first], layer, VALUES, u.a, p);
-        const matrix k = page_matrix(s, width, KEYS, keys, n_keys);
-        const matrix v = page_matrix(s, width, VALUES, values, n_keys);
-        const activations q0 = without_first(queries, m0);
-        activations weights = unit_room(s, 1, scores);
-        weights.n = n - m0;
-        /* scores (n - m0, n_keys) = q (n - m0, width) @ K (n_keys, width)^T */
-        page_matmul(s, by_keys, &k, &q0, scores, 0);
-        weigh(s, l, &u, p, m0, scores, out);
-        for (size_t m = 0; m < weights.n; m++) {
-            const float *value_scales = (const float *)(values + SPAN * width);
-            for (size_t c = 0; int8 && c < v.cols; c++)
-                row_of(scores, m)[c] *= value_scales[c];
-            prepare(s, by_values, 0, LLM_GROUP, &weights, m, 0, v.cols);
-        }
-        /* out (n - m0, width) += weights (n - m0, n_keys) @ V (width, n_keys)^T */
-        page_matmul(s, by_values, &v, &weights, out0, 1);
-    }
+    for (; p < part_end; p += SPAN)
+        attend_page(s, layer, &u, &queries, p, out);
 }
 
 /* att (n_heads, head_dim) of token i: the parts of each head become one, divided by its sum of weights. */
@@ -743,12 +744,15 @@ static matrix matrix_of(const llm_model *m, const llm_tensor *t, size_t expert) 
 /* Columns `from` to `to` of row i as the product wants them, 64 at a time; of all of a group */
 static void prepare(llm_session *s, const product *p, int rotated, size_t group, const activations *a,
     size_t i, size_t from, size_t to) {
-    float x[LLM_GROUP];
+    float room[LLM_GROUP];
     for (size_t c0 = from; p->round && c0 < to; c0 += LLM_GROUP) {
         const size_t n = to - c0 < LLM_GROUP ? to - c0 : LLM_GROUP;
-        memcpy(x, row_of(a->x, i) + c0, n * sizeof *x);
-        if (rotated)
-            s->k->hadamard(x, n);
+        const float *x = row_of(a->x, i) + c0;
+        if (rotated) {
+            memcpy(room, x, n * sizeof *x);
+            s->k->hadamard(room, n);
+            x = room;
+        }
         for (size_t c = 0; c < n; c += group) {
             const size_t g = i * a->n_groups + (c0 + c) / group;
             const size_t size = n - c < group ? n - c : group;
@@ -837,7 +841,9 @@ static float scale_to(float most, const float *x, size_t n) {
 static void round_by(float scale, int8_t *q, const float *x, size_t n) {
     const float by = scale > 1e-30f ? 1 / scale : 0;
     for (size_t c = 0; c < n; c++) {
-        const float most = fminf(fmaxf(x[c] * by, -127), 127);
+        float most = x[c] * by;
+        most = most > 127 ? 127 : most;
+        most = most < -127 ? -127 : most;
         q[c] = (int8_t)bits_of(most + 12582912.0f); /* rounds: the low bits are then the integer */
     }
 }
@@ -1074,7 +1080,7 @@ static void plain_softcap(float *scores, float cap) {
         scores[c] = cap - 2 * cap / (1 + plain_exp(scores[c] * (2 / cap)));
 }
 
-static void plain_online_softmax(float *scores, float *out, size_t width) {
+static void plain_online_softmax(float *scores, const float *by, float *out, size_t width) {
     float max = out[width], sums[LANES] = {0};
     for (size_t c = 0; c < SPAN; c++)
         max = scores[c] > max ? scores[c] : max;
@@ -1087,6 +1093,7 @@ static void plain_online_softmax(float *scores, float *out, size_t width) {
     for (size_t c = 0; c < SPAN; c++) {
         scores[c] = plain_exp(scores[c] - max);
         sums[c % LANES] += scores[c];
+        scores[c] *= by ? by[c] : 1;
     }
     out[width + 1] += sum_lanes(sums);
 }
