@@ -153,10 +153,10 @@ const kernels kernels_amx = {
     .few = PRODUCTS(amx, 1),
     .many =
         {
-            [LLM_FP16] = {round_int13_amx, 2, rows_int13_amx},
-            [LLM_INT8_ROTATED] = {round_bytes_amx, 1, rows_tiles},
-            [LLM_INT4] = {round_bytes_amx, 1, rows_tiles},
-            [WEIGHTED_VALUES] = {round_positive_amx, 1, rows_values_tiles},
+            [LLM_FP16] = {round_int13_amx, 2, 1, rows_int13_amx},
+            [LLM_INT8_ROTATED] = {round_bytes_amx, 1, 1, rows_tiles},
+            [LLM_INT4] = {round_bytes_amx, 1, 0, rows_tiles},
+            [WEIGHTED_VALUES] = {round_positive_amx, 1, 0, rows_values_tiles},
         },
     KERNELS(amx),
 };

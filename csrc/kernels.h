@@ -39,7 +39,9 @@ typedef struct matrix {
     const uint16_t *scales; /* (rows / 16, n_groups, 16) fp16; NULL: all are 1, or the dtype has none */
     size_t group;           /* columns that share a scale; the last ones of a row may be fewer */
     size_t rows;
-    size_t cols; /* stored ones: of weights a multiple of 64 */
+    size_t cols; /* stored ones: of weights a multiple of 64, of keys and values one of 16 */
+    size_t
+        filled; /* columns before this one hold numbers, others anything, and count as 0; of weights all do */
     uint32_t dtype;
 } matrix;
 
@@ -68,6 +70,7 @@ typedef struct product {
      * which integer their sums begin; NULL: rows() takes x as it is */
     void (*round)(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n);
     size_t bytes; /* of such an integer */
+    int rotated;  /* hadamard() comes before round() */
     /* y (n, rows of W) = x (n, cols) W^T, or += with `add`, in columns row, row + 1, ... of y: as many as the
      * table says, as far as W has so many */
     void (*rows)(const matrix *w, size_t row, const activations *a, vectors y, int add);

@@ -216,8 +216,8 @@ static void add_block(llm_session *s, size_t layer, uint32_t id, size_t n) {
  * Attention: query heads share keys and values in groups (Ainslie et al. 2023), over all positions or a window */
 
 static const product *product_of(const llm_session *s, uint32_t kind, size_t n);
-static void prepare(llm_session *s, const product *p, int rotated, size_t group, const activations *a,
-    size_t i, size_t from, size_t to);
+static void prepare(
+    llm_session *s, const product *p, size_t group, const activations *a, size_t i, size_t from, size_t to);
 static float scale_to(float most, const float *x, size_t n);
 static void round_by(float scale, int8_t *q, const float *x, size_t n);
 static float half_to_float(uint16_t half);
@@ -374,6 +374,7 @@ static matrix page_matrix(const llm_session *s, size_t width, int kind, const ui
         .group = LLM_GROUP,
         .rows = n,
         .cols = width,
+        .filled = width,
         .dtype = bytes ? LLM_INT8_ROTATED : LLM_FP16,
     };
     if (kind == KEYS)
@@ -381,7 +382,8 @@ static matrix page_matrix(const llm_session *s, size_t width, int kind, const ui
     w.tile_size = w.tile_size / width * SPAN;
     w.scales = NULL; /* they multiply the weights */
     w.rows = width;
-    w.cols = align(n, LLM_TILE);
+    w.cols = SPAN;
+    w.filled = n;
     return w;
 }
 
@@ -452,7 +454,7 @@ static void weigh(llm_session *s, const llm_layer *l, const attention_unit *u, s
             s->k->softcap(scores, l->attn_cap);
         mask(scores, p, start + (m0 + m) / group, window);
         s->k->online_softmax(scores, by, row_of(out, m0 + m), width_of(l));
-        prepare(s, kernel, 0, LLM_GROUP, weights, m, 0, SPAN);
+        prepare(s, kernel, LLM_GROUP, weights, m, 0, SPAN);
     }
 }
 
@@ -498,8 +500,7 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
     memset(out.data, 0, n * out.stride * sizeof *out.data);
     for (size_t m = 0; m < n; m++) {
         row_of(out, m)[width] = -0x1p127f;
-        prepare(
-            s, product_of(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, n), int8, LLM_GROUP, &queries, m, 0, width);
+        prepare(s, product_of(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, n), LLM_GROUP, &queries, m, 0, width);
     }
     if (start >= window && p < start + 1 - window)
         p = larger(p, (start + 1 - window) / SPAN * SPAN); /* the first page that anyone attends to */
@@ -735,6 +736,7 @@ static matrix matrix_of(const llm_model *m, const llm_tensor *t, size_t expert) 
         .group = d->group ? d->group : LLM_GROUP,
         .rows = t->rows,
         .cols = t->stride,
+        .filled = t->stride,
         .dtype = t->dtype,
     };
     w.scales = (const uint16_t *)(w.tiles + align(t->rows, LLM_TILE) / LLM_TILE * w.tile_size);
@@ -742,13 +744,13 @@ static matrix matrix_of(const llm_model *m, const llm_tensor *t, size_t expert) 
 }
 
 /* Columns `from` to `to` of row i as the product wants them, 64 at a time; of all of a group */
-static void prepare(llm_session *s, const product *p, int rotated, size_t group, const activations *a,
-    size_t i, size_t from, size_t to) {
+static void prepare(
+    llm_session *s, const product *p, size_t group, const activations *a, size_t i, size_t from, size_t to) {
     float room[LLM_GROUP];
     for (size_t c0 = from; p->round && c0 < to; c0 += LLM_GROUP) {
         const size_t n = to - c0 < LLM_GROUP ? to - c0 : LLM_GROUP;
         const float *x = row_of(a->x, i) + c0;
-        if (rotated) {
+        if (p->rotated) {
             memcpy(room, x, n * sizeof *x);
             s->k->hadamard(room, n);
             x = room;
@@ -788,7 +790,7 @@ static void multiply(llm_session *s, const product *p, const matrix *w, size_t n
     if (p->round) {
         EACH(unit, a.n * blocks) {
             const size_t c = unit % blocks * LLM_GROUP;
-            prepare(s, p, dtypes[w->dtype].rotated, w->group, &a, unit / blocks, c, c + LLM_GROUP);
+            prepare(s, p, w->group, &a, unit / blocks, c, c + LLM_GROUP);
         }
         barrier(&s->barrier);
     }
@@ -928,8 +930,8 @@ static void plain_rows_fp16(const matrix *w, size_t row, const activations *a, v
     for (size_t t0 = 0; t0 < a->n; t0 += PLAIN_TOKENS) {
         const size_t n = a->n - t0 < PLAIN_TOKENS ? a->n - t0 : PLAIN_TOKENS;
         float sums[PLAIN_TOKENS][LLM_TILE] = {{0}};
-        for (size_t c = 0; c < w->cols; c += LLM_GROUP) {
-            const size_t cols = w->cols - c < LLM_GROUP ? w->cols - c : LLM_GROUP;
+        for (size_t c = 0; c < w->filled; c += LLM_GROUP) {
+            const size_t cols = w->filled - c < LLM_GROUP ? w->filled - c : LLM_GROUP;
             read_halves(w, row, c, cols, tile);
             for (size_t t = 0; t < n; t++)
                 plain_dot(tile, cols, row_of(a->x, t0 + t) + c, sums[t]);
@@ -1114,11 +1116,11 @@ static const kernels kernels_plain = {
     .rows = LLM_TILE,
     .few =
         {
-            [LLM_FP16] = {NULL, 4, plain_rows_fp16},
-            [LLM_INT8] = {plain_round_words, 2, plain_rows_integers},
-            [LLM_INT8_ROTATED] = {plain_round_bytes, 2, plain_rows_integers},
-            [LLM_INT4] = {plain_round_bytes, 2, plain_rows_integers},
-            [WEIGHTED_VALUES] = {plain_round_positive, 2, plain_rows_integers},
+            [LLM_FP16] = {NULL, 4, 0, plain_rows_fp16},
+            [LLM_INT8] = {plain_round_words, 2, 0, plain_rows_integers},
+            [LLM_INT8_ROTATED] = {plain_round_bytes, 2, 1, plain_rows_integers},
+            [LLM_INT4] = {plain_round_bytes, 2, 0, plain_rows_integers},
+            [WEIGHTED_VALUES] = {plain_round_positive, 2, 0, plain_rows_integers},
         },
     .hadamard = plain_hadamard,
     .rmsnorm = plain_rmsnorm,
