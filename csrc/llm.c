@@ -216,6 +216,7 @@ static void add_block(llm_session *s, size_t layer, uint32_t id, size_t n) {
  * Attention: query heads share keys and values in groups (Ainslie et al. 2023), over all positions or a window */
 
 static const product *product_of(const llm_session *s, uint32_t kind, size_t n);
+static const product *page_product(const llm_session *s, uint32_t kind, size_t n);
 static void prepare(
     llm_session *s, const product *p, size_t group, const activations *a, size_t i, size_t from, size_t to);
 static float scale_to(float most, const float *x, size_t n);
@@ -337,6 +338,13 @@ static void store_value_int8(size_t width, uint8_t *page, size_t row, const floa
         page[in_byte_tile(c, row, SPAN)] = (uint8_t)q[c];
 }
 
+/* The weights of what is behind the last value of a sequence are 0, and are multiplied with its scale: it must be a
+ * number, and may be of tokens that were forgotten. */
+static void clear_behind(uint8_t *page, size_t width, size_t row) {
+    float *scales = (float *)(page + SPAN * width);
+    memset(scales + row + 1, 0, (SPAN - row - 1) * sizeof *scales);
+}
+
 static void store_head(llm_session *s, size_t layer, int kind, size_t a, size_t i, float *head) {
     const size_t width = width_of(&s->m->layers[layer]);
     const size_t row = s->pos[i] % SPAN;
@@ -347,6 +355,8 @@ static void store_head(llm_session *s, size_t layer, int kind, size_t a, size_t 
         store_key_int8(s, width, page, row, head);
     else
         store_value_int8(width, page, row, head);
+    if (s->o.kv == LLM_KV_INT8 && kind == VALUES && s->pos[i] + 1 == s->length[s->seqs[i]])
+        clear_behind(page, width, row);
 }
 
 static void store_keys_and_values(llm_session *s, size_t layer, size_t i) {
@@ -447,7 +457,7 @@ static void weigh(llm_session *s, const llm_layer *l, const attention_unit *u, s
     const size_t start = s->pos[u->first], group = group_of(l);
     const size_t window = l->window ? l->window : start + u->n_tokens;
     const product *kernel =
-        product_of(s, s->o.kv == LLM_KV_INT8 ? WEIGHTED_VALUES : LLM_FP16, u->n_tokens * group);
+        page_product(s, s->o.kv == LLM_KV_INT8 ? WEIGHTED_VALUES : LLM_FP16, u->n_tokens * group);
     for (size_t m = 0; m < weights->n; m++) {
         float *scores = row_of(weights->x, m);
         if (l->attn_cap > 0)
@@ -475,10 +485,10 @@ static void attend_page(llm_session *s, size_t layer, const attention_unit *u, c
     const activations weights =
         unit_room(s, 1, q.n, (vectors){s->scores + THREAD * s->unit_rows * SPAN, SPAN});
     /* scores (n, n_keys) = q (n, width) @ K (n_keys, width)^T */
-    page_matmul(s, product_of(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, queries->n), &k, &q, weights.x, 0);
+    page_matmul(s, page_product(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, queries->n), &k, &q, weights.x, 0);
     weigh(s, l, u, p, m0, int8 ? (const float *)(values + SPAN * width) : NULL, &weights, out);
     /* out (n, width) += weights (n, n_keys) @ V (width, n_keys)^T */
-    page_matmul(s, product_of(s, int8 ? WEIGHTED_VALUES : LLM_FP16, queries->n), &v, &weights, out0, 1);
+    page_matmul(s, page_product(s, int8 ? WEIGHTED_VALUES : LLM_FP16, queries->n), &v, &weights, out0, 1);
 }
 
 /* Softmax attention of one unit, SPAN positions at a time (Dao et al. 2022), to s->parts */
@@ -500,7 +510,7 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
     memset(out.data, 0, n * out.stride * sizeof *out.data);
     for (size_t m = 0; m < n; m++) {
         row_of(out, m)[width] = -0x1p127f;
-        prepare(s, product_of(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, n), LLM_GROUP, &queries, m, 0, width);
+        prepare(s, page_product(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, n), LLM_GROUP, &queries, m, 0, width);
     }
     if (start >= window && p < start + 1 - window)
         p = larger(p, (start + 1 - window) / SPAN * SPAN); /* the first page that anyone attends to */
@@ -768,6 +778,13 @@ static const product *product_of(const llm_session *s, uint32_t kind, size_t n) 
     const product *few = &s->k->few[kind], *many = &s->k->many[kind];
     const int exact = kind == LLM_FP16 && s->o.exact;
     return n >= MANY && many->rows && !exact ? many : few;
+}
+
+/* ... n queries with a page. Where keys and values are halves, the tokens of the batch decide too, so that fewer than
+ * MANY of them round nothing */
+static const product *page_product(const llm_session *s, uint32_t kind, size_t n) {
+    const size_t tokens = s->runs[s->n_runs];
+    return product_of(s, kind, kind == LLM_FP16 && tokens < n ? tokens : n);
 }
 
 /* All threads: first the activations, then rows of W */
