@@ -25,6 +25,10 @@ CSRC = ROOT / "csrc"
 # The sources that run a model, without tokenizer and sampler
 ENGINE = [f"{name}.c" for name in runpy.run_path(str(ROOT / "pyllm" / "_build.py"))["ENGINE"]]
 
+# What every build of the engine is compiled with: nothing is fused but what says so, and then processors agree
+# in every bit
+C_FLAGS = ("-std=gnu11", "-ffp-contract=off")
+
 SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]
 
 
@@ -114,15 +118,15 @@ def build_logits(tmp_path_factory, cc: str, *options: str) -> Path:
     program = tmp_path_factory.getbasetemp() / ("logits-" + Path(cc).name)
     if not program.exists():
         sources = [*(CSRC / name for name in ENGINE), Path(__file__).with_name("logits.c")]
-        flags = ["-O3", "-std=gnu11", "-fopenmp", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", *options]
+        flags = ["-O3", *C_FLAGS, "-fopenmp", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", *options]
         subprocess.run([cc, *flags, *map(str, sources), "-lm", "-o", str(program)], check=True)
     return program
 
 
-def logits_of(command: list, isa: str, vocab: int, ids: list[int]) -> np.ndarray:
+def logits_of(command: list, isa: str, vocab: int, ids: list[int], kv: int = 0, exact: int = 0) -> np.ndarray:
     """What that program prints, with this instruction set."""
     done = subprocess.run(
-        [*map(str, command), *map(str, ids)],
+        [*map(str, command), str(kv), str(exact), *map(str, ids)],
         capture_output=True,
         env={**os.environ, "PYLLM_ISA": isa, "OMP_NUM_THREADS": "1"},
     )

@@ -22,7 +22,7 @@ SCRIPT = ROOT / "tools" / "amalgamate.py"
 MODEL = ROOT / "pyllm" / "models" / "stories.llm"
 LIBRARY = [Path(name).name for name in runpy.run_path(str(ROOT / "pyllm" / "_build.py"))["LIBRARY"]]
 README = (ROOT / "README.md").read_text()
-STRICT = ["-Wall", "-Wextra", "-Wshadow", "-Werror"]
+STRICT = ["-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
 C_ONLY = ["-Wstrict-prototypes"]
 
 PROMPT, N, SEED = "Once upon a time", 24, 7

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from common import COMMAND
+from common import C_FLAGS, COMMAND
 
 from pyllm._build import LIBRARY
 
@@ -99,9 +99,8 @@ HEADER = (ROOT / "csrc" / "llm.h").read_text()
 def library(tmp_path_factory) -> Path:
     """A folder with the engine as objects."""
     folder = tmp_path_factory.mktemp("library")
-    done = shell(
-        f"cc -O1 -Wno-unknown-pragmas -c {' '.join(str(ROOT / name) for name in LIBRARY)}", folder
-    )
+    sources = " ".join(str(ROOT / name) for name in LIBRARY)
+    done = shell(f"cc -O1 {' '.join(C_FLAGS)} -Wno-unknown-pragmas -c {sources}", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -147,8 +146,8 @@ def test_the_header_is_cpp_too(checkout, library):
     code = (
         "#include <cstdio>\n#include <llm.h>\n"
         "int main() { char err[256];\n"
-        "llm_model *m = llm_open(\"pyllm/models/stories.llm\", err, sizeof err);\n"
-        "std::printf(\"%u\\n\", llm_model_header(m)->version); llm_close(m); }\n"
+        'llm_model *m = llm_open("pyllm/models/stories.llm", err, sizeof err);\n'
+        'std::printf("%u\\n", llm_model_header(m)->version); llm_close(m); }\n'
     )
     assert int(run_c(code, checkout, library, "g++", "cpp")) >= 3
 

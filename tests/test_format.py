@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import COMMAND, CSRC, ENGINE
+from common import C_FLAGS, COMMAND, CSRC, ENGINE
 from pyllm._llm import ffi, lib
 from reference import (
     CHECKSUMS,
@@ -246,7 +246,7 @@ def xxh64(tmp_path_factory):
     )
     library = source.with_suffix(".so")
     others = [str(CSRC / name) for name in ENGINE if name != "verify.c"]
-    flags = ["-std=gnu11", "-O1", "-fopenmp", "-shared", "-fPIC", f"-I{CSRC}"]
+    flags = [*C_FLAGS, "-O1", "-fopenmp", "-shared", "-fPIC", f"-I{CSRC}"]
     subprocess.run(["gcc", *flags, str(source), *others, "-lm", "-o", str(library)], check=True)
     function = ctypes.CDLL(str(library)).hash
     function.restype, function.argtypes = ctypes.c_uint64, [ctypes.c_char_p, ctypes.c_size_t]

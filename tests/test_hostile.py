@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import COMMAND, CSRC, ENGINE, NONE, byte_tokenizer, place_of
+from common import C_FLAGS, COMMAND, CSRC, ENGINE, NONE, byte_tokenizer, place_of
 from pyllm._llm import ffi, lib
 from reference import (
     FP16,
@@ -42,7 +42,7 @@ def build_fuzz(folder: Path, *flags: str) -> Path:
     if not shutil.which("gcc"):
         pytest.skip("needs gcc")
     sources = [str(folder / name) for name in LIBRARY]
-    options = ["-std=gnu11", "-O2", "-fopenmp", "-DLLM_GUARD", f"-I{folder}", *flags]
+    options = [*C_FLAGS, "-O2", "-fopenmp", "-DLLM_GUARD", f"-I{folder}", *flags]
     command = ["gcc", *options, str(FUZZ), *sources]
     program = folder / "fuzz"
     subprocess.run([*command, "-lm", "-o", str(program)], check=True)

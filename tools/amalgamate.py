@@ -2,7 +2,7 @@
 C++ program needs.
 
     python tools/amalgamate.py --output app
-    cc -O3 -fopenmp app/app.c app/pyllm.c -lm
+    cc -O3 -ffp-contract=off -fopenmp app/app.c app/pyllm.c -lm
 
 Its parts stand one after the other under banners with their names: the headers that only the library itself
 includes, then the sources, in which a file that ends with .inc stands wherever it is included. What sources
@@ -111,9 +111,10 @@ def amalgamate() -> str:
  *
  * Made by tools/amalgamate.py from the files that the banners name: change those, and make it anew.
  *
- *     cc -O3 -fopenmp app.c pyllm.c -lm
+ *     cc -O3 -ffp-contract=off -fopenmp app.c pyllm.c -lm
  *
  * It is C (gnu11 or later, GCC or Clang), and {PUBLIC} is C++ as well. Without -fopenmp: -pthread.
+ * Without -ffp-contract=off processors differ in the last bits.
  *
 {licence} */
 """
