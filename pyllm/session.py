@@ -117,10 +117,21 @@ class Session:
         other._set(self._cache.tokens[0], self._state())
         return other
 
+    @property
+    def _kv(self) -> int:
+        """How this session keeps keys and values, of enum llm_kv."""
+        kind: int = lib.llm_session_options(self._cache.ptr).kv
+        return kind
+
+    def _kv_bytes(self, kind: int) -> int:
+        """The bytes of keys and values a token, kept so."""
+        size: int = lib.llm_kv_bytes(self._model.ptr, kind)
+        return size
+
     def _state(self) -> np.ndarray:
         """The keys and values, uint8, in whole pages."""
         tokens = self._cache.tokens[0]
-        state = np.empty(_pages(len(tokens)) * lib.llm_kv_bytes(self._model.ptr), np.uint8)
+        state = np.empty(_pages(len(tokens)) * self._kv_bytes(self._kv), np.uint8)
         call(lib.llm_state, self._cache.ptr, 0, len(tokens), ffi.from_buffer(state), 0)
         return state
 
@@ -129,12 +140,19 @@ class Session:
         call(lib.llm_state, self._cache.ptr, 0, len(tokens), ffi.from_buffer(state), 1)
         self._cache.tokens[0] = list(tokens)
 
+    def _how_kept(self, kv_bytes: int) -> str:
+        """What a saved session says of its keys and values, so many bytes a token."""
+        for kind in (lib.LLM_KV_FP16, lib.LLM_KV_INT8):
+            if self._kv_bytes(kind) == kv_bytes:
+                return f"its keys and values are {_kv_name(kind)}"
+        return f"its keys and values have {kv_bytes} bytes a token"
+
     @_locked
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the tokens, keys and values to a file that load() reads. A file that is there is replaced
         only when all is written; what is no regular file is an OSError."""
         ids, state = np.array(self._cache.tokens[0], "<u4"), self._state()
-        kv_bytes = lib.llm_kv_bytes(self._model.ptr)
+        kv_bytes = self._kv_bytes(self._kv)
         head = (MAGIC, VERSION, 0, self._model.fingerprint, _digest(ids, state), len(ids), kv_bytes)
         parts, at = (HEAD.pack(*head), ids.tobytes(), state.data), 0
         with files.replacing(path, sum(map(len, parts))) as (fd, _):
@@ -145,8 +163,9 @@ class Session:
     @_locked
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replaces the session's contents by those that save() wrote. Raises LLMError and changes nothing
-        when the file is damaged, of another model, or longer than the context."""
-        path, kv_bytes = os.fspath(path), lib.llm_kv_bytes(self._model.ptr)
+        when the file is damaged, of another model, longer than the context, or when its keys and values are
+        kept in another way than this session's."""
+        path, kv_bytes = os.fspath(path), self._kv_bytes(self._kv)
         with open(path, "rb") as file:
             head = file.read(HEAD.size)
             if len(head) < HEAD.size or not head.startswith(MAGIC):
@@ -154,8 +173,12 @@ class Session:
             _, version, reserved, model, digest, n, stored = HEAD.unpack(head)
             if (version, reserved) != (VERSION, 0):
                 raise LLMError(f"{path}: version {version} of saved sessions is not known here")
-            if model != self._model.fingerprint or stored != kv_bytes:
+            if model != self._model.fingerprint:
                 raise LLMError(f"{path}: the session was saved from another model than {self._llm.path}")
+            if stored != kv_bytes:
+                raise LLMError(
+                    f"{path}: {self._how_kept(stored)}, not {_kv_name(self._kv)} as in this session"
+                )
             if n > self._cache.context:
                 raise ContextError(f"{path}: {n} tokens, more than the context of {self._cache.context}")
             if os.fstat(file.fileno()).st_size != HEAD.size + n * 4 + _pages(n) * kv_bytes:
@@ -170,6 +193,12 @@ class Session:
             self._set(token_ids(ids, self._model.vocab_size), state)
         except ValueError as error:
             raise LLMError(f"{path}: {error}") from None
+
+
+def _kv_name(kind: int) -> str:
+    """fp16 or int8."""
+    name: str = ffi.string(lib.llm_kv_name(kind)).decode()
+    return name
 
 
 def _pages(n: int) -> int:

@@ -123,7 +123,7 @@ def test_parameters_are_those_that_were_published(name, parameters, active, kv):
     """The hub counts them; of a token Mixtral's paper says "13B" and Qwen3's "3.3B". Keys and values: layers,
     two, heads, their width, two bytes."""
     found = plan.make(CONFIGS[name])
-    assert (found.parameters, found.active, found.kv) == (parameters, active, kv)
+    assert (found.parameters, found.active, found.needs["fp16"].kv) == (parameters, active, kv)
     assert found.context == CONFIGS[name]["max_position_embeddings"]
     assert found.needs["fp16"].file == pytest.approx(2 * parameters, rel=1e-3)
     assert found.needs["int8"].file == pytest.approx(parameters * 66 / 64, rel=1e-3)
@@ -144,8 +144,11 @@ def test_layers_with_a_window_read_no_more_than_that():
     """gemma-3-1b: of 26 layers every sixth sees all of the context, the others 512 positions; one head of 256
     for keys and one for values, two bytes a number."""
     found = plan.make(PUBLISHED["gemma-3-1b"]["config"], context=4096)
-    assert found.kv == 26 * 2 * 256 * 2
-    assert found.seen == (4 * 4096 + 22 * 512) * 2 * 256 * 2
+    assert found.needs["fp16"].kv == 26 * 2 * 256 * 2
+    assert found.needs["fp16"].seen == (4 * 4096 + 22 * 512) * 2 * 256 * 2
+    head = 256 + 4 * 2 + 256 + 4  # a key with an fp16 scale for 64 numbers, a value with a float32 one
+    assert found.needs["int8"].kv == 26 * head
+    assert found.needs["int8"].seen == (4 * 4096 + 22 * 512) * head
 
 
 def test_a_token_reads_all_but_the_other_rows_of_the_embedding_and_the_other_experts():
@@ -203,7 +206,7 @@ def test_a_converted_file_has_what_was_planned(tmp_path):
         if COMMAND:
             done = subprocess.run([COMMAND, "info", "-m", str(path)], capture_output=True, text=True)
             assert f"parameters        {planned.parameters}\n" in done.stdout
-            assert f"keys and values   {planned.kv} bytes a token, " in done.stdout
+            assert f"keys and values   {need.kv} bytes a token, " in done.stdout
             assert f"decode reads      {plan.size_text(need.read)} of weights a token" in done.stdout
 
 
@@ -214,12 +217,13 @@ def test_the_table_names_sizes_and_speed():
     rows = {label: [cell.strip() for cell in cells if cell.strip()] for label, cells in rows.items()}
     assert rows["family"] == ["Mixtral (MixtralForCausalLM)"]
     assert rows["parameters"] == ["46,702,792,704, 12,879,925,248 of them for each token"]
-    assert rows["keys and values"] == ["131,072 bytes a token, 4.0 GiB at a context of 32768"]
-    assert rows["file"][:2] == ["87.0 GiB", "44.9 GiB"] and rows["memory"][:2] == ["91.0 GiB", "48.9 GiB"]
+    heads = 32 * 8 * (128 + 2 * 2 + 128 + 4)  # in int8: two fp16 scales of a key, a float32 one of a value
+    assert rows["keys and values"][:3] == ["131,072", f"{heads:,}", "bytes a token"]
+    assert rows["file"][:2] == ["87.0 GiB", "44.9 GiB"] and rows["memory"][:2] == ["91.0 GiB", "46.9 GiB"]
     assert rows["decode reads"][:2] == ["23.7 GiB", "12.2 GiB"]
     assert rows["tokens/s"] == ["3.9", "7.6", "at most, with 100.00 GB/s on 4 threads"]
     after = next(line for line in lines if line.endswith("at the end of that context"))
-    assert after.split()[:2] == ["3.4", "5.7"]
+    assert after.split()[:2] == ["3.4", "6.6"]
 
 
 @pytest.mark.parametrize("threads", [1, 3])

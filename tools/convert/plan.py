@@ -28,6 +28,8 @@ class Need:
 
     file: int  # without texts and tokenizer
     read: int  # of weights, for a token
+    kv: int  # of keys and values of a token
+    seen: int  # of them, read for the last token of the context; of layers with a window, its
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,6 @@ class Plan:
     context: int
     parameters: int  # numbers in the model, tied embeddings once
     active: int  # those of them that a token goes through
-    kv: int  # bytes of keys and values of a token
-    seen: int  # bytes of them that are read for the last token of the context; of layers with a window, its
     needs: dict[str, Need]  # by dtype
     notes: list[str]  # what a user should know
 
@@ -49,20 +49,19 @@ def make(config: Config, context: int | None = None) -> Plan:
     """The plan for a configuration; ConvertError when it is not supported. `context` shortens the model's."""
     model = describe(config, context)
     counts, err, needs = ffi.new("llm_counts *"), ffi.new("char[256]"), {}
+    context = model.shape.context
     for dtype in flatfile.DTYPES:
         layout = flatfile.finish_layout(model.shape, dtype)
         if lib.llm_count(layout.header, layout.layers, counts, err, len(err)):
             raise ConvertError(f"the model does not fit the format: {ffi.string(err).decode()}")
-        needs[dtype] = Need(layout.header.file_size, counts.read)
-    context = model.shape.context
+        seen = lib.llm_kv_read(layout.header, layout.layers, lib.LLM_KV_DEFAULT, context)
+        needs[dtype] = Need(layout.header.file_size, counts.read, counts.kv, seen)
     return Plan(
         model.family.name,
         model.architecture,
         context,
         counts.parameters,
         counts.active,
-        counts.kv,
-        lib.llm_kv_read(layout.header, layout.layers, context),
         needs,
         model.notes,
     )
@@ -109,14 +108,12 @@ def size_text(size: float) -> str:
 
 def report(plan: Plan, speed: float, threads: int) -> str:
     """The plan for people, with what to expect of a machine whose memory is read at `speed` bytes/s."""
-    held = plan.kv * plan.context
     active = "" if plan.active == plan.parameters else f", {plan.active:,} of them for each token"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     lines = [
         *plan.notes,
         f"{'family':<18}{plan.family} ({plan.architecture})",
         f"{'parameters':<18}{plan.parameters:,}{active}",
-        f"{'keys and values':<18}{plan.kv:,} bytes a token, {size_text(held)} at a context of {plan.context}",
         "",
         " " * 18 + "".join(f"{dtype:>12}" for dtype in plan.needs),
     ]
@@ -126,11 +123,17 @@ def report(plan: Plan, speed: float, threads: int) -> str:
         lines.append(f"{label:<18}{cells}  {remark}".rstrip())
 
     row("file", lambda need: size_text(need.file), "and a few MiB of tokenizer")
-    row("memory", lambda need: size_text(need.file + held), f"at that context; here are {size_text(memory)}")
+    row("keys and values", lambda need: f"{need.kv:,}", "bytes a token")
+    row("", lambda need: size_text(need.kv * plan.context), f"at a context of {plan.context}")
+    row(
+        "memory",
+        lambda need: size_text(need.file + need.kv * plan.context),
+        f"with those; here are {size_text(memory)}",
+    )
     row("decode reads", lambda need: size_text(need.read), "of weights a token")
     remark = f"at most, with {speed / 1e9:.2f} GB/s on {threads} threads"
     row("tokens/s", lambda need: f"{speed / need.read:.1f}", remark)
-    row("", lambda need: f"{speed / (need.read + plan.seen):.1f}", "at the end of that context")
+    row("", lambda need: f"{speed / (need.read + need.seen):.1f}", "at the end of that context")
     large = [dtype for dtype, need in plan.needs.items() if need.file > memory]
     if large:
         lines.append(
