@@ -1,8 +1,11 @@
 """An independent forward pass over a flat file, in NumPy float64, for tests.
 
 It shares no code with the engine: the file's layout is worked out here a second time from the description in
-llm.h, matrices are dequantized to float64, and attention is computed over all positions at once. It does not
-round keys and values to fp16 nor activations to int16, which is what the tolerances in the tests allow for.
+llm.h, matrices are dequantized to float64, and attention is computed over all positions at once.
+
+By itself it rounds nothing. With a Rounding it rounds what matrices are multiplied with, keys, values and the
+weights of attention to the integers that the format says, so that what is left between it and the engine is
+float32, and integers on whose border a number lay.
 """
 
 from __future__ import annotations
@@ -130,7 +133,7 @@ def rotated(w: np.ndarray) -> np.ndarray:
 
 
 # The codebook of int4 matrices: some 16 numbers, denser in the middle
-CODEBOOK = np.array([-120, -97, -77, -60, -45, -31, -19, -8, 4, 15, 27, 40, 55, 72, 92, 116], np.int8)
+CODEBOOK = np.array([-120, -97, -77, -61, -45, -31, -19, -8, 4, 15, 27, 40, 55, 72, 92, 116], np.int8)
 
 
 def encode(w: np.ndarray, kind: int) -> bytes:
@@ -147,7 +150,8 @@ def encode(w: np.ndarray, kind: int) -> bytes:
     if kind != INT4:
         q = np.rint(steps).clip(-127, 127)
         return tile(q.astype("i1").reshape(rows, -1), 4) + tile(scale)
-    nearest = np.abs(steps[..., None] - CODEBOOK).argmin(-1).astype(np.uint8).reshape(rows, -1, 2, 4)
+    borders = (CODEBOOK[1:].astype(float) + CODEBOOK[:-1]) / 2
+    nearest = np.searchsorted(borders, steps).astype(np.uint8).reshape(rows, -1, 2, 4)
     packed = nearest[:, :, 0] | nearest[:, :, 1] << 4
     return CODEBOOK.tobytes() + bytes(48) + tile(packed.reshape(rows, -1), 4) + tile(scale)
 
@@ -197,11 +201,95 @@ def capped(x: np.ndarray, cap: float) -> np.ndarray:
     return cap * np.tanh(x / cap) if cap else x
 
 
+def turned_by_groups(x: np.ndarray) -> np.ndarray:
+    """x (..., a multiple of 16), each 64 numbers times Hadamard's matrix, and what is left by sixteens."""
+    out, whole = x.copy(), x.shape[-1] // 64 * 64
+    for size, part in ((64, np.s_[..., :whole]), (16, np.s_[..., whole:])):
+        some = x[part]
+        out[part] = (some.reshape(*some.shape[:-1], -1, size) @ hadamard(size)).reshape(some.shape)
+    return out
+
+
+def to_half(x: np.ndarray) -> np.ndarray:
+    """x as fp16 has it, what is larger than its largest number as that."""
+    return x.clip(-65504, 65504).astype(np.float16).astype(np.float64)
+
+
+def to_integers(x: np.ndarray, group: int, most: int, half: bool = False) -> np.ndarray:
+    """x (..., n), each `group` numbers (the last ones may be fewer) rounded to integers up to `most` times a
+    scale, which is the largest of them / most, and with `half` rounded to fp16."""
+    out = np.zeros_like(x)
+    for c in range(0, x.shape[-1], group):
+        some = x[..., c : c + group]
+        scale = abs(some).max(-1, keepdims=True) / most
+        scale = to_half(scale) if half else scale
+        steps = np.divide(some, scale, out=np.zeros_like(some), where=scale > 0)
+        out[..., c : c + group] = np.rint(steps).clip(-most, most) * scale
+    return out
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What is rounded to which integers, see llm.h and csrc/session.h: kv says how keys and values are kept,
+    "fp16" or "int8", or None for what files are run with by default. The other numbers are the format's; tests
+    change them to see that it would be noticed."""
+
+    kv: str | None = None
+    int8: tuple[int, int] = (64, 32767)  # columns that share a scale, and the largest integer
+    int8r: tuple[int, int] = (64, 127)
+    int4: tuple[int, int] = (32, 127)
+    rotated: bool = True
+    keys: int = 64  # numbers of a key, and of a query, that share a scale
+    keys_rotated: bool = True
+    values: int = 1 << 20  # numbers of a value that share a scale: all
+    page: int = 64  # positions whose weights share a scale, for which the largest integer is
+    weights: int = 255
+
+    def activations(self, x: np.ndarray, dtype: int) -> np.ndarray:
+        """What a matrix of this dtype is multiplied with, x (n, a multiple of 64)."""
+        if dtype == INT8:
+            return to_integers(x, *self.int8)
+        if dtype == INT4:
+            return to_integers(x, *self.int4)
+        if dtype == INT8R and self.rotated:
+            return rotated(to_integers(rotated(x), *self.int8r))
+        return to_integers(x, *self.int8r) if dtype == INT8R else x
+
+    def keys_of(self, x: np.ndarray, half: bool) -> np.ndarray:
+        """Keys (n, heads, head_dim) as the cache has them; of queries the scale is not rounded to fp16."""
+        padded = np.zeros((*x.shape[:-1], up(x.shape[-1], 16)))
+        padded[..., : x.shape[-1]] = x
+        turn = turned_by_groups if self.keys_rotated else np.copy
+        return turn(to_integers(turn(padded), self.keys, 127, half))
+
+    def weighted(self, p: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Values (n, heads, head_dim), weighted by p (heads, n, n), both rounded."""
+        scale = abs(values).max(-1) / 127
+        q = to_integers(values, self.values, 127) / np.where(scale > 0, scale, 1)[..., None]
+        by = to_integers(p * scale.T[:, None, :], self.page, self.weights)
+        return np.einsum("hij,jhd->ihd", by, q)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix in float64."""
+
+    stored: np.ndarray  # (rows, stride); the padding of int8r is none: what 64 numbers are, rotated back
+    cols: int
+    dtype: int
+
+    @property
+    def w(self) -> np.ndarray:
+        """(rows, cols)"""
+        return self.stored[:, : self.cols]
+
+
 @dataclass
 class Reference:
     """A model read from the bytes of a flat file; logits(ids) runs it."""
 
     data: bytes
+    rounding: Rounding | None = None
     h: dict = field(init=False)
 
     about: list[dict] = field(init=False)  # what each llm_layer says
@@ -228,7 +316,8 @@ class Reference:
             found: dict = {}
             for name, rows, cols, dtype, count in items:
                 for _ in range(count):
-                    found.setdefault(name, []).append(self.matrix(at, rows, cols, dtype))
+                    w = self.matrix(at, rows, cols, dtype)
+                    found.setdefault(name, []).append(w.w if dtype == FP32 else w)
                     at = up(at + tensor_bytes(rows, cols, dtype))
             return found
 
@@ -236,56 +325,72 @@ class Reference:
         self.layers = [read(layer_shapes(h, about, i)) for i, about in enumerate(self.about)]
         assert at + 64 == h["file_size"] == len(self.data)
 
-    def matrix(self, at: int, rows: int, cols: int, dtype: int) -> np.ndarray:
-        """(rows, cols) float64 of the tensor at this offset; checks that the padding is zero."""
+    def matrix(self, at: int, rows: int, cols: int, dtype: int) -> Matrix:
+        """The tensor at this offset; checks that the padding is zero."""
         stride = up(cols)
         if dtype in (INT8, INT8R):
             w = untile(self.data, at, "i1", rows, stride, 4).astype(np.float64)
             scales = untile(self.data, at + up(rows, 16) * stride, "<f2", rows, stride // 64)
             w *= np.repeat(scales.astype(np.float64), 64, axis=1)
             if dtype == INT8R:
-                return rotated(w)[:, :cols]
+                return Matrix(rotated(w), cols, dtype)
         elif dtype == INT4:
             codebook = np.frombuffer(self.data, "i1", 16, at).astype(np.float64)
             packed = untile(self.data, at + 64, "u1", rows, stride // 2, 4).reshape(rows, -1, 1, 4)
             q = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(rows, stride)
             scales = untile(self.data, at + 64 + up(rows, 16) * stride // 2, "<f2", rows, stride // 32)
-            return (codebook[q] * np.repeat(scales.astype(np.float64), 32, axis=1))[:, :cols]
+            return Matrix(codebook[q] * np.repeat(scales.astype(np.float64), 32, axis=1), cols, dtype)
         elif dtype == FP16:
             w = untile(self.data, at, "<f2", rows, stride).astype(np.float64)
         else:
             w = np.frombuffer(self.data, "<f4", rows * stride, at).reshape(rows, -1).astype(np.float64)
         assert not w[:, cols:].any()
-        return w[:, :cols]
+        return Matrix(w, cols, dtype)
+
+    @property
+    def kv(self) -> str | None:
+        """How keys and values are kept; None: as they are."""
+        if not self.rounding:
+            return None
+        default = "int8" if self.layers[0]["qkv"][0].dtype in (INT8R, INT4) else "fp16"
+        return self.rounding.kv or default
+
+    def product(self, x: np.ndarray, m: Matrix) -> np.ndarray:
+        """x (n, cols) times the transposed matrix."""
+        if not self.rounding:
+            return x @ m.w.T
+        padded = np.zeros((len(x), m.stored.shape[1]))
+        padded[:, : m.cols] = x
+        return self.rounding.activations(padded, m.dtype) @ m.stored.T
 
     def norm(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """RMSNorm over the last axis."""
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.h["norm_eps"]) * w
 
-    def ffn(self, x: np.ndarray, about: dict, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
-        """The gated feed-forward block for x (n, dim)."""
-        gate, upper = np.split(x @ gate_up.T, 2, axis=-1)
+    def ffn(self, x: np.ndarray, about: dict, gate_up: Matrix, down: Matrix, gain: float = 1) -> np.ndarray:
+        """The gated feed-forward block for x (n, dim), times `gain`."""
+        gate, upper = np.split(self.product(x, gate_up), 2, axis=-1)
         if about["activation"] == GELU:  # Hendrycks and Gimpel 2016, the tanh form
             gate = gate / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
         else:
             gate = gate * sigmoid(gate)
-        return (gate * upper) @ down.T
+        return self.product(gain * gate * upper, down)
 
     def mixture(self, x: np.ndarray, about: dict, layer: dict) -> np.ndarray:
         """The mixture of experts for x (n, dim), token by token."""
         flags, out = about["flags"], np.zeros_like(x)
         for i, row in enumerate(x):
-            logits = layer["router"][0][: about["n_experts"]] @ row
+            logits = layer["router"][0].w[: about["n_experts"]] @ row
             p = sigmoid(logits) if flags & ROUTER_SIGMOID else np.exp(log_softmax(logits))
             liking = p + layer["router_add"][0][0] if flags & ROUTER_BIAS else p
             top = np.argsort(-liking, kind="stable")[: about["n_active"]]
             w = p[top] / p[top].sum() if flags & ROUTER_NORMALIZE else p[top]
             for e, g in zip(top, w * about["expert_scale"], strict=True):
-                out[i] += g * self.ffn(row[None], about, layer["gate_up"][e], layer["down"][e])[0]
+                out[i] += self.ffn(row[None], about, layer["gate_up"][e], layer["down"][e], g)[0]
         if about["shared_dim"]:
             shared = self.ffn(x, about, layer["shared_gate_up"][0], layer["shared_down"][0])
             gated = flags & SHARED_GATE
-            out += shared * sigmoid(x @ layer["router"][0][-1])[:, None] if gated else shared
+            out += shared * sigmoid(x @ layer["router"][0].w[-1])[:, None] if gated else shared
         return out
 
     def feed_forward(self, x: np.ndarray, number: int) -> np.ndarray:
@@ -309,7 +414,7 @@ class Reference:
         about, layer = self.about[number], self.layers[number]
         n, heads, head = len(x), about["n_heads"], about["head_dim"]
         kv = about["n_kv_heads"] * (about["kv_layer"] == number)
-        qkv = x @ layer["qkv"][0].T
+        qkv = self.product(x, layer["qkv"][0])
         if "bias" in layer:
             qkv = qkv + layer["bias"][0][0]
         q, k, v = np.split(qkv, [heads * head, (heads + kv) * head], axis=1)
@@ -324,18 +429,24 @@ class Reference:
 
         q = self.turned(split(q, "q_norm"), about)
         if kv:
-            kept[number] = self.turned(split(k, "k_norm"), about), v.reshape(n, -1, head)
+            k, v = self.turned(split(k, "k_norm"), about), v.reshape(n, -1, head)
+            if self.kv == "fp16":
+                k, v = to_half(k), to_half(v)
+            kept[number] = (self.rounding.keys_of(k, half=True) if self.kv == "int8" else k), v
+        if self.kv == "int8":
+            q = self.rounding.keys_of(q, half=False)
         k, v = (np.repeat(z, heads // about["n_kv_heads"], axis=1) for z in kept[about["kv_layer"]])
         scores = capped(np.einsum("ihd,jhd->hij", q, k) * about["attn_scale"], about["attn_cap"])
         past = np.arange(n)[:, None] - np.arange(n)  # how far position j lies before i
         seen = (past >= 0) & (past < (about["window"] or n))
         p = np.exp(log_softmax(np.where(seen, scores, -np.inf)))
-        return np.einsum("hij,jhd->ihd", p, v).reshape(n, -1) @ layer["attn_out"][0].T
+        out = self.rounding.weighted(p, v) if self.kv == "int8" else np.einsum("hij,jhd->ihd", p, v)
+        return self.product(out.reshape(n, -1), layer["attn_out"][0])
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """(len(ids), vocab_size) float64 logits of one sequence."""
         h, kept = self.h, {}
-        x = self.once["embed"][0][np.array(ids)] * h["embed_scale"]
+        x = self.once["embed"][0].w[np.array(ids)] * h["embed_scale"]
 
         def add(x: np.ndarray, number: int, block: str, compute: Callable) -> np.ndarray:
             """The residual stream after a block."""
@@ -350,7 +461,7 @@ class Reference:
             x = add(x, number, "attn", lambda y, i: self.attention(y, i, kept))
             x = add(x, number, "ffn", self.feed_forward)
         out = self.once["embed" if h["required"] & TIED else "output"][0]
-        return capped(self.norm(x, self.once["out_norm"][0][0]) @ out.T, h["logit_cap"])
+        return capped(self.product(self.norm(x, self.once["out_norm"][0][0]), out), h["logit_cap"])
 
 
 def pack_sections(sections: Mapping[int, bytes]) -> bytes:
