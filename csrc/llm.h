@@ -689,6 +689,26 @@ uint32_t llm_sample(llm_sampler *sampler, const float *logits);
 float llm_logprobs(const float *logits, size_t vocab_size, uint32_t token, size_t n, uint32_t *top_tokens,
     float *top_logprobs);
 
+/* ---------------------------------------------------------------------------------------------------------
+ * Drafts (drafts.c): guesses at the next tokens, looked up in the text so far. Running a draft in the same
+ * llm_forward as the token before it costs little more than that token; each of its tokens saves a step where it is
+ * the one that is then drawn from the logits before it. The others are taken back with llm_truncate. */
+
+typedef struct llm_lookup llm_lookup;
+
+/* An empty text. NULL: out of memory. Takes about half a MiB, and what the text takes. */
+llm_lookup *llm_lookup_open(char *err, size_t errlen);
+void llm_lookup_close(llm_lookup *lookup); /* NULL is allowed */
+
+/* Appends n tokens to the text: of the prompt (generated = 0), or made (generated = 1), which says how good the
+ * guesses are. Returns -1 and changes nothing when memory runs out. */
+int llm_lookup_add(
+    llm_lookup *lookup, const uint32_t *tokens, size_t n, int generated, char *err, size_t errlen);
+
+/* Writes what may come next to draft, at most `most` tokens, and returns how many there are: as many as are likely
+ * to be worth running, none where the text does not seem to repeat. */
+size_t llm_lookup_draft(const llm_lookup *lookup, uint32_t *draft, size_t most);
+
 #ifdef __cplusplus
 }
 #endif
