@@ -29,6 +29,7 @@ from pyllm.chat import (
     pieces_of,
     render_conversation,
 )
+from pyllm.drafts import Drafter, DraftModel, Lookup, ModelDrafts, texts_differ
 from pyllm.sampling import Completion, Continuation, SamplingParams, StreamEvent, params_for
 from pyllm.scheduler import Scheduler
 from pyllm.scoring import AllLogits, Score, Scoring
@@ -49,6 +50,10 @@ class LLM:
     threads  processors to use at once; None: those that this process may use. Results do not depend on it.
     context  tokens that prompt and continuation may have together; None: what the model was made for
     verify   whether to compare the file with its checksums first, which takes as long as reading all of it
+    draft    what guesses at the next tokens while one or two requests run. A pass over the weights takes
+             guesses along for little, and each that is right saves one; results do not depend on it.
+             None or "lookup": guesses are what followed in the text so far where it was as it is now; False:
+             none are made; an LLM: a smaller one with the same tokens makes them
 
     Raises LLMError when the file cannot be opened, is damaged, or memory cannot be reserved. Any number of
     threads may call the methods of one LLM at once: what they ask for runs as one batch, and gives each what
@@ -64,10 +69,13 @@ class LLM:
         threads: int | None = None,
         context: int | None = None,
         verify: bool = False,
+        draft: LLM | Literal["lookup", False] | None = None,
     ) -> None:
+        if not (isinstance(draft, LLM) or draft is None or draft is False or draft == "lookup"):
+            raise TypeError(f'draft must be None, "lookup", False or an LLM, not {draft!r:.60}')
         self._model: Model | None = None
         self.path: str = str(BUILT_IN) if path is None else os.path.abspath(os.fsdecode(path))
-        arguments: dict[str, Any] = dict(threads=threads, context=context, verify=bool(verify))
+        arguments: dict[str, Any] = dict(threads=threads, context=context, verify=bool(verify), draft=draft)
         self._arguments = (None if path is None else self.path, arguments)
         self._threads = 0 if threads is None else integer("threads", threads, 1, 2**32 - 1)
         positions = 0 if context is None else integer("context", context, 1, 2**32 - 1)
@@ -82,6 +90,8 @@ class LLM:
         self.n_layers: int = model.header.n_layers
         self.dtype: str = model.dtype
         self.name: str = model.text(lib.LLM_NAME) or Path(self.path).stem
+        self._draft = draft
+        self._draft_model = self._open_draft(draft) if isinstance(draft, LLM) else None
         self._scheduler: Scheduler | None = Scheduler(model, self.context, self._threads)
         self._end = weakref.finalize(self, self._scheduler.close)  # nobody else ends its thread
         self._end.atexit = False
@@ -101,6 +111,24 @@ class LLM:
     def _open_cache(self) -> Cache:
         """An engine session with one sequence, for a Session."""
         return Cache(self._open(), self.context, self._threads)
+
+    def _open_draft(self, draft: LLM) -> DraftModel:
+        """A smaller model's guesses, or LLMError when its tokens are others."""
+        model, other = self._open(), draft._open()
+        if texts_differ(model, other):
+            raise LLMError(f"draft: {draft.path} has other tokens than {self.path}")
+        cost = other.counts.read / model.counts.read
+        return DraftModel(other, self.context, self._threads, cost)
+
+    def _drafter(self, prompt: list[int]) -> Drafter | None:
+        """What guesses for a request, or LLMError when the draft model is closed."""
+        if self._draft is False:
+            return None
+        if self._draft_model is None:
+            return Lookup(len(prompt))
+        if isinstance(self._draft, LLM):
+            self._draft._open()
+        return ModelDrafts(self._draft_model)
 
     def close(self) -> None:
         """Ends this object; closing twice is allowed. What other threads have under way, and streams and
@@ -276,7 +304,7 @@ class LLM:
             ids = self._ids(prompts[i], name)
             if not ids:
                 raise ValueError(f"{name} has no tokens")
-            jobs.append(Continuation(model, ids, each, self.context, visible))
+            jobs.append(Continuation(model, ids, each, self.context, visible, self._drafter(ids)))
         return jobs
 
     def _complete(self, prompts: list[Prompt], params: Any, overrides: dict[str, Any]) -> list[Completion]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pyllm._llm import ffi, lib
 from pyllm.binding import Decoder, LLMError, Model, call, integer, real, shown
+from pyllm.drafts import Drafter
 from pyllm.scheduler import Request
 
 DEFAULTS = lib.llm_sampling_default()
@@ -175,12 +176,14 @@ class Logprob(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a completion took, in tokens: those of the prompt, those made, and how many of the prompt's had
-    been computed before."""
+    """What a completion took, in tokens: those of the prompt, those made, how many of the prompt's had been
+    computed before; how many were guessed, and how many of those made were among them."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,8 @@ class Completion:
 
     reasoning_content  what a chat's reply reasoned before its text; None: nothing, or not asked to be apart
     cached_tokens      how many of the prompt's tokens had been computed before; not compared
+    drafted_tokens     how many tokens were guessed and run before they came, see LLM's draft; not compared
+    accepted_tokens    how many of these then came, each of which saved a step; not compared
     """
 
     text: str
@@ -234,11 +239,14 @@ class Completion:
     seed: int
     reasoning_content: str | None = None
     cached_tokens: int = field(default=0, repr=False, compare=False)
+    drafted_tokens: int = field(default=0, repr=False, compare=False)
+    accepted_tokens: int = field(default=0, repr=False, compare=False)
 
     @property
     def usage(self) -> Usage:
         """What it took, in tokens."""
-        return Usage(self.prompt_tokens, len(self.tokens), self.cached_tokens)
+        drafts = self.drafted_tokens, self.accepted_tokens
+        return Usage(self.prompt_tokens, len(self.tokens), self.cached_tokens, *drafts)
 
     def __str__(self) -> str:
         return self.text
@@ -276,6 +284,7 @@ class Continuation(Request):
 
     prompt    ids (n,), n >= 1
     visible   control tokens that have a text nevertheless
+    drafter   what guesses at the tokens that come next; None: nothing does
     streamed  whether each step goes to `updates` as a StreamEvent
     """
 
@@ -286,6 +295,7 @@ class Continuation(Request):
         params: SamplingParams,
         context: int,
         visible: frozenset[int] = frozenset(),
+        drafter: Drafter | None = None,
     ) -> None:
         super().__init__(list(prompt), len(prompt) - 1)
         room = context - len(prompt) + 1  # the last token made need not be run
@@ -293,6 +303,7 @@ class Continuation(Request):
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self.visible = visible
+        self.drafter, self.accepted = drafter, 0
         self.stops: Mapping[int, str] = control_stops(model, params._stops, visible)
         self.decoder = Decoder(model)
         self.decoder.feed(prompt)  # so that the first token's leading space is not the first of a text
@@ -315,16 +326,33 @@ class Continuation(Request):
     def finished(self) -> bool:
         return self.finish_reason != ""
 
+    def draft(self, most: int) -> list[int]:
+        """Guesses at the next tokens, up to one that would end it; none behind the last that it may have."""
+        most = min(most, self.limit - len(self.tokens) - 1)
+        if self.drafter is None or most < 1:
+            return []
+        guesses = self.drafter.draft(self.ids, most)
+        ends = (i for i, token in enumerate(guesses) if self._ends(token) or token >= self.model.vocab_size)
+        return guesses[: next(ends, most)]
+
     def accept(self, logits: Any) -> None:
         """Takes the next token from logits: a float * to (vocab_size,)."""
-        self._take(lib.llm_sample(self.sampler, logits), logits)
+        token = lib.llm_sample(self.sampler, logits)
+        if self.guesses:
+            self.accepted += self.guesses[0] == token
+            self.guesses = self.guesses[1:]
+        self._take(token, logits)
         if not self.finished:
             self.ids.append(self.tokens[-1])
         if self.streamed:
             self.updates.put(self._event())
 
+    def _ends(self, token: int) -> bool:
+        """Whether this token ends the text."""
+        return token in self.stops or bool(lib.llm_token_is_stop(self.tokenizer, token))
+
     def _take(self, token: int, logits: Any) -> None:
-        if token in self.stops or lib.llm_token_is_stop(self.tokenizer, token):
+        if self._ends(token):
             self._finish("stop", self.stops.get(token, token))
             return
         if self.logprobs is not None:
@@ -374,7 +402,7 @@ class Continuation(Request):
         )
         if not self.finished:
             return event
-        usage = Usage(len(self.prompt), len(self.tokens), self.cached)
+        usage = Usage(len(self.prompt), len(self.tokens), self.cached, self.drafted, self.accepted)
         return replace(event, finish_reason=self.finish_reason, stop=self.stop, usage=usage)
 
     def completion(self) -> Completion:
@@ -387,4 +415,6 @@ class Continuation(Request):
             len(self.prompt),
             self.seed,
             cached_tokens=self.cached,
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
         )

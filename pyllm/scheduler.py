@@ -4,6 +4,9 @@ A request is tokens to run, and what becomes of the logits; what for (sampling.p
 here. Each step is one pass over the weights for all requests that run. Since a token's logits do not depend
 on what else is in a pass, nothing that is decided here changes a result.
 
+While few requests run, a step has room for guesses at the tokens that come next. Their logits are passed on
+while they turn out to be right, and they are taken out of the sequence from the first that is not.
+
 One thread steps: it is started with the first request and ends when there has been none for a while. It alone
 touches the batch; others reach it through a queue, so that a caller may be interrupted anywhere, or leave,
 without harm to the rest.
@@ -18,6 +21,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -30,6 +34,10 @@ BESIDE = 64  # tokens of prompts in a step in which others generate: they wait f
 MIN_SHARED = 32  # tokens that are worth waiting for another request to compute them
 MIN_COPIED = 8  # tokens that are worth a copy, which is made in pages of 64
 MAX_LOGITS = 1 << 24  # numbers in the logits of one step, but for small batches
+MAX_DRAFTING = 2  # requests that run at once, for drafts to be tried: with more a step has enough to do
+# Tokens of a step with drafts: from 16 on products may be computed in another way, which rounds differently,
+# and drafts must not change a result
+MAX_DRAFTED = 15
 IDLE = 5.0  # seconds without a request after which the thread ends
 CANCELLED = "the request was cancelled"
 LAST = 10.0  # seconds that the end of the process waits for the step that is under way
@@ -41,6 +49,8 @@ class Request:
     ids      what the sequence is to hold: accept() may append to it. The request ends when all have been run.
     first    the place of the first of them whose logits are wanted; those of all behind it are, too
     cached   how many of them had been computed before
+    guesses  in accept(): the tokens behind ids that are run in the same step, whether they come or not
+    drafted  how many guesses have been run for it
     updates  where the request itself is put when it has ended, and before it what accept() puts there
     ended    whether it has; `error` then says why, if it failed
 
@@ -50,7 +60,8 @@ class Request:
 
     def __init__(self, ids: list[int], first: int) -> None:
         self.ids, self.first = ids, first
-        self.cached = 0
+        self.cached = self.drafted = 0
+        self.guesses: list[int] = []
         self.updates: SimpleQueue[Any] = SimpleQueue()
         self.cancelled = self.ended = False
         self.error: BaseException | None = None
@@ -64,6 +75,10 @@ class Request:
         """Takes the logits after the next token: a float * to (vocab_size,), valid during the call."""
         raise NotImplementedError
 
+    def draft(self, most: int) -> list[int]:
+        """At most that many tokens that accept() may append to ids next, in this order."""
+        return []
+
     def end(self, error: BaseException | None = None) -> None:
         """Called once, by the scheduler."""
         self.error, self.ended = error, True
@@ -71,6 +86,15 @@ class Request:
             self.updates.put(self)
         except Exception as failed:  # a queue of the caller's own
             self.error = error or failed
+
+
+@dataclass
+class Part:
+    """What a step runs of a request: its next `count` ids, and with the last of them guesses behind it."""
+
+    request: Request
+    count: int
+    guesses: list[int] = field(default_factory=list)
 
 
 class Scheduler:
@@ -331,15 +355,15 @@ class Scheduler:
         """How many tokens of prompts, at least 1, a step may have beside that many requests that generate."""
         return min(CHUNK - generating, BESIDE) if generating else CHUNK
 
-    def _plan(self) -> list[tuple[Request, int]]:
+    def _plan(self) -> list[Part]:
         """How many tokens of which requests are run in this step."""
         placed = [request for request in self._running if request.seq >= 0]
         prompts = [request for request in placed if self._pending(request) > 1]
-        parts = [(request, 1) for request in placed if self._pending(request) == 1]
+        parts = [Part(request, 1) for request in placed if self._pending(request) == 1]
         room = self.budget(len(parts))
         rows = self._max_rows - len(parts)
         if not prompts:
-            return parts
+            return self._with_guesses(parts)
         counts = dict.fromkeys(prompts, 0)
         oldest = prompts[0]
         turns = [(oldest, (room + 1) // 2)]
@@ -351,44 +375,77 @@ class Scheduler:
             counts[request] += count
             room -= count
             rows -= max(0, at + count - max(at, request.first))
-        return parts + [(request, count) for request, count in counts.items() if count]
+        return parts + [Part(request, count) for request, count in counts.items() if count]
 
-    def _run(self, parts: list[tuple[Request, int]]) -> None:
+    def _with_guesses(self, parts: list[Part]) -> list[Part]:
+        """The parts of requests that generate, with guesses if few run; less those whose draft() failed."""
+        if len(self._running) > MAX_DRAFTING:
+            return parts
+        room = min(MAX_DRAFTED, self._max_rows) - len(parts)
+        for i, part in enumerate(list(parts)):
+            try:
+                part.guesses = part.request.draft(room // (len(parts) - i))
+            except Exception as error:
+                self._leave(part.request, error)
+            room -= len(part.guesses)
+        return [part for part in parts if not part.request.ended]
+
+    def _run(self, parts: list[Part]) -> None:
         """A pass over the weights."""
         tokens: list[int] = []
         seqs: list[int] = []
         want: list[bool] = []
         wanted: list[int] = []
-        lengths = [len(self._tokens(request.seq)) for request, _ in parts]
-        for (request, count), at in zip(parts, lengths, strict=True):
-            tokens += request.ids[at : at + count]
-            seqs += [request.seq] * count
-            want += [i >= request.first for i in range(at, at + count)]
-            wanted.append(max(0, at + count - max(at, request.first)))
+        lengths = [len(self._tokens(part.request.seq)) for part in parts]
+        for part, at in zip(parts, lengths, strict=True):
+            request, end = part.request, at + part.count
+            tokens += request.ids[at:end] + part.guesses
+            seqs += [request.seq] * (part.count + len(part.guesses))
+            want += [i >= request.first for i in range(at, end)] + [True] * len(part.guesses)
+            wanted.append(max(0, end - max(at, request.first)) + len(part.guesses))
         try:
             rows = self._batch.forward(tokens, seqs, want)
         except Exception as error:
             self._batch.sync()
-            for (request, _), length in zip(parts, lengths, strict=True):
-                self._batch.truncate(request.seq, length)
-            if len(parts) == 1:
-                self._leave(parts[0][0], error)
+            for part, length in zip(parts, lengths, strict=True):
+                self._batch.truncate(part.request.seq, length)
+            if any(part.guesses for part in parts):  # it may be the fault of one of them
+                self._run([Part(part.request, part.count) for part in parts])
+            elif len(parts) == 1:
+                self._leave(parts[0].request, error)
             else:  # finds out whose fault it is
                 for part in parts:
                     self._run([part])
             return
         logits = ffi.from_buffer("float[]", rows)
         at = 0
-        for (request, _), count in zip(parts, wanted, strict=True):
+        for part, count in zip(parts, wanted, strict=True):
             try:
-                for row in range(at, at + count):
-                    request.accept(logits + row * self._batch.vocab_size)
+                self._pass_on(part, logits + at * self._batch.vocab_size, count)
             except Exception as error:
-                self._leave(request, error)
+                self._leave(part.request, error)
             else:
-                if self._pending(request) == 0:
-                    self._leave(request)
+                if self._pending(part.request) == 0:
+                    self._leave(part.request)
             at += count
+
+    def _pass_on(self, part: Part, logits: Any, count: int) -> None:
+        """Gives a request its logits (count, vocab_size): those behind its own tokens, and those behind
+        guesses that are right. The other guesses leave the sequence."""
+        request, guesses = part.request, part.guesses
+        start, right = len(request.ids), 0
+        request.guesses = guesses
+        request.drafted += len(guesses)
+        try:
+            for row in range(count):
+                request.accept(logits + row * self._batch.vocab_size)
+                if guesses and request.ids[start + right :] != guesses[right : right + 1]:
+                    break  # another token came; or none, since it has ended
+                right += 1
+        finally:
+            request.guesses = []
+            if right < len(guesses):
+                self._batch.truncate(request.seq, start + right)
 
     # ------------------------------------------------------------------------------------------------------
     # The process forks, or ends

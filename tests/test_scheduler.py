@@ -84,7 +84,8 @@ def alone(path: str, job: Continuation) -> list[int]:
 
 @pytest.fixture
 def passes(monkeypatch) -> list[Counter]:
-    """The passes over the weights: how many tokens of which sequence each has."""
+    """The passes over the weights, without drafts: how many tokens of which sequence each has."""
+    monkeypatch.setattr(scheduler, "MAX_DRAFTING", 0)
     made, forward = [], Cache.forward
 
     def counted(self, tokens, seqs, want):

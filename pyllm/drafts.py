@@ -1,0 +1,151 @@
+"""Where drafts come from: the text so far, or a smaller model.
+
+A draft is a guess at the tokens that come next. It is run together with the token before it (scheduler.py),
+and whatever it says, the tokens are drawn as they would be without it (sampling.py): it can only save time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyllm._llm import ffi, lib
+from pyllm.binding import CHUNK, Cache, LLMError, Model, call, shared_prefix
+
+MAX_DRAFT = 15  # tokens that a draft has at most, whatever is asked for
+MAX_DRAFTING = 2  # requests at once for which a draft model has room
+
+# What one token more costs in a step, in steps; and what a guess of a draft model may cost at most, since who
+# gives one wants it used. A draft ends where it is less likely than its cost to be right.
+COST = 0.2
+MAX_COST = 0.5
+PRIOR, CHANGE = 0.7, 0.1  # how likely a guess is thought to be right at first, and how much each changes that
+PAUSE = 32  # tokens that are made without a draft model while its guesses are not worth their cost
+
+
+class Drafter:
+    """Guesses for one request."""
+
+    def draft(self, ids: list[int], most: int) -> list[int]:
+        """At most that many tokens that may come behind ids: all of the request's, which only grow."""
+        raise NotImplementedError
+
+
+class Lookup(Drafter):
+    """Prompt lookup: what followed the last tokens where they came before. csrc/drafts.c has it.
+
+    n_prompt  how many of the ids are the prompt's: the others say how good the guesses are
+    """
+
+    def __init__(self, n_prompt: int) -> None:
+        self.n_prompt, self.n_known = n_prompt, 0
+        self.lookup: Any = None
+        self.room = ffi.new("uint32_t[]", MAX_DRAFT)
+
+    def draft(self, ids: list[int], most: int) -> list[int]:
+        if self.lookup is None:
+            self.lookup = ffi.gc(call(lib.llm_lookup_open), lib.llm_lookup_close)
+        self._add(ids, self.n_prompt, 0)
+        self._add(ids, len(ids), 1)
+        n = lib.llm_lookup_draft(self.lookup, self.room, min(most, MAX_DRAFT))
+        return ffi.unpack(self.room, n) if n else []
+
+    def _add(self, ids: list[int], end: int, generated: int) -> None:
+        """Tells of the ids up to `end` that are not known there yet."""
+        new = ids[self.n_known : end]
+        call(lib.llm_lookup_add, self.lookup, new, len(new), generated)
+        self.n_known += len(new)
+
+
+class DraftModel:
+    """A smaller model that guesses for the requests of another one. One thread at a time.
+
+    cost  of one of its tokens, in tokens of the other one
+    """
+
+    def __init__(self, model: Model, context: int, threads: int, cost: float) -> None:
+        self.model, self.context, self.threads = model, context, threads
+        self.cost = min(cost + COST, MAX_COST)
+        self.cache: Cache | None = None
+        self.users: list[object] = [None] * MAX_DRAFTING  # whose each sequence is, the longest unused first
+        self.seqs = list(range(MAX_DRAFTING))  # theirs
+
+    def guess(self, user: object, ids: list[int], most: int) -> list[int]:
+        """The most likely tokens behind ids; none yet where there is much to read first. LLMError where it
+        cannot be run."""
+        if self.cache is None or self.cache.orphaned:
+            self.cache = Cache(self.model, self.context, self.threads, MAX_DRAFTING)
+        self.cache.sync()
+        seq = self._seq_of(user, ids)
+        at = len(self.cache.tokens[seq])
+        new = ids[at : at + CHUNK]
+        if max(new) >= self.model.vocab_size:  # a token that only the other model has
+            return []
+        want = [False] * len(new)
+        want[-1] = at + len(new) == len(ids)
+        rows = self.cache.forward(new, [seq] * len(new), want)
+        guesses: list[int] = []
+        while len(rows):
+            guesses.append(int(rows[0].argmax()))
+            if len(guesses) == most:
+                break
+            rows = self.cache.forward(guesses[-1:], [seq], [True])
+        return guesses
+
+    def _seq_of(self, user: object, ids: list[int]) -> int:
+        """A sequence that holds as much of ids as there is, but for the last one."""
+        assert self.cache is not None
+        shared = [min(shared_prefix(tokens, ids), len(ids) - 1) for tokens in self.cache.tokens]
+        i = self.users.index(user) if user in self.users else 0
+        seq = self.seqs.pop(i)
+        del self.users[i]
+        self.seqs.append(seq)
+        self.users.append(user)
+        best = max(range(len(shared)), key=shared.__getitem__)
+        if shared[best] > shared[seq]:
+            self.cache.copy(best, seq, shared[best])
+        else:
+            self.cache.truncate(seq, shared[seq])
+        return seq
+
+
+class ModelDrafts(Drafter):
+    """The guesses of a draft model, as many as are worth their cost."""
+
+    def __init__(self, model: DraftModel) -> None:
+        self.model = model
+        self.rate = PRIOR  # how often guesses are right
+        self.guesses: list[int] = []  # the last ones,
+        self.start = 0  # and where they began
+        self.failed = False
+
+    def draft(self, ids: list[int], most: int) -> list[int]:
+        self._judge(ids)
+        most = min(most, MAX_DRAFT, self._worth(len(ids)))
+        if most == 0 or self.failed:
+            return []
+        try:
+            self.guesses, self.start = self.model.guess(self, ids, most), len(ids)
+        except LLMError:  # such as memory that is not there: the request can do without
+            self.failed = True
+        return list(self.guesses)
+
+    def _judge(self, ids: list[int]) -> None:
+        """Learns from the tokens that came where the last guesses were."""
+        for guess, token in zip(self.guesses, ids[self.start :], strict=False):
+            self.rate += CHANGE * ((guess == token) - self.rate)
+            if guess != token:
+                break
+        self.guesses = []
+
+    def _worth(self, length: int) -> int:
+        """How many guesses are worth their cost; one now and then if none is."""
+        n, likely = 0, self.rate
+        while n < MAX_DRAFT and likely >= self.model.cost:
+            n, likely = n + 1, likely * self.rate
+        return n or int(length >= self.start + PAUSE)
+
+
+def texts_differ(model: Model, other: Model) -> bool:
+    """Whether two models do not have the same tokens: texts and kinds, by id."""
+    tags = (lib.LLM_TOKEN_STARTS, lib.LLM_TOKEN_BYTES, lib.LLM_TOKEN_TYPES)
+    return any(model.section(tag) != other.section(tag) for tag in tags)
