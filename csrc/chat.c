@@ -7,6 +7,7 @@
 #define _GNU_SOURCE /* memmem */
 #endif
 #include "generate.h"
+#include "draft.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -413,7 +414,7 @@ int run_chat(run *r) {
     text message = {0};
     uint64_t seed = choose_seed(r->o);
     int tty = isatty(STDIN_FILENO);
-    if (open_chat(&c) != OK || find_stop_tokens(r, c.mark_tokens) != OK)
+    if (open_chat(&c) != OK || open_drafts(r) != OK || find_stop_tokens(r, c.mark_tokens) != OK)
         return FAILED;
     catch_interrupts();
     int status = OK;

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE /* clock_gettime, vasprintf under -std=c11 */
 #endif
 #include "command.h"
+#include "draft.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -47,6 +48,7 @@ void close_run(run *r) {
         free(r->taken[i]);
     free(r->tokens);
     free(r->input.data);
+    close_drafts(r->drafts);
     llm_session_close(r->session);
     llm_tokenizer_close(r->tokenizer);
     llm_close(r->model);
@@ -87,7 +89,7 @@ int open_session(run *r, uint32_t context) {
         return engine_failed(r);
     r->context = llm_session_options(r->session)->context;
     r->threads = llm_session_options(r->session)->threads;
-    r->logits = take(r, r->h->vocab_size, sizeof *r->logits);
+    r->logits = take(r, (size_t)MAX_STEP * r->h->vocab_size, sizeof *r->logits);
     if (!r->logits)
         return FAILED;
     r->cached = take(r, r->context, sizeof *r->cached);

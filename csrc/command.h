@@ -11,6 +11,10 @@ enum { OK = 0, FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
 /* Prints a line on stderr, escaped since it may name what a file says, and returns `status`. */
 __attribute__((format(printf, 2, 3))) int report(int status, const char *format, ...);
 
+/* Tokens of a step of generate and chat at most: from 16 on products may be computed in another way, which rounds
+ * differently, and drafts must not change a text. */
+enum { MAX_STEP = 15 };
+
 static inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 double seconds(void);
@@ -28,13 +32,14 @@ typedef struct run {
     text input;                /* the argument, or the file that it names */
     uint32_t *tokens;          /* (n,) its tokens */
     size_t n;
-    float *logits;         /* (vocab_size,) after the last token of sequence 0 */
-    uint32_t *cached;      /* (context,) the tokens of sequence 0 */
-    char *piece;           /* one token's text */
-    char *visible;         /* the same in quotes, with escapes */
+    float *logits;    /* (MAX_STEP, vocab_size) after the last tokens of sequence 0 that were run together */
+    uint32_t *cached; /* (context,) the tokens of sequence 0 */
+    char *piece;      /* one token's text */
+    char *visible;    /* the same in quotes, with escapes */
     uint32_t *stop_tokens; /* (n_stop_tokens,) of --stop */
     size_t n_stop_tokens;
-    void *taken[8]; /* what `take` gave */
+    struct drafts *drafts; /* what guesses at the next tokens; NULL but in generate and chat */
+    void *taken[8];        /* what `take` gave */
     int n_taken;
     char err[256];
 } run;
@@ -52,7 +57,8 @@ int engine_failed(run *r);
 /* Memory until close_run; NULL, reported, if there is none. At most 8 times a run. */
 void *take(run *r, size_t n, size_t size);
 
-/* Appends n tokens to sequence 0, looking at Ctrl-C between chunks. Fills r->logits: those after the last. */
+/* Appends n tokens to sequence 0, looking at Ctrl-C between chunks. Fills r->logits (1, vocab_size): those after
+ * the last. */
 int extend(run *r, const uint32_t *tokens, size_t n);
 
 /* ---------------------------------------------------------------------------------------------------------

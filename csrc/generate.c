@@ -6,6 +6,7 @@
 #define _GNU_SOURCE /* memmem */
 #endif
 #include "generate.h"
+#include "draft.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -195,8 +196,9 @@ static void say_speed(const run *r, uint64_t seed, size_t reused, size_t made, c
     size_t run_now = r->n - reused;
     fprintf(stderr, "pyllm: seed %" PRIu64 "; prompt of %zu tokens, %zu of them run in %.2f s (%.1f/s); ",
         seed, r->n, run_now, prefill, (double)run_now / prefill);
-    fprintf(stderr, "%zu tokens made in %.2f s (%.1f/s); %s, %u threads\n", made, decode,
-        (double)made / decode, llm_session_isa(r->session), r->threads);
+    fprintf(stderr, "%zu tokens made in %.2f s (%.1f/s), %zu of %zu drafted accepted; %s, %u threads\n", made,
+        decode, (double)made / decode, r->drafts->accepted, r->drafts->drafted, llm_session_isa(r->session),
+        r->threads);
 }
 
 /* Decodes a token and shows what its text is. */
@@ -206,11 +208,49 @@ static void show_token(run *r, writer *w, llm_decoder *d, uint32_t token) {
     show(w, r->o, r->piece, n, 0);
 }
 
-/* Makes tokens after r->logits until something ends the text; *made: how many. */
-static int sample(run *r, llm_sampler *sampler, llm_decoder *d, writer *w, size_t *made) {
+/* Cuts the guesses before the first that would end the text, or is no token of this model. */
+static void cut_guesses(const run *r) {
+    drafts *d = r->drafts;
+    for (size_t i = 0; i < d->n_guesses; i++)
+        if (is_stop(r, d->guesses[i]) || d->guesses[i] >= r->h->vocab_size)
+            d->n_guesses = i;
+}
+
+/* Runs the token behind the first n of sequence 0, all others of which are dropped, and at most `most` guesses at
+ * what follows it. Fills r->logits (1 + guesses, vocab_size). */
+static int run_token(run *r, size_t n, uint32_t token, size_t most) {
+    static const uint8_t want[MAX_STEP] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    drafts *d = r->drafts;
+    uint32_t step[MAX_STEP] = {token};
+    if (llm_truncate(r->session, 0, n, r->err, sizeof r->err))
+        return engine_failed(r);
+    r->cached[n] = token;
+    guess(r, n + 1, smaller(most, MAX_STEP - 1));
+    cut_guesses(r);
+    if (interrupted)
+        return INTERRUPTED;
+    if (d->n_guesses) {
+        size_t n_step = 1 + d->n_guesses;
+        memcpy(step + 1, d->guesses, d->n_guesses * sizeof *step);
+        memcpy(r->cached + n, step, n_step * sizeof *step);
+        d->drafted += d->n_guesses;
+        if (!llm_forward(r->session, n_step, step, NULL, want, r->logits, r->err, sizeof r->err))
+            return OK;
+        d->n_guesses = 0; /* it may be the fault of a guess */
+    }
+    return extend(r, &token, 1);
+}
+
+/* Makes tokens after r->logits until something ends the text; *made: how many. *n: how many tokens of sequence 0 are
+ * certain: there may be guesses behind them. */
+static int sample(run *r, llm_sampler *sampler, llm_decoder *d, writer *w, size_t *n, size_t *made) {
     size_t limit = r->o->max_tokens ? r->o->max_tokens : SIZE_MAX;
+    drafts *guessed = r->drafts;
+    size_t row = 0; /* of r->logits: after how many right guesses */
     for (;;) {
-        uint32_t token = llm_sample(sampler, r->logits);
+        uint32_t token = llm_sample(sampler, r->logits + row * r->h->vocab_size);
+        int right = row < guessed->n_guesses && guessed->guesses[row] == token;
+        guessed->accepted += (size_t)right;
         if (is_stop(r, token))
             return OK;
         ++*made;
@@ -219,11 +259,21 @@ static int sample(run *r, llm_sampler *sampler, llm_decoder *d, writer *w, size_
             return report(FAILED, "out of memory for the text");
         if (ferror(stdout)) /* main says why */
             return FAILED;
-        if (w->stopped || *made == limit || llm_length(r->session, 0) == r->context)
+        if (w->stopped || *made == limit || *n == r->context)
             return OK;
-        int status = extend(r, &token, 1);
-        if (status != OK)
-            return status;
+        if (interrupted)
+            return INTERRUPTED;
+        if (right) {
+            row++;
+        } else {
+            size_t most =
+                smaller(limit - *made, r->context - *n) - 1; /* none behind the last that may come */
+            int status = run_token(r, *n, token, most);
+            if (status != OK)
+                return status;
+            row = 0;
+        }
+        ++*n;
     }
 }
 
@@ -240,10 +290,14 @@ int generate(run *r, size_t reused, uint64_t seed, writer *w) {
         llm_sampler_accept(sampler, r->tokens[i], 0);
     }
     times t = {.start = seconds()};
+    begin_drafts(r);
     int status = extend(r, r->tokens + reused, r->n - reused);
     t.prompted = seconds();
-    if (status == OK)
-        status = sample(r, sampler, &decoder, w, &made);
+    if (status == OK) {
+        size_t n = r->n;
+        status = sample(r, sampler, &decoder, w, &n, &made);
+        llm_truncate(r->session, 0, n, NULL, 0); /* the guesses that never came */
+    }
     if (!w->stopped)
         show(w, r->o, r->piece, llm_decode_end(&decoder, r->piece, room), 1);
     putchar('\n');
@@ -260,7 +314,7 @@ int generate(run *r, size_t reused, uint64_t seed, writer *w) {
 
 int run_generate(run *r) {
     writer w = {.tty = isatty(STDOUT_FILENO)};
-    if (find_stop_tokens(r, NULL) != OK || read_prompt(r) != OK)
+    if (open_drafts(r) != OK || find_stop_tokens(r, NULL) != OK || read_prompt(r) != OK)
         return FAILED;
     catch_interrupts();
     if (!r->o->no_echo)

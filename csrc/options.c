@@ -53,6 +53,9 @@ static const option OPTIONS[] = {
      .help = "the same seed gives the same text (default, and -1: a random one)"},
     {.name = "stop", .kind = LIST, .commands = SAMPLES, .field = AT(stops), .value = "TEXT",
      .help = "end before this text, or at this token; may be given several times"},
+    {.name = "draft", .kind = TEXT, .commands = SAMPLES, .field = AT(draft), .value = "HOW",
+     .help = "where guesses at the next tokens come from, which save time and change no text: lookup (the default: "
+             "from the text so far), off, or the FILE of a smaller model with the same tokens"},
     {.name = "system", .kind = TEXT, .commands = CHAT, .field = AT(system), .value = "TEXT",
      .help = "the system message"},
     {.name = "hide-thinking", .kind = FLAG, .commands = CHAT, .field = AT(hide_thinking),

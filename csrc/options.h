@@ -8,7 +8,7 @@
 
 /* What the options of a command line have set */
 typedef struct settings {
-    const char *model, *system, *text;
+    const char *model, *system, *draft, *text;
     const char **stops; /* (n_stops,) */
     size_t n_stops;
     llm_sampling sampling;

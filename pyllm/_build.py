@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ["llm", "session", "isa_avx2", "isa_avx512", "isa_amx", "isa_neon", "file", "verify", "threads"]
-LIBRARY = [f"csrc/{name}.c" for name in [*ENGINE, "tokenizer", "sampler", "drafts"]]
-COMMAND = ["main", "options", "command", "generate", "chat", "look", "info", "measure", "terminal"]
+LIBRARY = [f"csrc/{name}.c" for name in [*ENGINE, "tokenizer", "sampler", "lookup"]]
+COMMAND = ["main", "options", "command", "generate", "draft", "chat", "look", "info", "measure", "terminal"]
 CFLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", *os.environ.get("PYLLM_CFLAGS", "").split()]
 
 

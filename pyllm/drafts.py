@@ -31,7 +31,7 @@ class Drafter:
 
 
 class Lookup(Drafter):
-    """Prompt lookup: what followed the last tokens where they came before. csrc/drafts.c has it.
+    """Prompt lookup: what followed the last tokens where they came before. csrc/lookup.c has it.
 
     n_prompt  how many of the ids are the prompt's: the others say how good the guesses are
     """

@@ -65,6 +65,7 @@ OPTIONS = {
     "--frequency-penalty": "generate chat",
     "--seed": "generate chat",
     "--stop": "generate chat",
+    "--draft": "generate chat",
     "--system": "chat",
     "--hide-thinking": "chat",
     "--no-thinking": "chat",

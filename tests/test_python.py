@@ -754,11 +754,11 @@ def test_events_of_a_stream_make_up_its_completion(llm, stop, logprobs):
 
 def test_usage_says_what_had_been_computed_before(llm):
     params = dict(max_tokens=2, seed=1, logit_bias={IM_END: -math.inf})
-    assert llm.generate("a" * 99, **params).usage == (100, 2, 0)
-    assert llm.generate("a" * 99, **params).usage == (100, 2, 99)
-    assert llm.generate("a" * 99 + "b", **params).usage == (101, 2, 100)
+    assert llm.generate("a" * 99, **params).usage[:3] == (100, 2, 0)
+    assert llm.generate("a" * 99, **params).usage[:3] == (100, 2, 99)
+    assert llm.generate("a" * 99 + "b", **params).usage[:3] == (101, 2, 100)
     events, done = events_of(llm.stream("a" * 99 + "bc", events=True, **params))
-    assert events[-1].usage == done.usage == (102, 2, 101)
+    assert events[-1].usage == done.usage and done.usage[:3] == (102, 2, 101)
 
 
 def test_the_context_ends_a_text(path):

@@ -1,4 +1,4 @@
-/* drafts.c - what a text may go on with: prompt lookup (Saxena 2023).
+/* lookup.c - what a text may go on with: prompt lookup (Saxena 2023).
  *
  * A text that quotes itself goes on as it did before: the last tokens are looked up in the text, and what followed
  * them there is the draft. An index by the last few tokens, one entry for each of them, is kept as tokens come: a
