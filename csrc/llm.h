@@ -690,9 +690,10 @@ float llm_logprobs(const float *logits, size_t vocab_size, uint32_t token, size_
     float *top_logprobs);
 
 /* ---------------------------------------------------------------------------------------------------------
- * Drafts (lookup.c): guesses at the next tokens, looked up in the text so far. Running a draft in the same
- * llm_forward as the token before it costs little more than that token; each of its tokens saves a step where it is
- * the one that is then drawn from the logits before it. The others are taken back with llm_truncate. */
+ * Drafts (lookup.c): guesses at the next tokens, looked up in the text so far. To run a draft in the same call of
+ * llm_forward as the token before it costs little more than that token alone. Each of its tokens saves a call
+ * where it is the one that is drawn from the logits before it; from the first that is not, llm_truncate takes
+ * them back. */
 
 typedef struct llm_lookup llm_lookup;
 

@@ -54,10 +54,10 @@ void llm_lookup_close(llm_lookup *l) {
 
 /* The more tokens agree, the likelier is the next: 0 or 1, 2 or 3, 4 to 7, 8 to 15, ENOUGH */
 static size_t class_of(size_t agreed) {
-    size_t class = 0;
+    size_t level = 0;
     for (size_t n = agreed < ENOUGH ? agreed : ENOUGH; n > 1; n /= 2)
-        class++;
-    return class;
+        level++;
+    return level;
 }
 
 /* The entry of the index for the last `size` tokens of the text */
@@ -68,10 +68,11 @@ static uint32_t *place_behind(llm_lookup *l, size_t size) {
     return &l->places[hash * 0x85ebca6bu >> (32 - SLOT_BITS)];
 }
 
-/* How many tokens before a place are the last ones of the text too */
+/* How many tokens before a place are the last ones of the text too; 0 for its end, which a longer piece of the text
+ * with the same hash may have noted just now */
 static size_t count_agreed(const llm_lookup *l, size_t place) {
     size_t n = 0;
-    while (n < place && n < ENOUGH && l->text[place - 1 - n] == l->text[l->n - 1 - n])
+    while (place < l->n && n < place && n < ENOUGH && l->text[place - 1 - n] == l->text[l->n - 1 - n])
         n++;
     return n;
 }
