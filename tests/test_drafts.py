@@ -25,6 +25,7 @@ from pyllm.binding import CHUNK, Cache, Model
 from pyllm.drafts import DraftModel, Lookup, ModelDrafts
 from pyllm.sampling import Completion, Continuation, SamplingParams, StreamEvent
 from pyllm.scheduler import Scheduler
+from tools.bench import drafts as bench
 
 VOCAB = 256 + len(SPECIAL)
 QUOTED = "One day a dog met a cat. The cat said: one day a dog met a cat. The cat said: one day a "
@@ -237,7 +238,7 @@ def test_a_real_text_is_the_same(story_model):
     came = 0
     for i, stop in enumerate([None, ["Mom"], [" the", "."], None]):
         for temperature in (0, 0.8):
-            params = dict(seed=i, stop=stop, temperature=temperature, logprobs=2)
+            params = dict(seed=i, max_tokens=80, stop=stop, temperature=temperature, logprobs=2)
             done = drafting.generate("Once upon a time there was a dog. Once upon a time there was", **params)
             assert done == plain.generate(
                 "Once upon a time there was a dog. Once upon a time there was", **params
@@ -672,3 +673,27 @@ def test_the_command_refuses_what_cannot_guess(folder, path, story_model):
     ):
         out, err = run("generate", "-m", path, "--draft", how, "hello", rc=1)
         assert out == "" and err.startswith(f"pyllm: {message}") and err.count("\n") == 1
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The measurement
+
+
+def test_the_measurement_compares_both_and_counts(tmp_path, capsys, monkeypatch):
+    (tmp_path / "chat.llm").write_bytes(tiny(5, context=1200))
+    monkeypatch.setattr(bench, "CASES", dict(list(bench.CASES.items())[:2]))
+    arguments = [str(tmp_path / "chat.llm"), "--threads", "1", "--repeat", "1", "--max-tokens", "60"]
+    assert bench.main(arguments) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = [row for row in rows if row and row[0] in bench.CASES]
+    assert [row[0] for row in rows] == list(bench.CASES)
+    assert all(row[1] == "60" and 0 < int(row[6]) <= int(row[5]) and row[7] == "yes" for row in rows)
+
+
+def test_the_measurement_notices_a_difference(path, capsys, monkeypatch):
+    def other_seed(llm: LLM, text: str, params: dict[str, Any]) -> tuple[float, Completion]:
+        return 1.0, llm.generate("a", max_tokens=9, seed=int(llm._draft is False))
+
+    monkeypatch.setattr(bench, "timed", other_seed)
+    assert bench.main([path, "--threads", "1", "--repeat", "1"]) == 1
+    assert "| NO |" in capsys.readouterr().out

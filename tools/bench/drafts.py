@@ -1,10 +1,10 @@
-"""What drafts save where a text quotes its prompt: three requests to a chat model, each with and without drafts.
+"""What drafts save where a text quotes its prompt: three requests to a chat model, with and without drafts.
 
     python -m tools.bench.drafts smollm2.llm
 
-Both run in turn, the prompt being known already, and medians are printed, with how many tokens were guessed, how many
-of these came, and whether text, tokens and log-probabilities are the same to the last bit. A draft model can be named
-in place of prompt lookup. Exits with 1 when anything differs."""
+Both run in turn, the prompt being known already, and medians are printed, with how many tokens were guessed,
+how many of these came, and whether text, tokens and log-probabilities are the same to the last bit. A draft
+model can be named in place of prompt lookup. Exits with 1 when anything differs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from typing import Any
 
 from pyllm import LLM, Completion
 
-MINUTES = """Minutes of the meeting of 4 May. Present: Ada Berg, Tom Hale, Ines Ruiz. The roof of the hall leaks above \
-the stage. Tom Hale will ask three roofers for a price by 20 May. The summer concert is on 12 July at seven in the \
-evening. Ines Ruiz will print two hundred posters and hang them in the shops by 15 June. The account holds 4,310 \
-pounds. Ada Berg will pay the heating bill of 612 pounds by 10 May. The next meeting is on 1 June at eight."""
+MINUTES = (
+    "Minutes of the meeting of 4 May. Present: Ada Berg, Tom Hale, Ines Ruiz. The roof of the hall leaks above "
+    "the stage. Tom Hale will ask three roofers for a price by 20 May. The summer concert is on 12 July at seven "
+    "in the evening. Ines Ruiz will print two hundred posters and hang them in the shops by 15 June. The account "
+    "holds 4,310 pounds. Ada Berg will pay the heating bill of 612 pounds by 10 May. The next meeting is on 1 "
+    "June at eight."
+)
 
 CODE = """def read_records(path):
     records = []
