@@ -366,10 +366,10 @@ def test_nothing_is_guessed_beside_a_prompt(path, monkeypatch):
     """Which would wait, and be more tokens than a step with drafts may have."""
     model = Model(path)
     by_hand = type("ByHand", (Scheduler,), {"_wake": lambda self: None})(model, 600, 1)
-    params = SamplingParams(temperature=0, seed=0, max_tokens=60)
+    params = SamplingParams(temperature=0, seed=0, max_tokens=200)
     job = Continuation(model, [BOS, *QUOTED.encode()], params, 600, drafter=Lookup(1 + len(QUOTED)))
     by_hand.add(job)
-    while not job.drafted:
+    while job.accepted < 30:  # it repeats itself: guesses are in every step
         by_hand.step()
     drafted = job.drafted
     late = Continuation(model, [BOS, *b"x" * 200], params, 600)
@@ -383,15 +383,25 @@ def test_nothing_is_guessed_beside_a_prompt(path, monkeypatch):
     assert job.completion() == LLM(path, threads=1, draft=False).generate(job.prompt, params, seed=job.seed)
 
 
-def test_a_stop_token_is_not_guessed(folder, path):
-    """Nothing can follow it."""
+def test_a_stop_token_is_not_guessed(path):
+    """Nothing can follow it. "b" is always drawn; <|im_end|> followed it before."""
     plain, drafting = both(path)
-    ids = [BOS, *b"abc", IM_END, *b"abc", IM_END, *b"abc"]
-    params = dict(stop="<|im_end|>", logit_bias={IM_END: 50.0}, temperature=0, seed=0, max_tokens=9)
-    done = drafting.generate(ids, **params)
-    assert done == plain.generate(ids, **params) and (done.stop, done.drafted_tokens) == ("<|im_end|>", 0)
-    done = drafting.generate(ids, **{**params, "stop": None})
-    assert done.tokens == [IM_END] * 9 and done.accepted_tokens > 0
+    ids = [BOS, *b"ab", IM_END, *b"ab", IM_END, *b"a"]
+    for stop, guessed in (("<|im_end|>", False), (None, True)):
+        params = dict(stop=stop, logit_bias={ord("b"): 50.0}, seed=0, max_tokens=9)
+        done = drafting.generate(ids, **params)
+        assert done == plain.generate(ids, **params) and done.text == "b" * 9
+        first = drafting.generate(ids, **{**params, "max_tokens": 3})
+        assert (first.drafted_tokens > 0) == guessed and first.accepted_tokens == 0
+
+
+def test_a_guess_that_is_no_token_is_not_run(path):
+    class Guesses(Lookup):
+        def draft(self, ids: list[int], most: int) -> list[int]:
+            return [65, VOCAB, 66][:most]
+
+    job = Continuation(Model(path), [BOS], SamplingParams(max_tokens=9), 600, drafter=Guesses(1))
+    assert job.draft(14) == job.draft(2) == [65]
 
 
 def test_a_request_that_is_cancelled_among_its_drafts_leaves_the_others_alone(path):
@@ -585,7 +595,7 @@ def test_two_requests_of_a_draft_model_do_not_take_each_others_sequences(folder,
         model.guess(user, ids, 2)
     steps.clear()
     for _ in range(10):
-        for user, ids in zip(users[:2], texts, strict=False):
+        for user, ids in zip([users[0], users[0], users[1]], [texts[0], texts[0], texts[1]], strict=True):
             ids.append(65)
             model.guess(user, ids, 2)
     assert all(step.total() <= 2 for step in steps)

@@ -17,11 +17,11 @@ from typing import Any
 from pyllm import LLM, Completion
 
 MINUTES = (
-    "Minutes of the meeting of 4 May. Present: Ada Berg, Tom Hale, Ines Ruiz. The roof of the hall leaks above "
-    "the stage. Tom Hale will ask three roofers for a price by 20 May. The summer concert is on 12 July at seven "
-    "in the evening. Ines Ruiz will print two hundred posters and hang them in the shops by 15 June. The account "
-    "holds 4,310 pounds. Ada Berg will pay the heating bill of 612 pounds by 10 May. The next meeting is on 1 "
-    "June at eight."
+    "Minutes of the meeting of 4 May. Present: Ada Berg, Tom Hale, Ines Ruiz. The roof of the hall "
+    "leaks above the stage. Tom Hale will ask three roofers for a price by 20 May. The summer concert "
+    "is on 12 July at seven in the evening. Ines Ruiz will print two hundred posters and hang them in "
+    "the shops by 15 June. The account holds 4,310 pounds. Ada Berg will pay the heating bill of 612 "
+    "pounds by 10 May. The next meeting is on 1 June at eight."
 )
 
 CODE = """def read_records(path):
