@@ -10,9 +10,7 @@ from typing import Any
 
 from pyllm._llm import ffi, lib
 from pyllm.binding import CHUNK, Cache, LLMError, Model, call, shared_prefix
-
-MAX_DRAFT = 15  # tokens that a draft has at most, whatever is asked for
-MAX_DRAFTING = 2  # requests at once for which a draft model has room
+from pyllm.scheduler import MAX_DRAFTED, MAX_DRAFTING
 
 # What one token more costs in a step, in steps; and what a guess of a draft model may cost at most, since who
 # gives one wants it used. A draft ends where it is less likely than its cost to be right.
@@ -39,21 +37,22 @@ class Lookup(Drafter):
     def __init__(self, n_prompt: int) -> None:
         self.n_prompt, self.n_known = n_prompt, 0
         self.lookup: Any = None
-        self.room = ffi.new("uint32_t[]", MAX_DRAFT)
+        self.room = ffi.new("uint32_t[]", MAX_DRAFTED)
 
     def draft(self, ids: list[int], most: int) -> list[int]:
         if self.lookup is None:
             self.lookup = ffi.gc(call(lib.llm_lookup_open), lib.llm_lookup_close)
         self._add(ids, self.n_prompt, 0)
         self._add(ids, len(ids), 1)
-        n = lib.llm_lookup_draft(self.lookup, self.room, min(most, MAX_DRAFT))
+        n = lib.llm_lookup_draft(self.lookup, self.room, min(most, MAX_DRAFTED))
         return ffi.unpack(self.room, n) if n else []
 
     def _add(self, ids: list[int], end: int, generated: int) -> None:
         """Tells of the ids up to `end` that are not known there yet."""
         new = ids[self.n_known : end]
-        call(lib.llm_lookup_add, self.lookup, new, len(new), generated)
-        self.n_known += len(new)
+        if new:
+            call(lib.llm_lookup_add, self.lookup, new, len(new), generated)
+            self.n_known += len(new)
 
 
 class DraftModel:
@@ -66,8 +65,8 @@ class DraftModel:
         self.model, self.context, self.threads = model, context, threads
         self.cost = min(cost + COST, MAX_COST)
         self.cache: Cache | None = None
-        self.users: list[object] = [None] * MAX_DRAFTING  # whose each sequence is, the longest unused first
-        self.seqs = list(range(MAX_DRAFTING))  # theirs
+        # whose each sequence is, the longest unused first; replaced as a whole: a process may fork anywhere
+        self.users: list[tuple[object, int]] = [(None, seq) for seq in range(MAX_DRAFTING)]
 
     def guess(self, user: object, ids: list[int], most: int) -> list[int]:
         """The most likely tokens behind ids; none yet where there is much to read first. LLMError where it
@@ -95,11 +94,8 @@ class DraftModel:
         """A sequence that holds as much of ids as there is, but for the last one."""
         assert self.cache is not None
         shared = [min(shared_prefix(tokens, ids), len(ids) - 1) for tokens in self.cache.tokens]
-        i = self.users.index(user) if user in self.users else 0
-        seq = self.seqs.pop(i)
-        del self.users[i]
-        self.seqs.append(seq)
-        self.users.append(user)
+        seq = next((seq for other, seq in self.users if other is user), self.users[0][1])
+        self.users = [*((other, used) for other, used in self.users if used != seq), (user, seq)]
         best = max(range(len(shared)), key=shared.__getitem__)
         if shared[best] > shared[seq]:
             self.cache.copy(best, seq, shared[best])
@@ -112,7 +108,7 @@ class ModelDrafts(Drafter):
     """The guesses of a draft model, as many as are worth their cost."""
 
     def __init__(self, model: DraftModel) -> None:
-        self.model = model
+        self.model, self.user = model, object()
         self.rate = PRIOR  # how often guesses are right
         self.guesses: list[int] = []  # the last ones,
         self.start = 0  # and where they began
@@ -120,11 +116,11 @@ class ModelDrafts(Drafter):
 
     def draft(self, ids: list[int], most: int) -> list[int]:
         self._judge(ids)
-        most = min(most, MAX_DRAFT, self._worth(len(ids)))
+        most = min(most, MAX_DRAFTED, self._worth(len(ids)))
         if most == 0 or self.failed:
             return []
         try:
-            self.guesses, self.start = self.model.guess(self, ids, most), len(ids)
+            self.guesses, self.start = self.model.guess(self.user, ids, most), len(ids)
         except LLMError:  # such as memory that is not there: the request can do without
             self.failed = True
         return list(self.guesses)
@@ -140,7 +136,7 @@ class ModelDrafts(Drafter):
     def _worth(self, length: int) -> int:
         """How many guesses are worth their cost; one now and then if none is."""
         n, likely = 0, self.rate
-        while n < MAX_DRAFT and likely >= self.model.cost:
+        while n < MAX_DRAFTED and likely >= self.model.cost:
             n, likely = n + 1, likely * self.rate
         return n or int(length >= self.start + PAUSE)
 

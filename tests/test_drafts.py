@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import pickle
 import random
 import re
@@ -583,6 +584,28 @@ def test_a_copy_drafts_as_its_original_does(folder, path):
         copy = pickle.loads(pickle.dumps(llm))
         usages = [each.generate(QUOTED, temperature=0, seed=0, max_tokens=30).usage for each in (llm, copy)]
         assert usages[0] == usages[1] and (usages[0].drafted_tokens > 0) == (draft is not False)
+
+
+def forked(llm: LLM, pipe: Any) -> None:
+    pipe.send(llm.generate(QUOTED, temperature=0, seed=0, max_tokens=40))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_child_drafts_too(folder, path, threads):
+    llm = LLM(path, threads=threads, draft=LLM(folder / "other.llm", threads=threads))
+    expected = llm.generate(QUOTED, temperature=0, seed=0, max_tokens=40)
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=forked, args=(llm, there))
+    child.start()
+    try:
+        assert here.poll(30), "the child hangs"
+        found = here.recv()
+    finally:
+        child.kill()
+        child.join()
+    assert found == expected and found.drafted_tokens == expected.drafted_tokens > 0
 
 
 def test_two_requests_of_a_draft_model_do_not_take_each_others_sequences(folder, path, steps):
