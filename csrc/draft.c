@@ -8,10 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What one token more costs in a step, in steps; and what a guess of a model may cost at most, since who names one
- * wants it used. A draft ends where it is less likely than its cost to be right. */
-#define COST 0.2f
-#define MAX_COST 0.5f
+/* What running a model for a guess counts for at most, in steps: who names one wants it used. */
+#define MAX_OWN 0.3
 
 /* How likely a model's guess is thought to be right at first, and how much each one changes that */
 #define PRIOR 0.7f
@@ -59,9 +57,8 @@ static int open_draft_model(run *r, drafts *d, const char *path) {
     d->logits = malloc(d->vocab_size * sizeof *d->logits);
     if (!d->held || !d->logits)
         return report(FAILED, "--draft: out of memory");
-    d->cost = (float)(bytes_read(d->model) / bytes_read(r->model)) + COST;
-    if (d->cost > MAX_COST)
-        d->cost = MAX_COST;
+    double own = bytes_read(d->model) / bytes_read(r->model);
+    d->cost = llm_token_cost(r->model) + (float)(own < MAX_OWN ? own : MAX_OWN);
     d->rate = PRIOR;
     return OK;
 }
@@ -75,7 +72,7 @@ int open_drafts(run *r) {
         return OK;
     if (how && strcmp(how, "lookup"))
         return open_draft_model(r, r->drafts, how);
-    r->drafts->lookup = llm_lookup_open(r->err, sizeof r->err);
+    r->drafts->lookup = llm_lookup_open(r->model, r->err, sizeof r->err);
     return r->drafts->lookup ? OK : engine_failed(r);
 }
 
@@ -183,7 +180,7 @@ void begin_drafts(run *r) {
     if (!d->lookup)
         return;
     llm_lookup_close(d->lookup); /* it knows another text */
-    d->lookup = llm_lookup_open(NULL, 0);
+    d->lookup = llm_lookup_open(r->model, NULL, 0);
     if (d->lookup)
         tell_lookup(d, r->tokens, r->n, 0);
 }

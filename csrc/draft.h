@@ -17,7 +17,7 @@ typedef struct drafts {
     llm_session *session;
     uint32_t *held; /* (context,) the tokens of its sequence 0 */
     float *logits;  /* (vocab_size,) after the last of them */
-    float cost;     /* of a guess, in steps */
+    float cost;     /* of a guess, in steps: a draft ends where it is less likely than this to be right */
     float rate;     /* how often guesses are right */
     size_t start;   /* how many tokens the text had when it guessed last, */
     size_t n_last;  /* and how many guesses it made */

@@ -695,10 +695,15 @@ float llm_logprobs(const float *logits, size_t vocab_size, uint32_t token, size_
  * where it is the one that is drawn from the logits before it; from the first that is not, llm_truncate takes
  * them back. */
 
+/* What one token more costs in a call with few tokens, in calls, about: little where all of them read the same
+ * weights; more in a mixture, where each has experts of its own. */
+float llm_token_cost(const llm_model *model);
+
 typedef struct llm_lookup llm_lookup;
 
-/* An empty text. NULL: out of memory. Takes about half a MiB, and what the text takes. */
-llm_lookup *llm_lookup_open(char *err, size_t errlen);
+/* An empty text of this model, which may be closed before it. NULL: out of memory. Takes about half a MiB, and what
+ * the text takes. */
+llm_lookup *llm_lookup_open(const llm_model *model, char *err, size_t errlen);
 void llm_lookup_close(llm_lookup *lookup); /* NULL is allowed */
 
 /* Appends n tokens to the text: of the prompt (generated = 0), or made (generated = 1), which says how good the

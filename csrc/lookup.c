@@ -22,8 +22,8 @@ enum {
     CLASSES = 5     /* of guesses, see class_of() */
 };
 
-/* What one token more costs in a step, in steps: a draft ends where it is less likely than that to be right. */
-#define COST 0.2f
+/* What one token more costs in a call of few tokens, in calls, where all of them read the same weights */
+#define COST 0.2
 
 /* How likely a guess is thought to be right before there was any, and how much each one changes that */
 #define PRIOR 0.5f
@@ -32,15 +32,41 @@ enum {
 struct llm_lookup {
     uint32_t *text; /* (n,) of room for `capacity` */
     size_t n, capacity;
+    float cost;           /* a draft ends where it is less likely than this to be right */
     size_t source;        /* where the text may go on as before: text[source] is the guess; 0: nowhere */
     size_t agreed;        /* tokens before it that are the last ones of the text too, up to ENOUGH */
     float rates[CLASSES]; /* how often guesses are right */
     uint32_t places[1 << SLOT_BITS]; /* by a hash of the tokens before: where they came last; 0: nowhere */
 };
 
-llm_lookup *llm_lookup_open(char *err, size_t errlen) {
+/* Bytes that a token reads of experts that another token does not go through */
+static double own_bytes(const llm_header *h, const llm_layer *layers, uint32_t layer) {
+    static const uint32_t ids[] = {LLM_GATE_UP, LLM_DOWN};
+    const llm_layer *l = &layers[layer];
+    double bytes = 0;
+    for (size_t i = 0; l->n_experts && i < sizeof ids / sizeof *ids; i++) {
+        llm_tensor t = {0};
+        llm_layout(h, layers, ids[i], layer, 0, &t, NULL, 0);
+        bytes += (double)t.size * l->n_active * (1 - (double)l->n_active / l->n_experts);
+    }
+    return bytes;
+}
+
+float llm_token_cost(const llm_model *model) {
+    const llm_header *h = llm_model_header(model);
+    const llm_layer *layers = llm_model_layers(model);
+    llm_counts counts = {0};
+    double own = 0;
+    llm_count(h, layers, &counts, NULL, 0);
+    for (uint32_t i = 0; i < h->n_layers; i++)
+        own += own_bytes(h, layers, i);
+    return (float)(COST + (1 - COST) * own / (double)counts.read);
+}
+
+llm_lookup *llm_lookup_open(const llm_model *model, char *err, size_t errlen) {
     llm_lookup *l = calloc(1, sizeof *l);
     REQUIRE_OR_NULL(l, "out of memory for drafts");
+    l->cost = llm_token_cost(model);
     for (size_t i = 0; i < CLASSES; i++)
         l->rates[i] = PRIOR;
     return l;
@@ -136,7 +162,7 @@ size_t llm_lookup_draft(const llm_lookup *l, uint32_t *draft, size_t most) {
     while (l->source && n < most) {
         const size_t at = l->source + n; /* behind the end of the text comes the draft itself */
         likely *= l->rates[class_of(l->agreed + n)];
-        if (likely < COST)
+        if (likely < l->cost)
             break;
         draft[n] = at < l->n ? l->text[at] : draft[at - l->n];
         n++;

@@ -12,10 +12,7 @@ from pyllm._llm import ffi, lib
 from pyllm.binding import CHUNK, Cache, LLMError, Model, call, shared_prefix
 from pyllm.scheduler import MAX_DRAFTED, MAX_DRAFTING
 
-# What one token more costs in a step, in steps; and what a guess of a draft model may cost at most, since who
-# gives one wants it used. A draft ends where it is less likely than its cost to be right.
-COST = 0.2
-MAX_COST = 0.5
+MAX_OWN = 0.3  # what running a draft model counts for at most, in steps: who gives one wants it used
 PRIOR, CHANGE = 0.7, 0.1  # how likely a guess is thought to be right at first, and how much each changes that
 PAUSE = 32  # tokens that are made without a draft model while its guesses are not worth their cost
 
@@ -34,14 +31,14 @@ class Lookup(Drafter):
     n_prompt  how many of the ids are the prompt's: the others say how good the guesses are
     """
 
-    def __init__(self, n_prompt: int) -> None:
-        self.n_prompt, self.n_known = n_prompt, 0
+    def __init__(self, model: Model, n_prompt: int) -> None:
+        self.model, self.n_prompt, self.n_known = model, n_prompt, 0
         self.lookup: Any = None
         self.room = ffi.new("uint32_t[]", MAX_DRAFTED)
 
     def draft(self, ids: list[int], most: int) -> list[int]:
         if self.lookup is None:
-            self.lookup = ffi.gc(call(lib.llm_lookup_open), lib.llm_lookup_close)
+            self.lookup = ffi.gc(call(lib.llm_lookup_open, self.model.ptr), lib.llm_lookup_close)
         self._add(ids, self.n_prompt, 0)
         self._add(ids, len(ids), 1)
         n = lib.llm_lookup_draft(self.lookup, self.room, min(most, MAX_DRAFTED))
@@ -58,12 +55,14 @@ class Lookup(Drafter):
 class DraftModel:
     """A smaller model that guesses for the requests of another one. One thread at a time.
 
-    cost  of one of its tokens, in tokens of the other one
+    target  that other model
     """
 
-    def __init__(self, model: Model, context: int, threads: int, cost: float) -> None:
+    def __init__(self, model: Model, target: Model, context: int, threads: int) -> None:
         self.model, self.context, self.threads = model, context, threads
-        self.cost = min(cost + COST, MAX_COST)
+        own = model.counts.read / target.counts.read
+        # a draft ends where it is less likely than its cost in steps to be right
+        self.cost: float = lib.llm_token_cost(target.ptr) + min(own, MAX_OWN)
         self.cache: Cache | None = None
         # whose each sequence is, the longest unused first; replaced as a whole: a process may fork anywhere
         self.users: list[tuple[object, int]] = [(None, seq) for seq in range(MAX_DRAFTING)]

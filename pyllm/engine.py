@@ -117,15 +117,14 @@ class LLM:
         model, other = self._open(), draft._open()
         if texts_differ(model, other):
             raise LLMError(f"draft: {draft.path} has other tokens than {self.path}")
-        cost = other.counts.read / model.counts.read
-        return DraftModel(other, self.context, self._threads, cost)
+        return DraftModel(other, model, self.context, self._threads)
 
     def _drafter(self, prompt: list[int]) -> Drafter | None:
         """What guesses for a request, or LLMError when the draft model is closed."""
         if self._draft is False:
             return None
         if self._draft_model is None:
-            return Lookup(len(prompt))
+            return Lookup(self._open(), len(prompt))
         if isinstance(self._draft, LLM):
             self._draft._open()
         return ModelDrafts(self._draft_model)

@@ -105,8 +105,8 @@ def accepted(results: Completion | list[Completion]) -> int:
 class Text:
     """A text that grows, and what is guessed to follow it."""
 
-    def __init__(self) -> None:
-        self.lookup = ffi.gc(lib.llm_lookup_open(ffi.NULL, 0), lib.llm_lookup_close)
+    def __init__(self, model: Model) -> None:
+        self.lookup = ffi.gc(lib.llm_lookup_open(model.ptr, ffi.NULL, 0), lib.llm_lookup_close)
 
     def add(self, *tokens: int, generated: int = 0) -> None:
         assert lib.llm_lookup_add(self.lookup, tokens, len(tokens), generated, ffi.NULL, 0) == 0
@@ -118,8 +118,13 @@ class Text:
         return list(room)[:n]
 
 
-def test_a_text_that_repeats_goes_on_as_it_did():
-    text = Text()
+@pytest.fixture(scope="module")
+def model(path) -> Model:
+    return Model(path)
+
+
+def test_a_text_that_repeats_goes_on_as_it_did(model):
+    text = Text(model)
     text.add(*range(100, 120), 7, 8)
     assert text.guesses() == []
     text.add(103, 104, 105)
@@ -129,35 +134,35 @@ def test_a_text_that_repeats_goes_on_as_it_did():
     assert text.guesses(0) == []
 
 
-def test_the_latest_of_several_places_counts():
-    text = Text()
+def test_the_latest_of_several_places_counts(model):
+    text = Text(model)
     text.add(1, 2, 3, 50, 1, 2, 3, 60, 9, 9, 1, 2, 3)
     assert text.guesses(1) == [60]
 
 
-def test_more_tokens_that_agree_count_more_than_a_later_place():
-    text = Text()
+def test_more_tokens_that_agree_count_more_than_a_later_place(model):
+    text = Text(model)
     text.add(1, 2, 3, 50, 7, 2, 3, 60, 9, 9, 1, 2, 3)
     assert text.guesses(1) == [50]
 
 
-def test_a_draft_longer_than_what_follows_goes_on_with_itself():
-    text = Text()
+def test_a_draft_longer_than_what_follows_goes_on_with_itself(model):
+    text = Text(model)
     text.add(*[1, 2, 3] * 4)
     for token in [1, 2, 3] * 10:
         text.add(token, generated=1)
     assert text.guesses(10) == [1, 2, 3, 1, 2, 3, 1, 2, 3, 1]
 
 
-def test_a_replaced_token_does_not_end_a_quotation():
-    text = Text()
+def test_a_replaced_token_does_not_end_a_quotation(model):
+    text = Text(model)
     text.add(*range(100, 150), 7, 8, *range(100, 110))
     text.add(9, generated=1)
     assert text.guesses(3)[:1] == [111]
 
 
-def test_drafts_end_where_guesses_are_wrong_and_grow_where_they_are_right():
-    text, wrong = Text(), 0
+def test_drafts_end_where_guesses_are_wrong_and_grow_where_they_are_right(model):
+    text, wrong = Text(model), 0
     text.add(*[1, 2, 3, 4] * 3)
     assert len(text.guesses()) in range(1, 4)
     for token in range(1000, 1200):  # always behind 1, 2: the guess is the token before, and wrong
@@ -170,16 +175,16 @@ def test_drafts_end_where_guesses_are_wrong_and_grow_where_they_are_right():
     assert len(text.guesses()) == 14
 
 
-def test_tokens_that_do_not_repeat_are_not_guessed():
-    text = Text()
+def test_tokens_that_do_not_repeat_are_not_guessed(model):
+    text = Text(model)
     for token in random.Random(1).sample(range(1 << 30), 20_000):  # every entry of the index is used
         text.add(token, generated=1)
         assert text.guesses() == []
 
 
-def test_a_guess_is_what_the_index_says_and_a_collision_gives_none():
+def test_a_guess_is_what_the_index_says_and_a_collision_gives_none(model):
     """Against a slow lookup without a hash: whatever is guessed follows the same tokens somewhere."""
-    draw, text = random.Random(2), Text()
+    draw, text = random.Random(2), Text(model)
     tokens: list[int] = []
     for _ in range(3000):
         tokens.append(draw.choice([draw.randrange(6), draw.randrange(1 << 20)]))
@@ -187,7 +192,23 @@ def test_a_guess_is_what_the_index_says_and_a_collision_gives_none():
         if guess := text.guesses(1):
             pairs = [(tokens[i : i + 2], tokens[i + 2]) for i in range(len(tokens) - 2)]
             assert (tokens[-2:], guess[0]) in pairs or guess[0] in tokens  # or behind a replaced token
-    assert Text().guesses() == []
+    assert Text(model).guesses() == []
+
+
+def test_experts_make_a_token_dearer_and_drafts_shorter(model, tmp_path):
+    """Each token reads its own: 2 of 8, of which another token's 2 are a quarter."""
+    (tmp_path / "experts.llm").write_bytes(data := tiny(5, n_experts=8, n_active=2, ffn_dim=256))
+    experts = Model(str(tmp_path / "experts.llm"))
+    tensors = [(lib.LLM_GATE_UP, layer) for layer in (0, 1)] + [(lib.LLM_DOWN, layer) for layer in (0, 1)]
+    own = sum(place_of(data, *tensor).size for tensor in tensors) * 2 * (1 - 2 / 8) / experts.counts.read
+    assert lib.llm_token_cost(model.ptr) == pytest.approx(0.2)
+    assert lib.llm_token_cost(experts.ptr) == pytest.approx(0.2 + 0.8 * own) and own > 0.3
+    lengths = []
+    for each in (model, experts):
+        text = Text(each)
+        text.add(*[1, 2, 3, 4] * 3)
+        lengths.append(len(text.guesses()))
+    assert lengths[0] > lengths[1]
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -368,7 +389,7 @@ def test_nothing_is_guessed_beside_a_prompt(path, monkeypatch):
     model = Model(path)
     by_hand = type("ByHand", (Scheduler,), {"_wake": lambda self: None})(model, 600, 1)
     params = SamplingParams(temperature=0, seed=0, max_tokens=200)
-    job = Continuation(model, [BOS, *QUOTED.encode()], params, 600, drafter=Lookup(1 + len(QUOTED)))
+    job = Continuation(model, [BOS, *QUOTED.encode()], params, 600, drafter=Lookup(model, 1 + len(QUOTED)))
     by_hand.add(job)
     while job.accepted < 30:  # it repeats itself: guesses are in every step
         by_hand.step()
@@ -401,7 +422,7 @@ def test_a_guess_that_is_no_token_is_not_run(path):
         def draft(self, ids: list[int], most: int) -> list[int]:
             return [65, VOCAB, 66][:most]
 
-    job = Continuation(Model(path), [BOS], SamplingParams(max_tokens=9), 600, drafter=Guesses(1))
+    job = Continuation(Model(path), [BOS], SamplingParams(max_tokens=9), 600, drafter=Guesses(Model(path), 1))
     assert job.draft(14) == job.draft(2) == [65]
 
 
@@ -430,15 +451,15 @@ def test_an_error_while_guesses_are_passed_on_ends_its_request_only(path):
             if self.accepted == 3:
                 raise RuntimeError("accept")
 
-    bad = Failing(model, prompt, params, 600, drafter=Lookup(len(prompt)))
-    good = Continuation(model, prompt[:-1], params, 600, drafter=Lookup(len(prompt) - 1))
+    bad = Failing(model, prompt, params, 600, drafter=Lookup(model, len(prompt)))
+    good = Continuation(model, prompt[:-1], params, 600, drafter=Lookup(model, len(prompt) - 1))
     by_hand.add(bad, good)
     while by_hand.step():
         pass
     assert str(bad.error) == "accept" and bad.accepted == 3
     plain = LLM(path, threads=1, draft=False)
     assert good.completion() == plain.generate(good.prompt, params, seed=good.seed)
-    again = Continuation(model, [*prompt, *bad.tokens], params, 600, drafter=Lookup(1))
+    again = Continuation(model, [*prompt, *bad.tokens], params, 600, drafter=Lookup(model, 1))
     by_hand.add(again)
     while by_hand.step():
         pass
@@ -455,7 +476,10 @@ def test_a_drafter_that_fails_ends_its_request_only(path):
         def draft(self, ids: list[int], most: int) -> list[int]:
             raise RuntimeError("draft")
 
-    bad, good = (Continuation(model, [BOS, 65], params, 600, drafter=each) for each in (Broken(2), Lookup(2)))
+    bad, good = (
+        Continuation(model, [BOS, 65], params, 600, drafter=each)
+        for each in (Broken(model, 2), Lookup(model, 2))
+    )
     by_hand.add(bad, good)
     while by_hand.step():
         pass
@@ -611,7 +635,7 @@ def test_a_forked_child_drafts_too(folder, path, threads):
 def test_two_requests_of_a_draft_model_do_not_take_each_others_sequences(folder, path, steps):
     """Each of its tokens is run once: but for the guesses that were wrong."""
     other = Model(str(folder / "other.llm"))
-    model = DraftModel(other, 600, 1, 0.1)
+    model = DraftModel(other, other, 600, 1)
     users = [ModelDrafts(model), ModelDrafts(model), ModelDrafts(model)]
     texts = [[BOS, *b"hello"] * 20, [BOS, *b"hello", 33] * 20, [BOS, *b"you"] * 5]
     for user, ids in zip(users[:2], texts, strict=False):
@@ -623,7 +647,7 @@ def test_two_requests_of_a_draft_model_do_not_take_each_others_sequences(folder,
             model.guess(user, ids, 2)
     assert all(step.total() <= 2 for step in steps)
     third = model.guess(users[2], texts[2], 3)
-    assert third == DraftModel(other, 600, 1, 0.1).guess(users[2], texts[2], 3)
+    assert third == DraftModel(other, other, 600, 1).guess(users[2], texts[2], 3)
 
 
 # ----------------------------------------------------------------------------------------------------------
