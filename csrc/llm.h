@@ -701,8 +701,8 @@ float llm_token_cost(const llm_model *model);
 
 typedef struct llm_lookup llm_lookup;
 
-/* An empty text of this model, which may be closed before it. NULL: out of memory. Takes about half a MiB, and what
- * the text takes. */
+/* An empty text of this model, which may be closed before it. NULL: out of memory. Takes about half a MiB, and
+ * what the text takes. */
 llm_lookup *llm_lookup_open(const llm_model *model, char *err, size_t errlen);
 void llm_lookup_close(llm_lookup *lookup); /* NULL is allowed */
 
