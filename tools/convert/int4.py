@@ -1,17 +1,18 @@
 """Four-bit weights: how a matrix becomes 16 values and scales, and how they lie in the flat file.
 
-A weight is codebook[index] * scale. The codebook is 16 int8 values of the tensor's own, the index four bits, the
-scale an fp16 number of either sign for one row and 32 columns. Three ways lead there, each better than the one
-before where what it needs is known:
+A weight is codebook[index] * scale. The codebook is 16 int8 values of the tensor's own, the index four bits,
+the scale an fp16 number of either sign for one row and 32 columns. Three ways lead there, each better than
+the one before where what it needs is known:
 
 - without data: every group's scale minimises sum (w - w')^2;
 - with the mean squares of the columns' inputs, m: it minimises sum m (w - w')^2;
 - with all second moments of the inputs, H = E[x x^T]: the rounding of a column makes up for the errors of the
-  columns before it, so that (w - w') H (w - w')^T is small, the mean square of the product's error. This is GPTQ
-  (Frantar et al. 2022), written as LDLQ (Chee et al. 2023, "QuIP", which shows that they are the same).
+  columns before it, so that (w - w') H (w - w')^T is small, the mean square of the product's error. This is
+  GPTQ (Frantar et al. 2022), written as LDLQ (Chee et al. 2023, "QuIP", which shows that they are the same).
 
-Nothing here rotates, reads files or knows a model. Matrices are (rows, cols) outside and (cols, rows) inside, where
-a column's weights are contiguous and every step is one operation over all rows: rows never depend on each other."""
+Nothing here rotates, reads files or knows a model. Matrices are (rows, cols) outside and (cols, rows) inside,
+where a column's weights are contiguous and every step is one operation over all rows: rows never depend on
+each other."""
 
 from __future__ import annotations
 
@@ -38,18 +39,20 @@ FP16_TINY = np.float16(2.0**-24)  # the smallest scale that is not 0
 NOTHING = np.float32(2.0**-30)  # a group whose largest weight is below this is one of zeros
 
 # Measured on SmolLM2 135M and Gemma 3 270M; what was measured is in tools/bench/int4.md
-SPANS = np.linspace(0.7, 1.15, 10, dtype=np.float32)  # where a scale is looked for, of the group's largest weight
-SHRINKAGE = 0.3  # of second moments off the diagonal
+SPANS = np.outer((1, -1), np.linspace(0.8, 1.15, 6)).ravel().astype(np.float32)  # scales that are tried
+BELIEF = 0.4  # columns of second moments that one input tells about
 DAMPING = 0.01  # of the mean square of all columns, for each column
 LLOYD_TURNS = 6
 SAMPLE = 1 << 18  # weights that a codebook is fitted to
 
 UNIFORM: Codebook = np.arange(-8, 8, dtype=np.int8)
-# The values of llama.cpp's IQ4_NL: close to what Lloyd's method finds for weights divided by their group's largest
+# The values of llama.cpp's IQ4_NL: close to what Lloyd's method finds for weights divided by their group's
+# largest
 NONLINEAR: Codebook = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
 )
-# Twice the values of a 4-bit float with 2 bits of exponent and 1 of mantissa (OCP Microscaling Formats, 5.3.3)
+# Twice the values of a 4-bit float with 2 bits of exponent and 1 of mantissa (OCP Microscaling Formats,
+# 5.3.3)
 FLOAT4: Codebook = np.array([-12, -8, -6, -4, -3, -2, -1, 0, 0, 1, 2, 3, 4, 6, 8, 12], np.int8)
 GRIDS = (UNIFORM, NONLINEAR, FLOAT4)
 
@@ -58,7 +61,7 @@ class Int4(NamedTuple):
     """A matrix in four bits."""
 
     codebook: Codebook  # (16,), rising
-    index: Bytes  # (rows, cols), 0 to 15
+    indices: Bytes  # (rows, cols), 0 to 15
     scale: Halves  # (rows, ceil(cols / 32))
 
 
@@ -69,7 +72,7 @@ def groups(cols: int) -> int:
 
 def decode(matrix: Int4) -> Floats:
     """The weights, (rows, cols): exact, since 8 and 11 bits multiply to 19."""
-    values = matrix.codebook.astype(np.float32)[matrix.index]
+    values = matrix.codebook.astype(np.float32)[matrix.indices]
     scale = np.repeat(matrix.scale.astype(np.float32), GROUP, axis=1)
     return np.asarray(values * scale[:, : values.shape[1]], np.float32)
 
@@ -80,7 +83,10 @@ def decode(matrix: Int4) -> Floats:
 
 class Table:
     """The nearest value of a codebook, by a table over eighths of a step: a search among 15 midpoints would
-    take ten times as long, and a weight that lies within a sixteenth of a midpoint loses nothing to speak of."""
+    take ten times as long, and a weight that lies within a sixteenth of a midpoint loses nothing to speak of.
+
+    What its methods return lies in memory of its own and stands until the next call (fresh memory for every
+    array would cost more than the arithmetic): one thread uses a table, and copies what it keeps."""
 
     FINE = 8
 
@@ -91,20 +97,29 @@ class Table:
         self.indices = np.searchsorted((self.values[1:] + self.values[:-1]) / 2, centres).astype(np.uint8)
         self.nearest = self.values[self.indices]
         self.top = float(np.abs(self.values).max())
+        self.floats = np.empty(0, np.float32)
+        self.places = np.empty(0, np.intp)
 
     def place(self, weights: Floats, inverse: Floats) -> NDArray[np.intp]:
         """Where in the tables weights (..., rows) times inverse scales (rows,) are looked up."""
-        place = weights * inverse
-        place += 128
-        place *= self.FINE
-        return place.astype(np.intp)
+        if self.places.size < weights.size:
+            self.floats = np.empty(weights.size, np.float32)
+            self.places = np.empty(weights.size, np.intp)
+        floats = self.floats[: weights.size].reshape(weights.shape)
+        places = self.places[: weights.size].reshape(weights.shape)
+        np.multiply(weights, inverse * np.float32(self.FINE), out=floats)
+        floats += 128 * self.FINE
+        np.copyto(places, floats, casting="unsafe")
+        return places
 
     def value(self, weights: Floats, inverse: Floats) -> Floats:
         """The nearest values of the codebook, float32."""
-        return self.nearest.take(self.place(weights, inverse), mode="clip")
+        places = self.place(weights, inverse)
+        floats = self.floats[: weights.size].reshape(weights.shape)
+        return self.nearest.take(places, mode="clip", out=floats)
 
     def index(self, weights: Floats, inverse: Floats) -> Bytes:
-        """Their numbers."""
+        """Their numbers, in an array of their own."""
         return self.indices.take(self.place(weights, inverse), mode="clip")
 
 
@@ -125,28 +140,31 @@ def to_half(scale: Floats, used: NDArray[np.bool_]) -> Floats:
 def best_scale(weights: Floats, metric: Floats, table: Table, spans: Floats) -> Floats:
     """The scale of each row's group, (rows,), that comes out best under a metric.
 
-    weights (columns, rows); metric (columns,), how much the square of each column's error counts, or (columns,
-    columns), a quadratic form. A candidate puts the largest weight at a span of the codebook's largest value, with
-    either sign, since the codebook reaches further on one side. Of the candidate only the indices count: with the
-    values c that they mean, the best scale is s = c M w / c M c and leaves the error w M w - (c M w)^2 / c M c."""
+    weights (columns, rows); metric (columns,), how much the square of each column's error counts, or
+    (columns, columns), a quadratic form. A candidate puts the largest weight at a span of the codebook's
+    largest value, with either sign, since the codebook reaches further on one side. Of the candidate only the
+    indices count: with the values c that they mean, the best scale is s = c M w / c M c and leaves the error
+    w M w - (c M w)^2 / c M c."""
     top = np.abs(weights).max(axis=0)
     used = top >= NOTHING
     full = inverse_of(np.where(used, top, 0)) * np.float32(table.top)
     weighted = metric @ weights if metric.ndim == 2 else weights * metric[:, None]
+    product = np.empty_like(weights)
     best = np.full(top.shape, -1, np.float32)
     scale = np.zeros(top.shape, np.float32)
     for span in spans:
         values = table.value(weights, full / span)
         with_weights = np.einsum("cr,cr->r", weighted, values)
         if metric.ndim == 2:
-            with_itself = np.einsum("cr,cr->r", metric @ values, values)
+            np.matmul(metric, values, out=product)
+            with_itself = np.einsum("cr,cr->r", product, values)
         else:
-            with_itself = metric @ np.square(values)
+            with_itself = metric @ np.square(values, out=product)
         fitted = with_weights * inverse_of(with_itself)
         gain = with_weights * fitted
         better = gain > best
-        best[better] = gain[better]
-        scale[better] = fitted[better]
+        np.copyto(best, gain, where=better)
+        np.copyto(scale, fitted, where=better)
     return to_half(scale, used)
 
 
@@ -166,22 +184,31 @@ class Feedback(NamedTuple):
     first: int  # the number of the first of these columns
 
 
-def factor(moments: Floats, shrinkage: float, first: int = 0) -> Feedback:
-    """Factors second moments, a symmetric (cols, cols) that is not written to, after shrinking what is off the
-    diagonal by a share: moments of a few thousand inputs fit these inputs more closely than others."""
-    shrunk = moments * np.float32(1 - shrinkage)
-    diagonal = np.diagonal(moments)
-    damping = np.float32(DAMPING) * max(float(diagonal.mean(dtype=np.float64)), float(np.finfo(np.float32).tiny))
+def shrinkage(cols: int, tokens: float) -> float:
+    """The share by which second moments of so many inputs are to be believed less than their diagonal."""
+    return cols / (cols + BELIEF * tokens)
+
+
+def factor(moments: Floats, tokens: float, first: int = 0) -> Feedback:
+    """Factors the mean second moments (cols, cols) of so many inputs; they are written over.
+
+    What is off the diagonal is shrunk, since moments of a few thousand inputs fit these inputs more closely
+    than others: with all columns and no shrinkage GPTQ can be worse on another text than rounding each weight
+    apart."""
+    diagonal = np.diagonal(moments).copy()
+    moments *= np.float32(1 - shrinkage(len(moments), tokens))
+    damping = np.float32(DAMPING) * diagonal.mean()
     while True:
-        np.fill_diagonal(shrunk, diagonal + damping)
+        np.fill_diagonal(moments, diagonal + damping)
         try:
-            # cholesky() gives C C^T with C lower; of the matrix with its order reversed it gives R R^T, R upper
-            upper = np.linalg.cholesky(shrunk[::-1, ::-1])[::-1, ::-1]
+            # cholesky() gives C C^T, C lower; of the matrix with its order reversed that is R R^T, R upper
+            upper = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
             break
-        except np.linalg.LinAlgError:
+        except np.linalg.LinAlgError:  # only what is nearly singular, and rounded to float32
             damping *= 10
-    root = np.diagonal(upper)
-    return Feedback(np.ascontiguousarray((upper / root).T), np.square(root), first)
+    root = np.diagonal(upper).copy()
+    upper /= root
+    return Feedback(np.ascontiguousarray(upper.T), np.square(root), first)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -189,8 +216,8 @@ def factor(moments: Floats, shrinkage: float, first: int = 0) -> Feedback:
 
 
 def round_apart(weights: Floats, mean_squares: Floats, table: Table, spans: Floats) -> tuple[Bytes, Floats]:
-    """Rounds weights (cols, rows), each to its nearest value, to indices (cols, rows) and scales (groups, rows)
-    that are best under the columns' mean_squares (cols,)."""
+    """Rounds weights (cols, rows), each to its nearest value, to indices (cols, rows) and scales (groups,
+    rows) that are best under the columns' mean_squares (cols,)."""
     index = np.empty(weights.shape, np.uint8)
     scale = np.empty((groups(len(weights)), weights.shape[1]), np.float32)
     for g in range(len(scale)):
@@ -201,8 +228,8 @@ def round_apart(weights: Floats, mean_squares: Floats, table: Table, spans: Floa
 
 
 def round_in_turn(weights: Floats, feedback: Feedback, table: Table, spans: Floats) -> tuple[Bytes, Floats]:
-    """Rounds weights (cols, rows) column by column, each to the value nearest to its weight and what makes up for
-    the errors before it; indices (cols, rows) and scales (groups, rows).
+    """Rounds weights (cols, rows) column by column, each to the value nearest to its weight and what makes up
+    for the errors before it; indices (cols, rows) and scales (groups, rows).
 
     A group's scale is chosen when its turn comes, for the places that its columns would have by then."""
     cols, rows = weights.shape
@@ -221,14 +248,15 @@ def round_in_turn(weights: Floats, feedback: Feedback, table: Table, spans: Floa
             # places holds the feedback of earlier groups, this the one of earlier columns of this group
             found = table.place(place + lower[j, :j] @ wrong[:j], inverse)
             index[these.start + j] = table.indices.take(found, mode="clip")
-            np.multiply(table.nearest.take(found, mode="clip"), scale[g], out=wrong[j])
+            table.nearest.take(found, mode="clip", out=wrong[j])
+            wrong[j] *= scale[g]
             np.subtract(weights[these.start + j], wrong[j], out=wrong[j])
     return index, scale
 
 
 def fit_codebook(weights: Floats, mean_squares: Floats, codebook: Codebook = NONLINEAR) -> Codebook:
-    """Lloyd's method (1982), begun at a codebook: the values that suit some of a tensor's rows best, (rows, cols),
-    under the columns' mean_squares (cols,)."""
+    """Lloyd's method (1982), begun at a codebook: the values that suit some of a tensor's rows best, (rows,
+    cols), under the columns' mean_squares (cols,)."""
     columns = np.ascontiguousarray(weights.T)
     for _ in range(LLOYD_TURNS):
         table = Table(codebook)
@@ -249,8 +277,8 @@ def fit_codebook(weights: Floats, mean_squares: Floats, codebook: Codebook = NON
 class Rounder:
     """Rounds the rows of one tensor, a piece of them at a time, with one codebook.
 
-    feedback: the tensor's columns in order, from factor(); or none of them, and mean_squares (cols,) alone count
-    (ones: no data). Rows do not depend on each other, so pieces of any size give the same bits."""
+    feedback: the tensor's columns in order, from factor(); or none of them, and mean_squares (cols,) alone
+    count (ones: no data). Rows do not depend on each other, so any pieces may be rounded, by one thread."""
 
     def __init__(self, codebook: Codebook, mean_squares: Floats, feedback: Sequence[Feedback] = ()) -> None:
         self.table = Table(codebook)
@@ -288,28 +316,33 @@ def check(weights: Floats) -> None:
     limit = FP16_MAX * 127
     if largest > limit:
         raise ValueError(
-            f"has a weight of magnitude {largest:g}, above the largest int4 weight with an fp16 scale, {limit:g}"
+            f"has a weight of magnitude {largest:g}, above the largest int4 weight with an fp16 scale, "
+            f"{limit:g}"
         )
 
 
 def encode(
-    weights: Floats, mean_squares: Floats | None = None, moments: Floats | None = None, codebook: Codebook | None = None
+    weights: Floats,
+    mean_squares: Floats | None = None,
+    moments: Floats | None = None,
+    tokens: float = float("inf"),
+    codebook: Codebook | None = None,
 ) -> Int4:
-    """A whole matrix (rows, cols) at once: without data, with the mean squares (cols,) or with all second moments
-    (cols, cols) of its inputs; with the codebook given, or one that is fitted to it."""
+    """A whole matrix (rows, cols) at once: without data, with the mean squares (cols,) or with all second
+    moments (cols, cols) of so many inputs; with the codebook given, or one that is fitted to it."""
     check(weights)
     if moments is not None:
         mean_squares = np.diagonal(moments)
     counts = usable(mean_squares, weights.shape[1])
-    feedback = () if moments is None or not moments.any() else (factor(moments, SHRINKAGE),)
+    feedback = () if moments is None or not moments.any() else (factor(moments.copy(), tokens),)
     if codebook is None:
         codebook = fit_codebook(sample(weights), counts)
     return Rounder(codebook, counts, feedback).rows(weights)
 
 
 def usable(mean_squares: Floats | None, cols: int) -> Floats:
-    """Mean squares (cols,) that a scale can be chosen by: ones if there are none or all are 0, and none so small
-    that a column would not count at all."""
+    """Mean squares (cols,) that a scale can be chosen by: ones if there are none or all are 0, and none so
+    small that a column would not count at all."""
     if mean_squares is None or not mean_squares.any():
         return np.ones(cols, np.float32)
     return np.asarray(mean_squares + np.float32(DAMPING) * mean_squares.mean(), np.float32)
@@ -325,13 +358,14 @@ def sample(weights: Floats) -> Floats:
 
 
 def encode_grid(index: Bytes, codebook: Codebook, scale: NDArray[np.floating]) -> Int4 | None:
-    """A matrix that is quantized in this way already, codebook[index] * scale with index (rows, cols) and scales
-    (rows, n) for n equal groups of a multiple of 32 columns (the last may be narrower), unchanged; None if a
-    scale is no fp16 number."""
+    """A matrix that is quantized in this way already, codebook[index] * scale with index (rows, cols) and
+    scales (rows, n) for n equal groups of a multiple of 32 columns (the last may be narrower), unchanged;
+    None if a scale is no fp16 number."""
     rows, cols = index.shape
     wide = -(-cols // (scale.shape[1] * GROUP)) * GROUP
     if wide * (scale.shape[1] - 1) >= max(cols, 1):
-        raise ValueError(f"{scale.shape[1]} scales do not divide {cols} columns into groups of a multiple of {GROUP}")
+        count = scale.shape[1]
+        raise ValueError(f"{count} scales do not divide {cols} columns into groups of a multiple of {GROUP}")
     half = scale.astype(np.float16)
     if not np.array_equal(half.astype(scale.dtype), scale):
         return None
@@ -342,8 +376,8 @@ def encode_grid(index: Bytes, codebook: Codebook, scale: NDArray[np.floating]) -
 
 
 def on_grid(weights: Floats, codebook: Codebook) -> Int4 | None:
-    """A matrix (rows, cols) whose every group of 32 columns is values of the codebook times an fp16 scale, exactly;
-    None if a group is not.
+    """A matrix (rows, cols) whose every group of 32 columns is values of the codebook times an fp16 scale,
+    exactly; None if a group is not.
 
     A group's largest weight is one of the values times the scale, so that there are few scales to try."""
     rows, cols = weights.shape
@@ -374,8 +408,8 @@ def on_grid(weights: Floats, codebook: Codebook) -> Int4 | None:
 
 
 def find_grid(weights: Floats) -> Int4 | None:
-    """The matrix (rows, cols) as it is if it came from int4 without zero points, Q4_0, IQ4_NL or MXFP4; else None,
-    which a few rows are enough to see."""
+    """The matrix (rows, cols) as it is if it came from int4 without zero points, Q4_0, IQ4_NL or MXFP4; else
+    None, which a few rows are enough to see."""
     for codebook in GRIDS:
         if on_grid(weights[:TILE], codebook) is not None:
             return on_grid(weights, codebook)
@@ -405,8 +439,9 @@ def pack_codebook(codebook: Codebook) -> Bytes:
 
 
 def pack_index(index: Bytes, codebook: Codebook) -> Bytes:
-    """Indices (rows, cols) as bytes (tiles, stride / 8, 16, 4): byte j of a row has column c + j in its low half,
-    c + 4 + j in its high half. What fills up has the value that is nearest to 0, and a scale of 0 or an input of 0."""
+    """Indices (rows, cols) as bytes (tiles, stride / 8, 16, 4): byte j of a row has column c + j in its low
+    half, c + 4 + j in its high half. What fills up has the value that is nearest to 0, and a scale of 0 or an
+    input of 0."""
     rows, cols = index.shape
     tiles = -(-rows // TILE)
     padded = np.full((tiles * TILE, stride(cols)), np.abs(codebook.astype(np.int16)).argmin(), np.uint8)
@@ -429,8 +464,8 @@ def pack(matrix: Int4) -> bytes:
     """The tensor's bytes in the file."""
     parts = (
         pack_codebook(matrix.codebook),
-        pack_index(matrix.index, matrix.codebook),
-        pack_scale(matrix.scale, matrix.index.shape[1]),
+        pack_index(matrix.indices, matrix.codebook),
+        pack_scale(matrix.scale, matrix.indices.shape[1]),
     )
     return b"".join(part.tobytes() for part in parts)
 
@@ -443,7 +478,8 @@ def unpack(data: bytes, rows: int, cols: int) -> Int4:
     codebook = np.frombuffer(data, np.int8, LEVELS)
     packed = np.frombuffer(data, np.uint8, tiles * TILE * wide // 2, HEAD).reshape(tiles, -1, TILE, 4)
     halves = np.stack([packed & 15, packed >> 4], axis=3).transpose(0, 2, 1, 3, 4)
-    scale = np.frombuffer(data, np.float16, offset=HEAD + packed.size).reshape(tiles, -1, TILE).transpose(0, 2, 1)
+    scale = np.frombuffer(data, np.float16, offset=HEAD + packed.size)
+    scale = scale.reshape(tiles, -1, TILE).transpose(0, 2, 1)
     return Int4(
         codebook,
         halves.reshape(tiles * TILE, wide)[:rows, :cols],

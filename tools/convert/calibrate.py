@@ -1,0 +1,140 @@
+"""Calibration: what a model's products see of a text decides how its weights are rounded to four bits.
+
+A model runs once over a text, all of it as one batch, and shows the input of each of its products to
+observe(). What arrives there is a product's whole input, so the caller encodes the tensor at once with the
+encoder that it gets back, and keeps nothing: memory is that of one tensor's second moments, however many
+tensors there are.
+
+    calibration = Calibration()
+    encoder = calibration.observe(tensor, layer, expert, x)       # x (tokens, cols) float32
+    rounder = encoder.rounder(sample_of_rows)                     # the codebook comes from these
+    for rows in pieces: write(rounder.rows(rows))                 # see int4.Rounder
+
+What is known of an expert's inputs is what was routed to it. So that an expert that saw few tokens is not
+fitted to these, the moments of its layer's inputs (seen by the router, which is the product before the
+experts) count as PRIOR more tokens; without any, it is rounded as without data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from . import int4
+from .int4 import Codebook, Feedback, Floats, Rounder
+
+TEXT = Path(__file__).with_name("calibration.txt")
+TOKENS = 4096  # of the text that a model runs over, if it has as many
+MEMORY = 1 << 30  # bytes for second moments and their factor
+COPIES = 4  # of a matrix of second moments at once: an expert's, its layer's, what is factored, the factor
+PRIOR = 256  # tokens' worth of its layer's inputs that an expert's moments begin with
+
+
+def block_width(memory: int) -> int:
+    """The most columns whose second moments fit in memory together: wider inputs are taken in blocks of so
+    many columns, and what is known of one block does not help in another. 1 GiB: 8,192 columns."""
+    return max(int4.STRIDE, int((memory / (COPIES * 4)) ** 0.5) // int4.STRIDE * int4.STRIDE)
+
+
+@dataclass
+class Moments:
+    """Mean second moments of inputs: square matrices along the diagonal, each over so many columns."""
+
+    blocks: list[Floats]
+    tokens: float  # how many inputs they come from
+
+    @property
+    def mean_squares(self) -> Floats:
+        """(cols,)"""
+        return np.concatenate([np.diagonal(block) for block in self.blocks])
+
+
+def blocks(cols: int, width: int) -> list[slice]:
+    """Columns in blocks of one width, the last one narrower."""
+    return [slice(first, min(first + width, cols)) for first in range(0, cols, width)]
+
+
+def moments_of(x: Floats, width: int) -> Moments:
+    """The moments of inputs (tokens, cols), in blocks of width columns."""
+    tokens, cols = x.shape
+    if not np.isfinite(x).all():
+        raise ValueError("an input of the product is not finite (NaN or infinite)")
+    result = []
+    for block in blocks(cols, width):
+        part = x[:, block]
+        squares = part.T @ part  # BLAS computes one half of a matrix times itself
+        squares /= np.float32(max(tokens, 1))
+        result.append(squares)
+    return Moments(result, tokens)
+
+
+def mixed(own: Moments, prior: Moments, weight: float) -> Moments:
+    """own, into which prior is mixed as if it came from weight more tokens."""
+    share = np.float32(weight / (own.tokens + weight))
+    for block, other in zip(own.blocks, prior.blocks, strict=True):
+        block *= 1 - share
+        block += other * share
+    return Moments(own.blocks, own.tokens + weight)
+
+
+@dataclass
+class Encoder:
+    """How a tensor's rows are to be rounded, by the moments of its inputs; none: without data."""
+
+    cols: int
+    moments: Moments | None = None
+    codebook: Codebook | None = None  # the tensor's, if it is not fitted
+
+    def rounder(self, rows: Floats) -> Rounder:
+        """What rounds the tensor's rows, with a codebook that suits some of them, rows (n, cols). The moments
+        are used up."""
+        mean_squares = int4.usable(self.moments.mean_squares if self.moments else None, self.cols)
+        codebook = self.codebook
+        if codebook is None:
+            codebook = int4.fit_codebook(int4.sample(rows), mean_squares)
+        return Rounder(codebook, mean_squares, self.feedback())
+
+    def feedback(self) -> list[Feedback]:
+        """The moments, factored block by block."""
+        if self.moments is None or not self.moments.mean_squares.any():
+            return []
+        found, first, tokens = [], 0, self.moments.tokens
+        for block in self.moments.blocks:
+            found.append(int4.factor(block, tokens, first))
+            first += len(block)
+        self.moments = None
+        return found
+
+
+@dataclass
+class Calibration:
+    """Turns the inputs of products into encoders, in the order in which a model runs."""
+
+    memory: int = MEMORY
+    prior: int = PRIOR
+    layers: dict[int, Moments] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        return block_width(self.memory)
+
+    def layer_inputs(self, layer: int, x: Floats) -> None:
+        """What all tokens bring to a layer's experts, x (tokens, cols): the router's input."""
+        self.layers = {layer: moments_of(x, self.width)}
+
+    def observe(self, tensor: int, layer: int, expert: int | None, x: Floats) -> Encoder:
+        """The encoder of a tensor that is multiplied by x (tokens, cols) float32, of an expert if it is of
+        one.
+
+        Raises ValueError if x is not finite."""
+        tokens, cols = x.shape
+        own = moments_of(x, self.width) if tokens else None
+        prior = self.layers.get(layer) if expert is not None else None
+        if prior is not None and len(prior.mean_squares) != cols:
+            prior = None  # what an expert's neurons say to its second product, no other expert's do
+        if own is None:
+            own = None if prior is None else Moments([block.copy() for block in prior.blocks], prior.tokens)
+        elif prior is not None:
+            own = mixed(own, prior, self.prior)
+        return Encoder(cols, own)
