@@ -158,8 +158,10 @@ def test_rounding_in_turn_is_gptq() -> None:
     weights, x = weights_of(24, 64), inputs_of(1000, 64)
     feedback = int4.factor(moments_of(x), float("inf"))
     table = int4.Table(NONLINEAR)
+    order = feedback.columns
+    weights = weights[:, order]
     index, scale = int4.round_in_turn(np.ascontiguousarray(weights.T), feedback, table, int4.SPANS)
-    moments = moments_of(x).astype(np.float64)
+    moments = moments_of(x).astype(np.float64)[np.ix_(order, order)]
     moments += np.eye(64) * int4.DAMPING * np.diagonal(moments).mean()
     upper = np.linalg.cholesky(np.linalg.inv(moments)).T
     left = weights.astype(np.float64)
@@ -175,6 +177,12 @@ def test_rounding_in_turn_is_gptq() -> None:
         error = (left[:, j] - NONLINEAR[index[j]] * scale[j // 32].astype(np.float64)) / upper[j, j]
         left[:, j:] -= error[:, None] * upper[j, j:]
     assert (np.abs(left) < 1).all()
+
+
+def test_groups_of_large_inputs_are_rounded_first() -> None:
+    mean_squares = np.ones(100, np.float32)
+    mean_squares[40] = 5  # in the second group of 32; the fourth has 4 columns
+    assert int4.in_order(mean_squares).tolist() == [*range(32, 64), *range(32), *range(64, 100)]
 
 
 def test_pieces_of_rows_give_the_same_bits_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

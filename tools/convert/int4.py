@@ -38,12 +38,12 @@ FP16_MAX = 65504.0
 FP16_TINY = np.float16(2.0**-24)  # the smallest scale that is not 0
 NOTHING = np.float32(2.0**-30)  # a group whose largest weight is below this is one of zeros
 
-# Measured on SmolLM2 135M and Gemma 3 270M; what was measured is in tools/bench/int4.md
+# Chosen by KL divergence of SmolLM2 135M and Gemma 3 270M on texts of other kinds
 SPANS = np.outer((1, -1), np.linspace(0.8, 1.15, 6)).ravel().astype(np.float32)  # scales that are tried
 BELIEF = 0.4  # columns of second moments that one input tells about
 DAMPING = 0.01  # of the mean square of all columns, for each column
-LLOYD_TURNS = 6
-SAMPLE = 1 << 18  # weights that a codebook is fitted to
+LLOYD_TURNS = 5
+SAMPLE = 1 << 16  # weights that a codebook is fitted to
 
 UNIFORM: Codebook = np.arange(-8, 8, dtype=np.int8)
 # The values of llama.cpp's IQ4_NL: close to what Lloyd's method finds for weights divided by their group's
@@ -181,7 +181,7 @@ class Feedback(NamedTuple):
 
     lower: Floats  # (cols, cols): L
     weight: Floats  # (cols,): D
-    first: int  # the number of the first of these columns
+    columns: NDArray[np.intp]  # (cols,): their numbers, in the order in which they are rounded
 
 
 def shrinkage(cols: int, tokens: float) -> float:
@@ -189,26 +189,40 @@ def shrinkage(cols: int, tokens: float) -> float:
     return cols / (cols + BELIEF * tokens)
 
 
+def in_order(mean_squares: Floats) -> NDArray[np.intp]:
+    """Columns (cols,) by groups, those of the largest mean squares first: what is rounded later makes up for
+    it. A group of fewer columns is the last."""
+    whole = len(mean_squares) // GROUP
+    sums = mean_squares[: whole * GROUP].reshape(whole, GROUP).sum(axis=1)
+    order = np.argsort(-sums, kind="stable")
+    columns = (order[:, None] * GROUP + np.arange(GROUP)).ravel()
+    return np.concatenate([columns, np.arange(whole * GROUP, len(mean_squares))])
+
+
 def factor(moments: Floats, tokens: float, first: int = 0) -> Feedback:
-    """Factors the mean second moments (cols, cols) of so many inputs; they are written over.
+    """Factors the mean second moments (cols, cols) of so many inputs; first is the number of their first
+    column.
 
     What is off the diagonal is shrunk, since moments of a few thousand inputs fit these inputs more closely
     than others: with all columns and no shrinkage GPTQ can be worse on another text than rounding each weight
     apart."""
-    diagonal = np.diagonal(moments).copy()
-    moments *= np.float32(1 - shrinkage(len(moments), tokens))
+    order = in_order(np.diagonal(moments))
+    # cholesky() gives C C^T, C lower; of the matrix with its order reversed that is R R^T, R upper
+    last_first = order[::-1]
+    shrunk = moments[last_first[:, None], last_first]
+    diagonal = np.diagonal(shrunk).copy()
+    shrunk *= np.float32(1 - shrinkage(len(moments), tokens))
     damping = np.float32(DAMPING) * diagonal.mean()
     while True:
-        np.fill_diagonal(moments, diagonal + damping)
+        np.fill_diagonal(shrunk, diagonal + damping)
         try:
-            # cholesky() gives C C^T, C lower; of the matrix with its order reversed that is R R^T, R upper
-            upper = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
+            upper = np.linalg.cholesky(shrunk)[::-1, ::-1]
             break
         except np.linalg.LinAlgError:  # only what is nearly singular, and rounded to float32
             damping *= 10
     root = np.diagonal(upper).copy()
     upper /= root
-    return Feedback(np.ascontiguousarray(upper.T), np.square(root), first)
+    return Feedback(np.ascontiguousarray(upper.T), np.square(root), order + first)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -228,8 +242,8 @@ def round_apart(weights: Floats, mean_squares: Floats, table: Table, spans: Floa
 
 
 def round_in_turn(weights: Floats, feedback: Feedback, table: Table, spans: Floats) -> tuple[Bytes, Floats]:
-    """Rounds weights (cols, rows) column by column, each to the value nearest to its weight and what makes up
-    for the errors before it; indices (cols, rows) and scales (groups, rows).
+    """Rounds weights (cols, rows), in the feedback's order, column by column, each to the value nearest to
+    its weight and what makes up for the errors before it; indices (cols, rows) and scales (groups, rows).
 
     A group's scale is chosen when its turn comes, for the places that its columns would have by then."""
     cols, rows = weights.shape
@@ -278,34 +292,37 @@ class Rounder:
     """Rounds the rows of one tensor, a piece of them at a time, with one codebook.
 
     feedback: the tensor's columns in order, from factor(); or none of them, and mean_squares (cols,) alone
-    count (ones: no data). Rows do not depend on each other, so any pieces may be rounded, by one thread."""
+    count (ones: no data). Rows do not depend on each other: several threads may round pieces at once."""
 
     def __init__(self, codebook: Codebook, mean_squares: Floats, feedback: Sequence[Feedback] = ()) -> None:
-        self.table = Table(codebook)
+        self.codebook = np.sort(codebook)
         self.mean_squares = mean_squares
         self.feedback = feedback
 
     def rows(self, weights: Floats) -> Int4:
         """Rounds rows (rows, cols)."""
-        index = np.empty(weights.shape, np.uint8)
+        table = Table(self.codebook)
+        indices = np.empty(weights.shape, np.uint8)
         scale = np.empty((len(weights), groups(weights.shape[1])), np.float16)
         for first in range(0, len(weights), ROWS):
             some = slice(first, first + ROWS)
             columns = np.ascontiguousarray(weights[some].T)
-            found, scales = self.columns(columns)
-            index[some] = found.T
+            found, scales = self.columns(columns, table)
+            indices[some] = found.T
             scale[some] = scales.T
-        return Int4(self.table.codebook, index, scale)
+        return Int4(self.codebook, indices, scale)
 
-    def columns(self, weights: Floats) -> tuple[Bytes, Floats]:
+    def columns(self, weights: Floats, table: Table) -> tuple[Bytes, Floats]:
         """Rounds weights (cols, rows) to indices (cols, rows) and scales (groups, rows)."""
         if not self.feedback:
-            return round_apart(weights, self.mean_squares, self.table, SPANS)
-        parts = [
-            round_in_turn(weights[part.first : part.first + len(part.weight)], part, self.table, SPANS)
-            for part in self.feedback
-        ]
-        return np.concatenate([index for index, _ in parts]), np.concatenate([scale for _, scale in parts])
+            return round_apart(weights, self.mean_squares, table, SPANS)
+        indices = np.empty(weights.shape, np.uint8)
+        scale = np.empty((groups(len(weights)), weights.shape[1]), np.float32)
+        for part in self.feedback:
+            found, scales = round_in_turn(weights[part.columns], part, table, SPANS)
+            indices[part.columns] = found
+            scale[part.columns[::GROUP] // GROUP] = scales
+        return indices, scale
 
 
 def check(weights: Floats) -> None:
@@ -334,7 +351,7 @@ def encode(
     if moments is not None:
         mean_squares = np.diagonal(moments)
     counts = usable(mean_squares, weights.shape[1])
-    feedback = () if moments is None or not moments.any() else (factor(moments.copy(), tokens),)
+    feedback = () if moments is None or not moments.any() else (factor(moments, tokens),)
     if codebook is None:
         codebook = fit_codebook(sample(weights), counts)
     return Rounder(codebook, counts, feedback).rows(weights)
