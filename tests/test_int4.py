@@ -323,18 +323,26 @@ def test_encode_grid_tells_what_does_not_fit() -> None:
 # Calibration
 
 
-def test_blocks_of_columns_are_rounded_with_what_fits_in_memory() -> None:
+def test_wide_inputs_are_taken_in_blocks_of_columns() -> None:
     weights, x, others = weights_of(64, 256), inputs_of(3000, 256), inputs_of(500, 256, seed=5)
     found = {}
-    for width, memory in ((256, 1 << 30), (64, calibrate.COPIES * 4 * 64 * 64)):
-        calibration = calibrate.Calibration(memory=memory)
-        encoder = calibration.observe(0, 0, None, x)
+    for width in (256, 64):
+        encoder = calibrate.Calibration(width=width).observe(0, 0, None, x)
         assert encoder.moments is not None
         assert [len(block) for block in encoder.moments.blocks] == [width] * (256 // width)
         found[width] = loss(encoder.rounder(weights).rows(weights), weights, others)
     weighted = loss(int4.encode(weights, np.square(x).mean(axis=0)), weights, others)
     assert found[256] < found[64] < weighted
-    assert calibrate.block_width(calibrate.MEMORY) == 8192
+
+
+def test_blocks_are_of_one_size_and_of_whole_groups() -> None:
+    def sizes(cols: int, width: int) -> list[int]:
+        return [block.stop - block.start for block in calibrate.blocks(cols, width)]
+
+    assert sizes(4096, 4096) == [4096]
+    assert sizes(8960, 4096) == [3008, 3008, 2944]
+    assert sizes(100, 64) == [64, 36]
+    assert sizes(5, 64) == [5]
 
 
 def test_no_input_is_no_data() -> None:
