@@ -188,9 +188,7 @@ def test_groups_of_large_inputs_are_rounded_first() -> None:
 def test_pieces_of_rows_give_the_same_bits_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, x = weights_of(70, 96), inputs_of(500, 96)
     whole = int4.encode(weights, moments=moments_of(x), tokens=500, codebook=NONLINEAR)
-    rounder = calibrate.Calibration().observe(0, 0, None, x)
-    rounder.codebook = NONLINEAR
-    rounds = rounder.rounder(weights)
+    rounds = int4.Rounder(NONLINEAR, np.diagonal(moments_of(x)), [int4.factor(moments_of(x), 500)])
     monkeypatch.setattr(int4, "ROWS", 16)
     pieces = [rounds.rows(weights[a:b]) for a, b in ((0, 3), (3, 40), (40, 70))]
     # BLAS may sum in another order
@@ -343,6 +341,15 @@ def test_blocks_are_of_one_size_and_of_whole_groups() -> None:
     assert sizes(8960, 4096) == [3008, 3008, 2944]
     assert sizes(100, 64) == [64, 36]
     assert sizes(5, 64) == [5]
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 10, 40])
+def test_few_inputs_are_no_worse_than_none(tokens: int) -> None:
+    """An expert that saw one token is not rounded for that token alone."""
+    weights, others = weights_of(96, 128), inputs_of(500, 128, seed=5)
+    encoder = calibrate.Calibration().observe(4, 0, 7, inputs_of(tokens, 128))
+    without = loss(int4.encode(weights), weights, others)
+    assert loss(encoder.rounder(weights).rows(weights), weights, others) < without
 
 
 def test_no_input_is_no_data() -> None:

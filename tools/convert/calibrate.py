@@ -28,6 +28,7 @@ TEXT = Path(__file__).with_name("calibration.txt")
 TOKENS = 4096  # of the text that a model runs over, if it has as many
 WIDTH = 4096  # columns whose second moments are taken together
 PRIOR = 256  # tokens' worth of its layer's inputs that an expert's moments begin with
+ALIKE = 32  # tokens' worth of inputs, alike in all columns, that all moments begin with
 
 
 @dataclass
@@ -56,7 +57,7 @@ def blocks(cols: int, width: int) -> list[slice]:
 
 
 def moments_of(x: Floats, width: int) -> Moments:
-    """The moments of inputs (tokens, cols), in blocks of width columns."""
+    """The moments of inputs (tokens, cols), in blocks of width columns, or narrower."""
     tokens, cols = x.shape
     if not np.isfinite(x).all():
         raise ValueError("an input of the product is not finite (NaN or infinite)")
@@ -64,8 +65,11 @@ def moments_of(x: Floats, width: int) -> Moments:
     for block in blocks(cols, width):
         part = x[:, block]
         squares = part.T @ part  # BLAS computes one half of a matrix times itself
-        squares /= np.float32(max(tokens, 1))
+        squares /= np.float32(tokens + ALIKE)
         result.append(squares)
+    mean = np.mean([np.diagonal(squares).mean() for squares in result])
+    for squares in result:  # a mean over tokens alone is mean * (tokens + ALIKE) / tokens
+        squares[np.diag_indices_from(squares)] += mean * np.float32(ALIKE / max(tokens, 1))
     return Moments(result, tokens)
 
 

@@ -206,6 +206,8 @@ def factor(moments: Floats, tokens: float, first: int = 0) -> Feedback:
     What is off the diagonal is shrunk, since moments of a few thousand inputs fit these inputs more closely
     than others: with all columns and no shrinkage GPTQ can be worse on another text than rounding each weight
     apart."""
+    if not np.isfinite(np.diagonal(moments)).all():
+        raise ValueError("the inputs of the product are too large")
     order = in_order(np.diagonal(moments))
     # cholesky() gives C C^T, C lower; of the matrix with its order reversed that is R R^T, R upper
     last_first = order[::-1]
