@@ -1,8 +1,8 @@
-"""python -m tools.bench: see bench.py."""
+"""python -m tools.bench: see command.py."""
 
 import sys
 
-from tools.bench.bench import main
+from tools.bench.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

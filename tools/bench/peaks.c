@@ -190,10 +190,12 @@ static double read_bandwidth(work *function, int n_threads, size_t size) {
 #define MADD_Y(n) "vpmaddwd %%ymm15, %%ymm15, %%ymm14\n\tvpaddd %%ymm14, %%ymm" n ", %%ymm" n "\n\t"
 #define MADD_Z(n) "vpmaddwd %%zmm15, %%zmm15, %%zmm14\n\tvpaddd %%zmm14, %%zmm" n ", %%zmm" n "\n\t"
 #define VNNI_Z(n) "vpdpwssd %%zmm15, %%zmm15, %%zmm" n "\n\t"
+#define BYTES_Z(n) "vpdpbusd %%zmm15, %%zmm15, %%zmm" n "\n\t"
 #define BF16_Z(n) "vdpbf16ps %%zmm15, %%zmm15, %%zmm" n "\n\t"
 
 #define FLOAT_ONE 0x3f800000u /* as float32 */
 #define INT16_PAIR 0x00030005u
+#define INT8_FOUR 0x03050307u
 #define BF16_ONES 0x3f803f80u
 
 DEFINE_LOOP(fma_avx2, "avx2,fma", "ymm", FLOAT_ONE, ZERO_Y, FMA_Y)
@@ -201,6 +203,7 @@ DEFINE_LOOP(fma_avx512, "avx512f", "zmm", FLOAT_ONE, ZERO_Z, FMA_Z)
 DEFINE_LOOP(int16_avx2, "avx2", "ymm", INT16_PAIR, ZERO_Y, MADD_Y)
 DEFINE_LOOP(int16_avx512, "avx512f,avx512bw", "zmm", INT16_PAIR, ZERO_Z, MADD_Z)
 DEFINE_LOOP(int16_vnni, "avx512f,avx512vnni", "zmm", INT16_PAIR, ZERO_Z, VNNI_Z)
+DEFINE_LOOP(int8_vnni, "avx512f,avx512vnni", "zmm", INT8_FOUR, ZERO_Z, BYTES_Z)
 #ifndef NO_BF16
 DEFINE_LOOP(bf16_avx512, "avx512f,avx512bf16", "zmm", BF16_ONES, ZERO_Z, BF16_Z)
 #endif
@@ -246,7 +249,7 @@ typedef struct tile_config {
 #define TILE_ISA(name) "sse2"
 #endif
 DEFINE_TILES(amx_bf16, TILE_ISA("amx-tile,amx-bf16"), "tdpbf16ps", BF16_ONES)
-DEFINE_TILES(amx_int8, TILE_ISA("amx-tile,amx-int8"), "tdpbssd", 0x03050307u)
+DEFINE_TILES(amx_int8, TILE_ISA("amx-tile,amx-int8"), "tdpbssd", INT8_FOUR)
 
 /* 1 for AMX's bf16 and 2 for its int8, where the processor has it and the kernel lets this process use it. */
 static int amx(void) {
@@ -313,7 +316,8 @@ int main(int argc, char **argv) {
     long mib = argc > 2 ? atol(argv[2]) : 1024;
     if (n_threads < 1 || n_threads > MAX_THREADS || mib < 1 || mib > 1L << 20)
         return fprintf(stderr, "usage: peaks [THREADS] [MIB]\n"), 2;
-    work *reader = read_plain, *fma = NULL, *int16 = NULL, *bf16 = NULL, *tile_bf16 = NULL, *tile_int8 = NULL;
+    work *reader = read_plain, *fma = NULL, *int16 = NULL, *int8 = NULL, *bf16 = NULL;
+    work *tile_bf16 = NULL, *tile_int8 = NULL;
     const char *fma_name = "", *int16_name = "";
     int width = 0, int16_width = 0; /* bytes of a register; of the int16 that one instruction multiplies */
 #ifdef __x86_64__
@@ -329,7 +333,7 @@ int main(int argc, char **argv) {
         if (__builtin_cpu_supports("avx512bw"))
             int16 = int16_avx512, int16_name = "vpmaddwd + vpaddd zmm", int16_width = 64;
         if (__builtin_cpu_supports("avx512vnni"))
-            int16 = int16_vnni, int16_name = "vpdpwssd zmm", int16_width = 64;
+            int16 = int16_vnni, int16_name = "vpdpwssd zmm", int16_width = 64, int8 = int8_vnni;
 #ifndef NO_BF16
         if (__builtin_cpu_supports("avx512bf16"))
             bf16 = bf16_avx512;
@@ -349,6 +353,7 @@ int main(int argc, char **argv) {
         read_bandwidth(reader, n_threads, (size_t)mib << 20), mib);
     print_rate("fma_gflops", fma_name, fma, n_threads, SUMS * width / 4 * 2, 1e9);
     print_rate("int16_gops", int16_name, int16, n_threads, SUMS * int16_width / 2 * 2, 1e9);
+    print_rate("int8_gops", "vpdpbusd zmm", int8, n_threads, SUMS * 64 * 2, 1e9);
     print_rate("bf16_gflops", "vdpbf16ps zmm", bf16, n_threads, SUMS * 64 / 2 * 2, 1e9);
     print_rate("amx_bf16_tflops", "tdpbf16ps", tile_bf16, n_threads, 8.0 * 16 * 16 * 32 * 2, 1e12);
     print_rate("amx_int8_tops", "tdpbssd", tile_int8, n_threads, 8.0 * 16 * 16 * 64 * 2, 1e12);
