@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.bench import accuracy, common, engines, files, models, tables, timing, workers
+from tools.bench import accuracy, common, engines, files, llama_bench, models, runs, tables, timing, workers
 from tools.bench.cases import Case
 from tools.bench.divergence import divergence
 from tools.bench.peers import RUNNERS
@@ -247,6 +247,31 @@ def test_engines_take_turns_and_slow_variants_drop_out(monkeypatch):
     assert found.fastest(["llamacpp-q8_0", "pyllm-int4"]) == "llamacpp-q8_0"
 
 
+def test_tables_say_what_failed_what_was_chosen_and_who_was_faster():
+    """Made by hand: one engine fails in a case, one is not there at all, one is faster with another cache."""
+    _, q8, _ = RUNNERS["LlamaCpp"].variants
+    prompt = timing.Measurement(Case("prompt", 512), 1)
+    prompt.seconds = {"pyllm-int8": {"": [2.0]}}
+    prompt.failed = {"llamacpp-q8_0": "llama_decode returned 1"}
+    deep = timing.Measurement(Case("decode", 4096), 1)
+    deep.seconds = {"pyllm-int8": {"": [0.01]}, "llamacpp-q8_0": {q8: [0.025]}}
+    result = runs.Result(models.random_model("tiny", Path("work")), 1, measurements=[prompt, deep])
+    names = ["pyllm-int8", "llamacpp-q8_0", "ctranslate2-int8"]
+    result.engines = {name: {"file_bytes": 12_345_678} for name in names}
+    result.failed = {"ctranslate2-int8": "no such package"}
+    table = tables.main_table(result, names)
+    assert rows("\n".join(table)) == [
+        ["engine", "type", "MB", "prompt of 512", "decode after 4096"],
+        ["pyllm", "int8", "12", "256", "100"],
+        ["llama.cpp", "Q8_0", "12", "– [1]", "40.0"],
+    ]
+    assert "[1] llama_decode returned 1." in table and "Without CTranslate2 int8: no such package." in table
+    assert any(line.endswith(f"decode after 4096, llama.cpp Q8_0: {q8}.") for line in table)
+    _, fixed, fastest = rows("\n".join(tables.ratio_table(result, names[:2])))
+    assert fixed == ["pyllm int8 / llama.cpp Q8_0", "–", "2.50"]
+    assert fastest == ["pyllm int8 / the fastest other", "–", "2.50 (llama.cpp Q8_0)"]
+
+
 def test_every_text_is_plain_and_long_enough():
     """Accuracy needs several kinds of text, of some hundred tokens each."""
     texts = accuracy.texts_of(accuracy.TEXTS)
@@ -284,12 +309,28 @@ def test_llama_cpps_types_need_its_build_folder(work, measured):
     assert not files.model_path(engine, tiny).exists()
 
 
+def test_llama_bench_is_asked_for_the_same_cases():
+    """Its best cache type where a context is deep; sequences together are not among what it can do."""
+    assert llama_bench.arguments(Case("prompt", 512)) == [["-p", "512", "-n", "0"]]
+    deep = llama_bench.arguments(Case("decode", 4096))
+    assert [run[-1] for run in deep] == ["f16", "q8_0"]
+    assert all(run[:6] == ["-p", "0", "-n", "48", "-d", "4096"] for run in deep)
+    assert len(llama_bench.arguments(Case("decode", 0))) == 1
+    assert llama_bench.arguments(Case("batch", 16)) == []
+    assert llama_bench.tokens_per_second('[{"samples_ts": [3.0, 1.0, 2.5], "avg_ts": 2.2}]') == 2.5
+
+
+def test_llama_bench_needs_the_build_folder():
+    done = run("--quick", "--llama-bench")
+    assert done.returncode == 2 and "--llama-bench needs --llama-cpp" in done.stderr
+
+
 @pytest.mark.parametrize("name", [name for name in engines.ENGINES if name != "pyllm-fp16"])
 def test_every_engine_runs_the_same_model(name, work, measured):
     """Root mean square difference of the logits from pyllm's fp16, in standard deviations of them. F16 in
     float32 arithmetic makes 0.003 and bf16 arithmetic 0.02, which either side may use; 8-bit weights make
     0.03, and with 8-bit activations 0.06. Twice the rotary base would be 0.2, rotary rows in the wrong order
-    1.3. OpenVINO only names its most likely token."""
+    1.3. Of OpenVINO only the most likely token is compared."""
     engine = engines.ENGINES[name]
     if not engine.installed:
         pytest.skip(f"{engine.module} is not installed")

@@ -120,6 +120,11 @@ def parser() -> argparse.ArgumentParser:
         help="llama.cpp's build folder, for its other types than F16 and Q8_0",
     )
     p.add_argument(
+        "--llama-bench",
+        action="store_true",
+        help="run llama.cpp's own llama-bench as well, after all others: a table to compare with",
+    )
+    p.add_argument(
         "--cases",
         type=cases,
         metavar="NAMES",

@@ -67,6 +67,7 @@ def settings(options: argparse.Namespace) -> Settings:
         random_accuracy=options.quick and not options.no_accuracy,
         references=[name for name in REFERENCES if name in QUICK or not options.quick],
         llama_cpp=options.llama_cpp,
+        llama_bench=options.llama_bench,
     )
 
 
@@ -74,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 1 when a folder cannot be written or nothing could be measured; wrong usage
     exits with 2."""
     given = sys.argv[1:] if argv is None else list(argv)
-    options = parser().parse_args(given)
+    p = parser()
+    options = p.parse_args(given)
+    if options.llama_bench and not options.llama_cpp:
+        p.error("--llama-bench needs --llama-cpp, llama.cpp's build folder")
     try:
         if options.worker:
             return worker(options.worker, models(options)[0], options.threads, options.llama_cpp)

@@ -62,7 +62,7 @@ def llamacpp(dtype: str, colour: str) -> Engine:
 
 
 def openvino(dtype: str, colour: str) -> Engine:
-    """By the GGUF of the same type as llama.cpp's. It gives a token and no logits."""
+    """By the GGUF of the same type as llama.cpp's. What it is checked by is its most likely token."""
     file = {"int8": "q8_0.gguf", "fp16": "f16.gguf"}[dtype]
     packages = ("openvino-genai", "openvino")
     return Engine("OpenVINO", dtype, "OpenVINO", "openvino_genai", packages, file, "make_gguf", colour, ROUGH)

@@ -15,6 +15,7 @@ from tools.bench.cases import SPECIAL, Case
 from tools.bench.common import Unavailable, say
 from tools.bench.engines import ENGINES, REFERENCES
 from tools.bench.files import ready
+from tools.bench.llama_bench import llama_bench
 from tools.bench.models import Model
 from tools.bench.peaks import Peaks
 from tools.bench.peers import RUNNERS
@@ -36,6 +37,7 @@ class Settings:
     random_accuracy: bool = False  # of random ones as well, on random tokens: says that it works, no more
     references: Sequence[str] = tuple(REFERENCES)  # the first that works is what accuracy is measured against
     llama_cpp: Path | None = None
+    llama_bench: bool = False
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Result:
     texts: dict[str, int] = field(default_factory=dict)  # their lengths in tokens
     measurements: list[Measurement] = field(default_factory=list)
     needs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # engine -> case -> needs
+    llama_bench: dict[str, dict[str, float]] = field(default_factory=dict)  # engine -> case -> tokens/s
 
 
 def vocabulary_and_ids(model: Model, settings: Settings) -> tuple[int, int, dict[str, list[int]]]:
@@ -112,6 +115,11 @@ def run_model(model: Model, settings: Settings, peaks: Peaks) -> Result:
             result.engines[one.name] = {"label": one.engine.label, "how": how, **one.about}
             if one.failed:
                 result.failed[one.name] = one.failed
+    if settings.llama_bench and settings.llama_cpp:  # the engines have ended: nothing else runs
+        for one in workers:
+            if one.engine.runner == "LlamaCpp" and not one.failed:
+                given = (settings.cases, settings.threads, settings.repeat)
+                result.llama_bench[one.name] = llama_bench(settings.llama_cpp, one.path, *given)
     return result
 
 

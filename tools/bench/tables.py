@@ -8,6 +8,7 @@ from typing import Any
 
 from tools.bench.engines import ENGINES, PYLLM, RATIOS, REFERENCES
 from tools.bench.peaks import Peaks, share_of_peak
+from tools.bench.peers import RUNNERS
 from tools.bench.runs import Result
 from tools.bench.timing import SLOW, Measurement
 
@@ -70,6 +71,18 @@ def present(result: Result, engines: Sequence[str]) -> list[str]:
     return [name for name in engines if name not in result.failed]
 
 
+def variants(result: Result) -> list[str]:
+    """Which figures are those of another variant than an engine's first."""
+    chosen: dict[tuple[str, str], list[str]] = {}
+    for m in result.measurements:
+        for name in m.seconds:
+            best = m.best(name)
+            if best != RUNNERS[ENGINES[name].runner].variants[0]:
+                chosen.setdefault((best, m.case.title), []).append(ENGINES[name].label)
+    parts = [f"{title}, {', '.join(labels)}: {best}" for (best, title), labels in chosen.items()]
+    return ["", f"Fastest with other settings than those of the KL: {'; '.join(parts)}."] if parts else []
+
+
 def absent(result: Result, engines: Sequence[str]) -> list[str]:
     """Those that could not, and why: a line a reason."""
     reasons: dict[str, list[str]] = {}
@@ -102,7 +115,7 @@ def main_table(result: Result, engines: Sequence[str]) -> list[str]:
         cells = [f"{engine.program} (the reference)", engine.dtype, "–"]
         cells += accuracy_cells(result, result.reference, notes)
         rows.append(cells + ["–"] * len(result.measurements))
-    return grid(titles, rows, 2) + notes.lines() + absent(result, engines)
+    return grid(titles, rows, 2) + notes.lines() + variants(result) + absent(result, engines)
 
 
 def pairs(engines: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -130,6 +143,17 @@ def ratio_table(result: Result, engines: Sequence[str]) -> list[str]:
         return []
     titles = ["times as fast", *(m.case.title for m in result.measurements)]
     return ["", *grid(titles, rows, 1)]
+
+
+def llama_bench_table(result: Result) -> list[str]:
+    """What llama.cpp's own benchmark says of the same files."""
+    cases = [m.case for m in result.measurements if m.case.kind != "batch"]
+    rows = [
+        [ENGINES[name].label, *(figure(speeds[str(case)]) for case in cases)]
+        for name, speeds in result.llama_bench.items()
+    ]
+    titles = ["llama-bench, tokens/s", *(case.title for case in cases)]
+    return ["", *grid(titles, rows, 1)] if rows else []
 
 
 def share_table(result: Result, engines: Sequence[str], peaks: dict[str, Any]) -> list[str]:
@@ -214,6 +238,7 @@ def as_markdown(
         if result.measurements:
             lines += ratio_table(result, present(result, engines))
             lines += share_table(result, present(result, engines), peaks.median())
+            lines += llama_bench_table(result)
         lines.append("")
     return "\n".join(lines)
 
@@ -246,6 +271,7 @@ def model_dict(result: Result, engines: Sequence[str]) -> dict[str, Any]:
         "texts": result.texts,
         "accuracy": {name: found.summary() for name, found in result.accuracy.items()},
         "needs": result.needs,
+        "llama_bench": result.llama_bench,
         "measurements": [case_dict(m, engines) for m in result.measurements],
     }
 

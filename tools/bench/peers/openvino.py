@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ class OpenVINO(Runner):
 
     how = (
         "LLMPipeline(GGUF, 'CPU').generate with token ids and its default settings; a prompt's time is its "
-        "time to first token, a step's is taken between its times of new tokens, which it chooses greedily"
+        "time to first token, a step's is taken between its times of new tokens, which it chooses greedily. "
+        "Logits: the model that it makes of the GGUF, compiled with default settings"
     )
 
     def __init__(self, path: Path, engine: Engine, threads: int) -> None:
         import openvino
         import openvino_genai
 
-        self.ov, self.genai = openvino, openvino_genai
+        self.ov, self.genai, self.path, self.threads = openvino, openvino_genai, path, threads
+        self.compiled: Any = None
         self.pipeline = openvino_genai.LLMPipeline(str(path), "CPU", INFERENCE_NUM_THREADS=threads)
         self.runs_with = openvino.get_version()
 
@@ -48,3 +52,27 @@ class OpenVINO(Runner):
 
     def logits(self, ids: list[int]) -> int:
         return int(self.generate([ids], 1).tokens[0][0])
+
+    def compile(self) -> Any:
+        """The pipeline's model by itself: the pipeline gives no logits."""
+        with tempfile.TemporaryDirectory(dir=self.path.parent) as name:
+            folder = Path(name)
+            gguf = folder / "model.gguf"
+            os.link(self.path, gguf)
+            self.genai.LLMPipeline(str(gguf), "CPU", enable_save_ov_model=True)  # beside the GGUF
+            model = self.ov.Core().read_model(str(folder / "openvino_model.xml"))
+            return self.ov.Core().compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": self.threads})
+
+    def all_logits(self, ids: list[int]) -> np.ndarray:
+        self.compiled = self.compiled or self.compile()
+        n = len(ids)
+        inputs = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, n), np.int64),
+            "position_ids": np.arange(n, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        request = self.compiled.create_infer_request()  # a new one: its cache is empty
+        request.infer(inputs)
+        found: np.ndarray = request.get_tensor("logits").data[0].copy()
+        return found
