@@ -109,6 +109,9 @@ def run_model(model: Model, settings: Settings, peaks: Peaks) -> Result:
         if settings.random_accuracy if model.shape else settings.accuracy:
             result.texts = {name: len(ids) for name, ids in texts.items()}
             result.reference, result.accuracy = judged(model, workers, texts, settings)
+        for one in workers:
+            if not one.engine.timed:  # its memory is of no more use
+                one.close()
         time_cases(result, timed, vocab_size, settings, peaks)
         for one in workers:
             how = RUNNERS[one.engine.runner].how

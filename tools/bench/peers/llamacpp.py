@@ -59,6 +59,7 @@ class LlamaCpp(Runner):
             params.n_batch, params.n_ubatch = self.batch_size, 512
             params.n_threads = params.n_threads_batch = self.threads
             params.flash_attn_type = int(variant != "no flash attention")
+            params.swa_full = False  # a layer with a window keeps what is in it, as llama-bench has it
             if "q8_0" in variant:
                 params.type_k = params.type_v = self.c.GGML_TYPE_Q8_0
             context = self.c.llama_init_from_model(self.model, params)
