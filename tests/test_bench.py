@@ -240,11 +240,12 @@ def test_engines_take_turns_and_slow_variants_drop_out(monkeypatch):
     fast, q8, plain = RUNNERS["LlamaCpp"].variants
     ours = Scripted("pyllm-int8", {"": [9.0, 0.5, 0.7, 0.6]})
     theirs = Scripted("llamacpp-q8_0", {fast: [1, 1.1, 1.3, 1.2], q8: [1.2, 1.0, 0.9, 0.8], plain: [2.0]})
-    found = timing.measure(Case("decode", 0), [ours, theirs], 320, 3)
+    found = timing.measure(Case("decode", 4096), [ours, theirs], 320, 3)
     assert theirs.asked.count(plain) == 1 and theirs.asked.count(fast) == theirs.asked.count(q8) == 4
     assert found.best("llamacpp-q8_0") == q8 and found.speed("llamacpp-q8_0") == pytest.approx(1 / 0.9)
     assert found.ratio("pyllm-int8", "llamacpp-q8_0") == pytest.approx(np.median([2.0, 0.9 / 0.7, 0.8 / 0.6]))
     assert found.fastest(["llamacpp-q8_0", "pyllm-int4"]) == "llamacpp-q8_0"
+    assert RUNNERS["LlamaCpp"].variants_of(Case("prompt", 4096)) == (fast, plain)
 
 
 def test_tables_say_what_failed_what_was_chosen_and_who_was_faster():

@@ -10,6 +10,7 @@ import numpy as np
 DECODE_STEPS = 48  # tokens after the context
 BATCH_STEPS = 16  # the same where several sequences decode together
 BATCH_CONTEXT = 32  # tokens in each of them
+DEEP = 512  # tokens in a context from which on its keys and values are worth storing in fewer bits
 SPECIAL = 3  # special tokens of a random model, at the end of the vocabulary: none is in a prompt
 
 

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.bench.cases import Case
+from tools.bench.cases import DEEP, Case
 from tools.bench.common import Unavailable, say
 from tools.bench.files import llama_tool
 from tools.bench.workers import LIMIT
 
 CACHES = ("f16", "q8_0")  # types of keys and values that are tried where a context is deep
-DEEP = 512  # tokens from which on it is
 
 
 def arguments(case: Case) -> list[list[str]]:

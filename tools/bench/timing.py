@@ -75,7 +75,7 @@ def measure(case: Case, workers: Sequence[Worker], vocab_size: int, repeat: int)
     warm_up = 0.0
     for one in workers:
         first: dict[str, float] = {}
-        for variant in RUNNERS[one.engine.runner].variants:
+        for variant in RUNNERS[one.engine.runner].variants_of(case):
             if one.name not in result.failed:
                 first[variant] = time_one(one, variant, 0)
         turns += [(one, variant) for variant in first if first[variant] <= HOPELESS * min(first.values())]

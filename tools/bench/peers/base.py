@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tools.bench.cases import Case
 from tools.bench.common import Unavailable
 from tools.bench.divergence import divergence
 from tools.bench.engines import Engine
@@ -28,6 +29,11 @@ class Runner:
 
     def __init__(self, path: Path, engine: Engine, threads: int) -> None:
         raise NotImplementedError
+
+    @classmethod
+    def variants_of(cls, case: Case) -> tuple[str, ...]:
+        """Those that may be the fastest."""
+        return cls.variants
 
     def prompt(self, ids: list[int], variant: str) -> float:
         """Seconds for one pass over ids (n,) into an empty cache, with the logits of the last."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tools.bench.cases import DEEP, Case
 from tools.bench.common import Unavailable
 from tools.bench.engines import Engine
 from tools.bench.peers.base import Runner, rounded
@@ -22,11 +23,16 @@ class LlamaCpp(Runner):
 
     how = (
         "llama_decode with n_batch 2048 and n_ubatch 512 (the defaults), one context a case: with flash "
-        "attention and keys and values in fp16, the same in q8_0, and without flash attention; the fastest "
-        "median counts. Logits: with flash attention, fp16"
+        "attention and keys and values in fp16, the same in q8_0 where a context is deep, and without flash "
+        "attention; the fastest median counts. Logits: with flash attention, fp16"
     )
     variants = ("flash attention", "flash attention, q8_0 cache", "no flash attention")
     batch_size = 2048
+
+    @classmethod
+    def variants_of(cls, case: Case) -> tuple[str, ...]:
+        deep = case.kind == "decode" and case.n >= DEEP
+        return tuple(variant for variant in cls.variants if deep or "q8_0" not in variant)
 
     def __init__(self, path: Path, engine: Engine, threads: int) -> None:
         import llama_cpp
