@@ -14,7 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.bench import accuracy, common, engines, files, llama_bench, models, runs, tables, timing, workers
+from tools.bench import (
+    accuracy,
+    common,
+    engines,
+    files,
+    llama_bench,
+    models,
+    plots,
+    runs,
+    tables,
+    timing,
+    workers,
+)
 from tools.bench.cases import Case
 from tools.bench.divergence import divergence
 from tools.bench.peers import RUNNERS
@@ -116,6 +128,12 @@ def test_plots_are_written_where_matplotlib_is_installed(measured):
             assert not plot.exists()
         else:
             assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_of_a_plot_keep_apart():
+    moved = plots.apart([0.1, 0.11, 0.12, 0.5, 0.97, 0.99], 0.05)
+    assert moved == pytest.approx([0.1, 0.15, 0.2, 0.5, 0.95, 1.0])
+    assert plots.apart([0.2, 0.4], 0.05) == [0.2, 0.4]
 
 
 def test_an_engine_that_fails_is_named_with_a_reason(tmp_path):

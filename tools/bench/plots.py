@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.bench.common import replacing
+from tools.bench.common import megabytes, replacing
 from tools.bench.engines import ENGINES
 from tools.bench.runs import Result
 
@@ -91,6 +91,18 @@ def points_of(result: Result, engines: Sequence[str]) -> list[tuple[str, float, 
     return found
 
 
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights, moved up where they are closer than the gap, and all down if the last is above 1."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + gap) if moved else height)
+    limit = 1.0
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    return moved
+
+
 def draw_accuracy(
     results: Sequence[Result], about: dict[str, Any], engines: Sequence[str], path: Path
 ) -> bool:
@@ -100,18 +112,20 @@ def draw_accuracy(
     if not judged:
         return False
     plt = pyplot()
-    size = (6.4 * len(judged), 4.8)
+    size = (7.2 * len(judged), 4.8)
     figure, axes = plt.subplots(1, len(judged), figsize=size, squeeze=False, layout="constrained")
     for (result, points), ax in zip(judged, axes[0], strict=True):
-        for name, kl, speed in points:
-            engine = ENGINES[name]
-            ax.plot(kl, speed, "o", color=engine.colour, markersize=7)
-            size_mb = result.engines[name]["file_bytes"] / 1e6
-            text = f"{engine.label}, {size_mb:.0f} MB"
-            ax.annotate(text, (kl, speed), (5, 5), textcoords="offset points", fontsize=7.5)
+        points = sorted(points, key=lambda point: point[2])
+        top = 1.1 * points[-1][2]
+        heights = apart([speed / top for _, _, speed in points], 0.05)
+        for (name, kl, speed), height in zip(points, heights, strict=True):
+            colour, size_mb = ENGINES[name].colour, megabytes(result.engines[name]["file_bytes"])
+            ax.plot(kl, speed, "o", color=colour, markersize=7)
+            line = dict(arrowstyle="-", relpos=(0, 0.5), color=colour, linewidth=0.7, alpha=0.6)
+            place = dict(xytext=(1.03, height), textcoords="axes fraction", va="center", fontsize=8)
+            ax.annotate(f"{ENGINES[name].label}, {size_mb} MB", (kl, speed), arrowprops=line, **place)
         ax.set_xscale("log")
-        ax.margins(x=0.22, y=0.1)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, top)
         ax.set_xlabel("KL divergence from float32 (nats a token)")
         ax.set_ylabel("decoding, tokens/s")
         ax.set_title(result.model.name, fontsize=10, loc="left")

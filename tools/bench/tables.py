@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from tools.bench.common import megabytes
 from tools.bench.engines import ENGINES, PYLLM, RATIOS, REFERENCES
 from tools.bench.peaks import Peaks, share_of_peak
 from tools.bench.peers import RUNNERS
@@ -60,10 +61,6 @@ def accuracy_cells(result: Result, name: str, notes: Notes) -> list[str]:
         return [notes.dash(summary["failed"]), "–", "–", "–"]
     kl, p99 = divergence_figure(summary["kl"]), divergence_figure(summary["kl_p99"])
     return [kl, p99, f"{100 * summary['top1']:.1f} %", f"{summary['perplexity']:.3f}"]
-
-
-def megabytes(size: float) -> str:
-    return f"{size / 1e6:.0f}" if size >= 1e7 else f"{size / 1e6:.1f}"
 
 
 def present(result: Result, engines: Sequence[str]) -> list[str]:
