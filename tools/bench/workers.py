@@ -39,7 +39,8 @@ def worker(name: str, model: Model, threads: int, llama_cpp: Path | None) -> int
     except Exception as error:
         answer(error=one_line(error))
         return 1
-    answer(result={"runs_with": runner.runs_with, "load_seconds": seconds})
+    size = runner.file_bytes or size_of(path)
+    answer(result={"runs_with": runner.runs_with, "load_seconds": seconds, "file_bytes": size})
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -77,7 +78,7 @@ class Worker:
         self.commands, self.answers = self.process.stdin, self.process.stdout
         self.about: dict[str, Any] = {}
         try:
-            self.about = {**self.receive(), "file_bytes": size_of(self.path)}
+            self.about = self.receive()
         except Unavailable as error:
             self.failed = str(error)
 

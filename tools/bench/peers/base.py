@@ -21,11 +21,13 @@ class Runner:
     how        says which interface: it goes into the report
     variants   ways to run it, of which the fastest counts
     runs_with  what the program says of itself: instruction sets, version
+    file_bytes the size of the model's file, where that is not what lies on disk
     """
 
     how = ""
     variants: tuple[str, ...] = ("",)
     runs_with = ""
+    file_bytes = 0
 
     def __init__(self, path: Path, engine: Engine, threads: int) -> None:
         raise NotImplementedError

@@ -26,6 +26,8 @@ class Transformers(Runner):
         dtype = torch.bfloat16 if engine.dtype == "bf16" else torch.float32
         self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
         self.runs_with = torch.backends.cpu.get_cpu_capability()
+        # the folder holds float32, for the reference
+        self.file_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.held: list[Any] | None = None
 
     def forward(self, ids: list[list[int]], past: Any) -> Any:
