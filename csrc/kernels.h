@@ -10,7 +10,7 @@
 #include "file.h"
 
 #define SPAN LLM_PAGE  /* positions that attention takes at a time */
-#define MAX_BATCH 1024 /* tokens that go through the layers together */
+#define MAX_BATCH 8192 /* tokens that go through the layers together */
 #define MANY 16        /* tokens from which on other kernels are worth their while */
 #define LANES 16       /* partial sums of a sum over a vector, whatever the instruction set */
 

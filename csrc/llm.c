@@ -816,14 +816,24 @@ static void multiply(llm_session *s, const product *p, const matrix *w, size_t n
     barrier(&s->barrier);
 }
 
+/* Shows the input of a product, of expert e of tensor t, to who wants to see it. */
+static void show(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x) {
+    const size_t number = (size_t)(t - s->m->tensors);
+    if (s->observer && THREAD == 0)
+        s->observer(s->observer_context, (uint32_t)(number % LLM_N_TENSORS), (uint32_t)(number / LLM_N_TENSORS),
+            (uint32_t)e, n, t->cols, x.data, x.stride);
+}
+
 /* The same however many tokens there are, so that which experts they go to never depends on the batch */
 static void matmul_exact(llm_session *s, const llm_tensor *t, size_t n, vectors x, vectors y) {
     const matrix w = matrix_of(s->m, t, 0);
+    show(s, t, 0, n, x);
     multiply(s, &s->k->few[t->dtype], &w, n, x, y);
 }
 
 static void matmul(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x, vectors y) {
     const matrix w = matrix_of(s->m, t, e);
+    show(s, t, e, n, x);
     multiply(s, product_of(s, t->dtype, n), &w, n, x, y);
 }
 

@@ -354,7 +354,7 @@ typedef struct llm_options {
     uint32_t n_seqs;  /* sequences, numbered from 0; 0: 1 */
     uint32_t threads; /* at most, where the system refuses some; 0: llm_default_threads(). Results do not
                          depend on it. */
-    uint32_t batch;   /* tokens that go through the layers together, at most 1024, more are split; 0: 256 */
+    uint32_t batch;   /* tokens that go through the layers together, at most 8192, more are split; 0: 256 */
     uint32_t kv;      /* enum llm_kv */
     /* 1: fp16 matrices, keys and values are multiplied in float32 however many tokens there are; 0: from 16 tokens on
      * they are rounded to 13 bits and a sign, with a scale for 64 numbers. Only for models whose first layer's LLM_QKV
@@ -387,6 +387,16 @@ const char *llm_session_isa(const llm_session *session);
  * `logits` then holds anything. A key or value beyond fp16's range is kept as the largest number of fp16. */
 int llm_forward(llm_session *session, size_t n, const uint32_t *tokens, const uint32_t *seqs,
     const uint8_t *want, float *logits, char *err, size_t errlen);
+
+/* Is shown the input of a product of llm_forward() before it is computed: x (n, cols), `stride` floats from one row to
+ * the next, of n tokens; `expert` is 0 but where a tensor has several. Called by the thread that called llm_forward(),
+ * while the other threads wait; x is valid until it returns. */
+typedef void (*llm_observer)(void *context, uint32_t tensor, uint32_t layer, uint32_t expert, size_t n, size_t cols,
+    const float *x, size_t stride);
+
+/* Shows this session's products to `observer` from now on: one batch after the other, layer by layer, in the order in
+ * which they are computed. NULL: to nobody. */
+void llm_observe(llm_session *session, llm_observer observer, void *context);
 
 /* The number of positions in sequence `seq`; 0 when there is no such sequence. */
 size_t llm_length(const llm_session *session, uint32_t seq);

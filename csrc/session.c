@@ -190,6 +190,11 @@ void llm_session_close(llm_session *s) {
     free(s);
 }
 
+void llm_observe(llm_session *s, llm_observer observer, void *context) {
+    s->observer = observer;
+    s->observer_context = context;
+}
+
 const llm_options *llm_session_options(const llm_session *s) { return &s->o; }
 
 const char *llm_session_isa(const llm_session *s) { return s->k->name; }

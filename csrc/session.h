@@ -14,6 +14,8 @@ struct llm_session {
     const kernels *k;
     llm_options o;
     team_barrier barrier;
+    llm_observer observer; /* NULL: nobody looks */
+    void *observer_context;
     uint8_t *arena; /* one mapping that holds all buffers */
     size_t arena_size;
 

@@ -32,6 +32,11 @@ def declarations() -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
+# The llm_observer that calls back into Python
+OBSERVER = """extern "Python" void pyllm_observer(
+    void *, uint32_t, uint32_t, uint32_t, size_t, size_t, const float *, size_t);"""
+
+
 def compiler() -> list[str]:
     """The C compiler's command line: CC, else what Python was built with, else cc."""
     command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
@@ -68,6 +73,7 @@ def make_ffi() -> FFI:
     flags = [*CFLAGS, *openmp_flags()]
     ffi = FFI()
     ffi.cdef(declarations())
+    ffi.cdef(OBSERVER)
     ffi.set_source(
         "pyllm._llm",
         '#include "llm.h"',

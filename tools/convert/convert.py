@@ -16,9 +16,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TextIO
 
 import numpy as np
@@ -26,7 +27,18 @@ from pyllm._llm import lib
 
 from pyllm import files
 
-from . import chat_parts, flatfile, gguf_file, huggingface, llama2c, lora, sources, verify_tokenizer
+from . import calibrate as calibration
+from . import (
+    chat_parts,
+    flatfile,
+    four_bits,
+    gguf_file,
+    huggingface,
+    llama2c,
+    lora,
+    sources,
+    verify_tokenizer,
+)
 from . import plan as planning
 from .families import Family
 from .model import Model, describe
@@ -250,6 +262,7 @@ def convert(
     chat_template: str | os.PathLike[str] | None = None,
     name: str | None = None,
     context: int | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
     quiet: bool = True,
 ) -> Report:
     """Converts a model to a flat file.
@@ -257,7 +270,10 @@ def convert(
     source         a Hugging Face directory or hub name, a GGUF file, or a llama2.c checkpoint
     out            the file to write, replaced only when complete; None: the source's name + ".llm" in the
                    current directory
-    dtype          of the matrices: "fp16" or "int8"
+    dtype          of the matrices: "fp16", "int8", or "int4", which leaves embedding and output in 8 bits
+    calibrate      int4: a text, UTF-8, that shows what the model's products are to be good at; None: one that comes
+                   with pyllm; "none": weights are rounded without data. A source that has four bits already is taken as
+                   it is where its grid fits.
     tokenizer      None: the source's own, which must exist; False: none; a path: a tokenizer directory, or
                    llama2.c's tokenizer.bin
     lora           PEFT adapter directories, merged in this order
@@ -270,6 +286,8 @@ def convert(
     Raises ConvertError (a ValueError) or OSError, and then no file has been written."""
     if dtype not in flatfile.DTYPES:
         raise ConvertError(f"dtype {dtype!r} is not known; {', '.join(DTYPES)} are")
+    if calibrate is not None and dtype != "int4":
+        raise ConvertError(f"calibrate is for int4, not for {dtype}")
     given = None if tokenizer is None or isinstance(tokenizer, bool) else Path(tokenizer)
     with documented_errors(source):
         opened = open_source(source)
@@ -283,6 +301,7 @@ def convert(
                 Path(chat_template) if chat_template else None,
                 name,
                 context,
+                calibrate,
                 quiet,
             )
         finally:
@@ -313,6 +332,7 @@ def convert_source(
     chat_template: Path | None,
     name: str | None,
     context: int | None,
+    calibrate: str | os.PathLike[str] | None,
     quiet: bool,
 ) -> Report:
     """convert, with the source opened."""
@@ -360,9 +380,41 @@ def convert_source(
     layout = flatfile.finish_layout(model.shape, dtype, sections)
     plan = collect(source, model, layout, tensors)
     threads = max(1, lib.llm_default_threads())
-    with progress_bar(sum(place.size for place, _ in plan), quiet) as progress:
-        errors = flatfile.write(out, layout, model.angles, plan, threads, progress, check)
+    text = calibration_text(calibrate, tokenizer is not False, model.notes) if dtype == "int4" else None
+    first = flatfile.finish_layout(model.shape, "int8", sections) if text is not None else None
+    size = layout.header.file_size + (first.header.file_size if first else 0)
+    with progress_bar(size, quiet) as progress, ExitStack() as stack:
+        path = None
+        if first is not None:  # the model that runs over the text
+            folder = files.destination(out)[0].parent
+            flatfile.check_space(out, size)
+            path = Path(stack.enter_context(TemporaryDirectory(prefix=".pyllm-", dir=folder))) / "int8.llm"
+            flatfile.write(
+                path, first, model.angles, collect(source, model, first, tensors), threads, progress
+            )
+
+        def in_four_bits(
+            fd: int, matrices: list[tuple[flatfile.Place, list[sources.Tensor]]]
+        ) -> dict[str, Any]:
+            return four_bits.write(fd, matrices, threads, progress, path, text or "")
+
+        later = in_four_bits if dtype == "int4" else None
+        errors = flatfile.write(out, layout, model.angles, plan, threads, progress, check, later)
     return report(out, layout, plan, errors, model.notes)
+
+
+def calibration_text(
+    calibrate: str | os.PathLike[str] | None, has_tokenizer: bool, notes: list[str]
+) -> str | None:
+    """The text to calibrate with; None: none is wanted, or there is no tokenizer that could read it."""
+    if calibrate == "none":
+        return None
+    if not has_tokenizer:
+        notes.append(
+            "weights are rounded without data: without a tokenizer there is no text to calibrate with"
+        )
+        return None
+    return sources.read_text(Path(calibrate) if calibrate is not None else calibration.TEXT)
 
 
 def make_tokenizer(
@@ -568,6 +620,12 @@ def parser() -> argparse.ArgumentParser:
         "for short texts",
     )
     p.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="with --dtype int4, a text of the kind that the model is for, instead of the one that comes with pyllm; "
+        "none: weights are rounded without looking at a text, which is faster and less exact",
+    )
+    p.add_argument(
         "--plan",
         action="store_true",
         help="write nothing, but print how large the file would be, the memory it needs, and how fast it can "
@@ -689,6 +747,8 @@ def command(argv: Sequence[str] | None) -> int:
         p.error("--tokenizer and --no-tokenizer exclude each other")
     if args.context is not None and args.context < 1:
         p.error(f"--context {args.context} is not a positive number")
+    if args.calibrate is not None and args.dtype != "int4":
+        p.error("--calibrate is for --dtype int4")
     if args.plan and args.out:
         p.error("--plan writes no file")
     try:
@@ -720,6 +780,7 @@ def run(args: argparse.Namespace) -> str:
             chat_template=args.chat_template,
             name=args.name,
             context=args.context,
+            calibrate=args.calibrate,
             quiet=args.quiet,
         )
     )

@@ -33,7 +33,7 @@ GROUP = lib.LLM_GROUP
 TILE = lib.LLM_TILE
 FP16_MAX = 65504.0
 JOB = 1 << 19  # weights, 2 MB as float32: fits in a core's cache with its temporaries
-DTYPES = {"fp16": lib.LLM_FP16, "int8": lib.LLM_INT8_ROTATED}
+DTYPES = {"fp16": lib.LLM_FP16, "int8": lib.LLM_INT8_ROTATED, "int4": lib.LLM_INT4}
 TENSOR_IDS = sorted(
     (number, name)
     for name, number in ffi.typeof("enum llm_tensor_id").relements.items()
@@ -193,8 +193,13 @@ def inventory(layer: Layer, tied: bool) -> dict[str, tuple[bool, int]]:
 
 
 def dtype_of(tensor: str, dtype: str) -> int:
-    """The dtype of a matrix in a file of `dtype`: a router is small, and decides."""
-    number: int = lib.LLM_FP16 if tensor == "LLM_ROUTER" else DTYPES[dtype]
+    """The dtype of a matrix in a file of `dtype`: a router is small, and decides; embedding and output are read by
+    tokens, and written as logits, directly."""
+    number: int = DTYPES[dtype]
+    if tensor == "LLM_ROUTER":
+        number = lib.LLM_FP16
+    elif dtype == "int4" and tensor in ("LLM_EMBED", "LLM_OUTPUT"):
+        number = lib.LLM_INT8_ROTATED
     return number
 
 
@@ -483,9 +488,10 @@ def write(
     threads: int = 1,
     progress: Callable[[int], None] = lambda n: None,
     check: Callable[[Path], None] = lambda path: None,
+    four_bits: Callable[[int, list[tuple[Place, list[Tensor]]]], dict[str, Error]] | None = None,
 ) -> dict[str, Error]:
     """Writes a flat file under a temporary name, lets `check` look at it, and renames it to `path`. `angles`
-    (n_rope, rope_dim / 2, 2) are the rotary tables."""
+    (n_rope, rope_dim / 2, 2) are the rotary tables. What is int4 is left to four_bits(fd, tensors)."""
     header = layout.header
     head = bytes(ffi.buffer(header)) + layout.text + bytes(ffi.buffer(layout.layers))
     head += np.ascontiguousarray(angles, "<f4").tobytes()
@@ -494,7 +500,10 @@ def write(
     check_space(path, header.file_size)
     with files.replacing(path, header.file_size) as (fd, temporary):
         write_at(fd, np.frombuffer(head, np.uint8), 0)
-        errors = write_tensors(fd, tensors, threads, progress)
+        rest = [item for item in tensors if item[0].dtype != lib.LLM_INT4]
+        errors = write_tensors(fd, rest, threads, progress)
+        if four_bits is not None:
+            errors |= four_bits(fd, [item for item in tensors if item[0].dtype == lib.LLM_INT4])
         write_checksums(fd, temporary, layout)
         check(temporary)
     return errors
