@@ -24,8 +24,13 @@ import numpy as np
 from . import int4
 from .int4 import Codebook, Feedback, Floats, Rounder
 
+# The text that ships, written for this and quoting nothing: prose, dialogue, code, markup, tables,
+# mathematics, law and letters in 20 languages, all of them in its first 2,000 tokens and again after. With as
+# many tokens of licences, Python and manuals instead, the products' errors on other texts were 5 % (Gemma 3
+# 270M) and 14 % larger (SmolLM2 135M); with 2,048 of its tokens 5 %.
 TEXT = Path(__file__).with_name("calibration.txt")
-TOKENS = 4096  # of the text that a model runs over, if it has as many
+TOKENS = 4096  # of a text that a model runs over, in sequences of LENGTH, each from its beginning
+LENGTH = 512
 WIDTH = 4096  # columns whose second moments are taken together
 PRIOR = 256  # tokens' worth of its layer's inputs that an expert's moments begin with
 ALIKE = 32  # tokens' worth of inputs, alike in all columns, that all moments begin with
