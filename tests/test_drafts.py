@@ -486,13 +486,9 @@ def test_a_drafter_that_fails_ends_its_request_only(path):
     assert str(bad.error) == "draft" and good.error is None and len(good.tokens) == 20
 
 
-def test_a_guess_whose_logits_are_not_finite_is_no_error(folder, tmp_path):
+def test_a_guess_whose_logits_are_not_finite_is_no_error(tmp_path):
     """The embedding of "A" is NaN. A draft model guesses it all the time, and it never comes."""
-    data = bytearray(tiny(8, dtype=FP16))
-    t = place_of(bytes(data), lib.LLM_EMBED)
-    words = np.frombuffer(data, "<u2", t.size // 2, t.offset).reshape(-1, t.stride, 16)
-    words[65 // 16, :, 65 % 16] = 0x7E00
-    (tmp_path / "nan.llm").write_bytes(data)
+    (tmp_path / "nan.llm").write_bytes(with_row(tiny(8, dtype=FP16), lib.LLM_EMBED, 65, 0x7E00))
     never = {65: -math.inf}
 
     class Always(LLM):
@@ -719,6 +715,30 @@ def test_a_conversation_is_the_same(folder, path):
         assert len(lines) == 4 and sum(counts(line)[1] for line in lines) > 0
         if not how:
             assert sum(counts(line)[0] for line in lines) > 0
+
+
+def with_row(data: bytes, tensor: int, row: int | slice, word: int) -> bytes:
+    """An fp16 model with rows of a matrix replaced; those of a slice in each tile of 16."""
+    changed, t = bytearray(data), place_of(data, tensor)
+    words = np.frombuffer(changed, "<u2", t.size // 2, t.offset).reshape(-1, t.stride, 16)
+    if isinstance(row, slice):
+        words[:, :, row] = word
+    else:
+        words[row // 16, :, row % 16] = word
+    return bytes(changed)
+
+
+@needs_command
+def test_a_guess_whose_logits_are_not_finite_is_no_error_of_the_command(tmp_path):
+    """Token 0 is always guessed, has an embedding of NaN, and never comes."""
+    model = with_row(with_row(tiny(8, dtype=FP16), lib.LLM_EMBED, 0, 0x7E00), lib.LLM_OUTPUT, 0, 0)
+    (tmp_path / "nan.llm").write_bytes(model)
+    (tmp_path / "zero.llm").write_bytes(with_row(tiny(9, dtype=FP16), lib.LLM_OUTPUT, slice(16), 0))
+    command = ["generate", "-m", str(tmp_path / "nan.llm"), "-n", "60", "-t", "0", "-v", QUOTED]
+    plain, _ = run(*command, "--draft", "off")
+    out, err = run(*command, "--draft", str(tmp_path / "zero.llm"))
+    assert out == plain and counts(err)[0] == 0 < counts(err)[1]
+    assert err.count("\n") == 1
 
 
 @needs_command
