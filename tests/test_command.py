@@ -1002,8 +1002,13 @@ def test_info_names_the_size_in_the_other_precision(run, tmp_path):
         files[name].write_bytes(make_model(dtype=dtype, dim=100, sections={lib.LLM_NAME: b"x"}))
     for name, other in (("fp16", "int8"), ("int8", "fp16")):
         weights = info(run, "-m", str(files[name]))["weights"]
-        assert weights.startswith(name) and weights.endswith(f" as {other}")
-        assert f"; {files[other].stat().st_size} bytes (" in weights
+        assert weights.startswith(begins[name])
+        sizes = re.findall(r"(\d+) bytes \([^)]*\) as (\w+)", weights)
+        assert sizes == [(str(files[x].stat().st_size), x) for x in files if x != name]
+    files["int4"].write_bytes(make_model(dtype=INT4))
+    assert info(run, "-m", str(files["int4"]))["weights"].startswith(
+        "int4, with an fp16 scale for every 32; "
+    )
 
 
 def test_info_names_what_a_model_computes_otherwise(run, tmp_path):

@@ -4,6 +4,7 @@ converted file."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -223,7 +224,7 @@ def test_the_table_names_sizes_and_speed():
     assert rows["decode reads"][:2] == ["23.7 GiB", "12.2 GiB"]
     assert rows["tokens/s"] == ["3.9", "7.6", "at most, with 100.00 GB/s on 4 threads"]
     after = next(line for line in lines if line.endswith("at the end of that context"))
-    assert after.split()[:2] == ["3.4", "6.6"]
+    assert after.split()[:2] == ["3.4", "6.5"]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -233,7 +234,8 @@ def test_the_speed_of_memory_is_one_that_machines_have(threads):
 
 def test_a_shorter_context_needs_less_memory():
     config = CONFIGS["Llama-2-7b"]
-    assert "512.0 MiB at a context of 1024" in plan.tell(config, 1024)
+    held = r"512\.0 MiB +264\.0 MiB +at a context of 1024\n"  # in int8: 128 + 4 and 128 + 4 bytes for 512
+    assert re.search(held, plan.tell(config, 1024))
     with pytest.raises(ConvertError, match="context 4097 is not between 1 and the model's 4096"):
         plan.make(config, 4097)
 

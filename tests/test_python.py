@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from common import BOS, IM_END, IM_START, NONE, SPECIAL, byte_tokenizer
 from pyllm._llm import ffi, lib
-from reference import INT8, Reference, log_softmax, make_model
+from reference import INT8, INT8R, Reference, log_softmax, make_model
 
 import pyllm
 from pyllm import (
@@ -38,6 +38,7 @@ from pyllm import (
 from pyllm.binding import CHUNK, Cache
 from pyllm.sampling import Continuation
 from pyllm.scheduler import MAX_BATCH
+from pyllm.session import HEAD
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -1071,6 +1072,26 @@ def test_sessions_of_other_models_and_longer_ones_are_refused(llm, tmp_path):
         LLM(tmp_path / "other.llm").session().load(tmp_path / "s.kv")
     with pytest.raises(ContextError, match="30 tokens, more than the context of 20"):
         LLM(llm.path, context=20).session().load(tmp_path / "s.kv")
+
+
+def test_sessions_whose_keys_are_kept_in_another_way_are_refused(tmp_path):
+    (tmp_path / "m.llm").write_bytes(tiny(dtype=INT8R))
+    file, llm = tmp_path / "s.kv", LLM(tmp_path / "m.llm")
+    with llm.session() as s, llm.session() as other:
+        s.eval(ids := list(range(70)))
+        s.save(file)
+        other.load(file)
+        assert np.array_equal(other.eval([7]), llm.logits([*ids, 7])[-1])
+        head, rest = list(HEAD.unpack_from(file.read_bytes())), file.read_bytes()[HEAD.size :]
+        a_layer = 2 * (16 + 2 + 16 + 4)  # two heads of 16: a key and a value with their scales
+        assert head[-1] == 2 * a_layer
+        for size, what in ((2 * 2 * 2 * 16 * 2, "are fp16"), (7, "have 7 bytes a token")):
+            file.write_bytes(HEAD.pack(*head[:-1], size) + rest)
+            with pytest.raises(
+                LLMError, match=f"s.kv: its keys and values {what}, not int8 as in this session"
+            ):
+                other.load(file)
+        assert other.tokens == [*ids, 7]
 
 
 def test_threads_may_share_a_session(llm):
