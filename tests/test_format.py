@@ -33,6 +33,7 @@ from reference import (
     SHARED_GATE,
     TIED,
     Reference,
+    Rounding,
     edited,
     layer_shapes,
     make_model,
@@ -404,16 +405,18 @@ def test_every_sample_is_recorded():
 @pytest.mark.parametrize("name", RECORDED)
 def test_files_of_format_4_open_for_ever(name):
     """tests/data/format4/README.md: these files stay as they are. What a released version wrote opens in
-    later ones, verifies, and gives the logits that the NumPy reference gave when they were made (to 1 % of
-    their spread, see test_engine.py)."""
+    later ones, verifies, and gives the logits that the NumPy reference gave when they were made: to 1 % of
+    their spread; where activations have 8 bits, and the reference rounds them alike, to 1e-5. (That a sum in
+    another order may move one of them by a step, which is 4 %, is no reason to allow it: these files were
+    chosen so that none is near a border.)"""
     kept = RECORDED[name]
     with pyllm.LLM(SAMPLES / f"{name}.llm", verify=True) as llm:
         assert llm.dtype == kept["dtype"] and llm.parameters == kept["parameters"]
         got, want = llm.logits(kept["tokens"])[-1], np.array(kept["logits"])
-        assert abs(got - want).max() < 0.01 * want.std()
+        assert abs(got - want).max() < (1e-5 if "rounded" in kept else 0.01) * want.std()
         if "text" in kept:
             assert llm.encode(kept["text"]) == kept["tokens"]
             made = llm.generate(kept["text"], temperature=0, max_tokens=len(kept["next"]))
             assert made.tokens == kept["next"]
-    model = Reference((SAMPLES / f"{name}.llm").read_bytes())
+    model = Reference((SAMPLES / f"{name}.llm").read_bytes(), Rounding() if "rounded" in kept else None)
     assert abs(model.logits(kept["tokens"])[-1] - want).max() < 1e-4
