@@ -26,19 +26,29 @@ static unsigned dtypes_of(const llm_header *h, const llm_layer *layers) {
     return bits;
 }
 
-/* The size of the file if all of them were of this dtype; 0: unknown */
-static uint64_t size_as(run *r, uint8_t dtype) {
+/* What pyllm-convert makes of a model: the dtype of the matrices that occur once, and of a layer's */
+static const struct precision {
+    const char *name;
+    uint8_t once, layer;
+} PRECISIONS[] = {
+    {"fp16", LLM_FP16, LLM_FP16},
+    {"int8", LLM_INT8_ROTATED, LLM_INT8_ROTATED},
+    {"int4", LLM_INT8_ROTATED, LLM_INT4},
+};
+
+/* The size of the file if its matrices were such; 0: unknown */
+static uint64_t size_as(run *r, const struct precision *p) {
     llm_header h = *r->h;
     llm_layer *layers = take(r, h.n_layers, sizeof *layers);
     if (!layers)
         return 0;
     memcpy(layers, llm_model_layers(r->model), h.n_layers * sizeof *layers);
-    h.dtype[LLM_EMBED] = dtype;
+    h.dtype[LLM_EMBED] = p->once;
     if (!(h.required & LLM_TIED))
-        h.dtype[LLM_OUTPUT] = dtype;
+        h.dtype[LLM_OUTPUT] = p->once;
     for (uint32_t i = 0; i < h.n_layers; i++)
         for (size_t k = 0; k < count_matrices(&layers[i]); k++)
-            layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = dtype;
+            layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = p->layer;
     return llm_file_size(&h, layers, r->err, sizeof r->err);
 }
 
@@ -55,15 +65,19 @@ static void print_size(run *r) {
         printf("%s%s", between, llm_dtype_name(dtype));
         between = " and ";
     }
-    if (dtypes >> LLM_INT8 & 1)
-        printf(", with an fp16 scale for every 64");
+    const unsigned by_64 = dtypes & (1u << LLM_INT8 | 1u << LLM_INT8_ROTATED);
+    const unsigned by_32 = dtypes & 1u << LLM_INT4;
+    const char *every = by_64 ? "64" : NULL;
+    if (by_32)
+        every = by_64 ? "64 or 32" : "32";
+    if (every)
+        printf(", with an fp16 scale for every %s", every);
     between = ";";
-    for (uint8_t dtype = LLM_FP16; dtype <= LLM_INT8; dtype++) {
-        if (dtypes == 1u << dtype)
+    for (size_t i = 0; i < sizeof PRECISIONS / sizeof *PRECISIONS; i++) {
+        const uint64_t size = size_as(r, &PRECISIONS[i]);
+        if (size == h->file_size)
             continue;
-        uint64_t size = size_as(r, dtype);
-        printf(
-            "%s %" PRIu64 " bytes (%s) as %s", between, size, size_text((double)size), llm_dtype_name(dtype));
+        printf("%s %" PRIu64 " bytes (%s) as %s", between, size, size_text((double)size), PRECISIONS[i].name);
         between = ",";
     }
     putchar('\n');

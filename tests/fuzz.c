@@ -139,17 +139,22 @@ static int is_matrix(const model *m, uint32_t id, uint32_t layer) {
     return t.size && t.dtype != LLM_FP32;
 }
 
-/* fp16 or int8 for every matrix; for all of them, or for each of its own */
+static uint8_t some_dtype(dice *d) {
+    static const uint8_t all[] = {LLM_FP16, LLM_INT8, LLM_INT8_ROTATED, LLM_INT4};
+    return all[from_to(d, 0, sizeof all - 1)];
+}
+
+/* A dtype for every matrix; for all of them, or for each of its own */
 static void make_dtypes(dice *d, model *m) {
     const int mixed = chance(d, 3);
-    const uint32_t one = from_to(d, LLM_FP16, LLM_INT8);
+    const uint8_t one = some_dtype(d);
     for (uint32_t layer = 0; layer < m->h.n_layers; layer++)
         for (uint32_t id = 0; id < LLM_N_TENSORS; id++) {
             if (!llm_tensor_name(id) || (id < LLM_ATTN_NORM && layer) || !is_matrix(m, id, layer))
                 continue;
             uint8_t *dtype =
                 id < LLM_ATTN_NORM ? &m->h.dtype[id] : &m->layers[layer].dtype[id - LLM_ATTN_NORM];
-            *dtype = (uint8_t)(mixed ? from_to(d, LLM_FP16, LLM_INT8) : one);
+            *dtype = mixed ? some_dtype(d) : one;
         }
 }
 
@@ -245,7 +250,7 @@ static void damage(dice *d, uint8_t *data) {
     for (uint32_t n = from_to(d, 1, 3); n; n--) {
         const size_t at = sizeof h->magic + bits(d) % (offsetof(llm_header, checksum) - sizeof h->magic);
         uint8_t *byte = chance(d, 9) ? data + at : (uint8_t *)&layers[bits(d) % n_layers] + bits(d) % used;
-        *byte = (uint8_t)(chance(d, 2) ? from_to(d, 0, 3) : *byte ^ 1u << from_to(d, 0, 7));
+        *byte = (uint8_t)(chance(d, 2) ? from_to(d, 0, 5) : *byte ^ 1u << from_to(d, 0, 7));
     }
     h->checksum = llm_checksum(h);
 }
@@ -296,7 +301,7 @@ static void sample(dice *d, const float *logits, size_t vocab) {
 /* A random state for sequence seq: bits, NaN, or sound numbers */
 static void load_state(dice *d, llm_session *s, const llm_model *m, uint32_t seq, size_t *length) {
     const size_t n = from_to(d, 0, llm_session_options(s)->context), pages = (n + LLM_PAGE - 1) / LLM_PAGE;
-    const size_t bytes = pages * LLM_PAGE * llm_kv_bytes(m);
+    const size_t bytes = pages * LLM_PAGE * llm_kv_bytes(m, llm_session_options(s)->kv);
     uint8_t *state = malloc(bytes + 4);
     char err[256];
     CHECK(state);
@@ -375,7 +380,9 @@ static void one_run(counts *c, int setup_isa) {
     const llm_options o = {.context = chance(&d, 2) ? 0 : from_to(&d, 1, 700),
         .n_seqs = from_to(&d, 1, MAX_SEQS),
         .threads = chance(&d, 4) ? from_to(&d, 2, 3) : 1, /* more cost time where others run too */
-        .batch = chance(&d, 20) ? 0 : from_to(&d, 1, 64)};
+        .batch = chance(&d, 20) ? 0 : from_to(&d, 1, 64),
+        .kv = from_to(&d, LLM_KV_DEFAULT, LLM_KV_INT8),
+        .exact = chance(&d, 3)};
     llm_session *s = llm_session_open(m, &o, err, sizeof err);
     float *logits = malloc(MAX_TOKENS * (size_t)h.vocab_size * sizeof *logits);
     CHECK(s && logits);

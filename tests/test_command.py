@@ -27,7 +27,9 @@ from pyllm._llm import ffi, lib
 from reference import (
     FP16,
     GELU,
+    INT4,
     INT8,
+    INT8R,
     POST_NORM,
     QK_NORM,
     QKV_BIAS,
@@ -994,21 +996,25 @@ def test_info_counts_experts(run, tmp_path):
     assert lines["shape"] == "3 layers, width 64, feed-forward 128 in 8 experts, 2 for each token"
 
 
-def test_info_names_the_size_in_the_other_precision(run, tmp_path):
-    """Of the same model and texts, to the byte."""
-    files = {}
-    for name, dtype in (("fp16", FP16), ("int8", INT8)):
+def test_info_names_the_size_in_the_other_precisions(run, tmp_path):
+    """Of the same model and texts, to the byte; int4 files have an embedding and an output of int8r."""
+    files, once = {}, {"embed": INT8R, "output": INT8R}
+    for name, dtype, others in (("fp16", FP16, {}), ("int8", INT8R, {}), ("int4", INT4, once)):
         files[name] = tmp_path / name
-        files[name].write_bytes(make_model(dtype=dtype, dim=100, sections={lib.LLM_NAME: b"x"}))
-    for name, other in (("fp16", "int8"), ("int8", "fp16")):
+        data = make_model(dtype=dtype, dtypes=others, dim=100, sections={lib.LLM_NAME: b"x"})
+        files[name].write_bytes(data)
+    begins = {
+        "fp16": "fp16; ",
+        "int8": "int8r, with an fp16 scale for every 64; ",
+        "int4": "int8r and int4, with an fp16 scale for every 64 or 32; ",
+    }
+    for name in files:
         weights = info(run, "-m", str(files[name]))["weights"]
         assert weights.startswith(begins[name])
         sizes = re.findall(r"(\d+) bytes \([^)]*\) as (\w+)", weights)
         assert sizes == [(str(files[x].stat().st_size), x) for x in files if x != name]
     files["int4"].write_bytes(make_model(dtype=INT4))
-    assert info(run, "-m", str(files["int4"]))["weights"].startswith(
-        "int4, with an fp16 scale for every 32; "
-    )
+    assert info(run, "-m", str(files["int4"]))["weights"].startswith("int4, with an fp16 scale for every 32; ")
 
 
 def test_info_names_what_a_model_computes_otherwise(run, tmp_path):

@@ -528,7 +528,7 @@ def test_state_moves_between_sessions(name, kv):
     whole = model.run(ids, **how)
     s, other = model.session(**how), model.session(n_seqs=2, context=77, **how)
     s.forward(ids[:30])
-    state = bytearray(lib.LLM_PAGE * lib.llm_kv_bytes(model.c, KV[kv]))  # of one page
+    state = bytearray(lib.LLM_PAGE * lib.llm_kv_bytes(model.c, lib.LLM_KV_DEFAULT))  # of one page
     s.check(lib.llm_state(s.c, 0, 28, ffi.from_buffer(state), 0, s.err, 512))
     other.check(lib.llm_state(other.c, 1, 28, ffi.from_buffer(state), 1, other.err, 512))
     assert other.length(1) == 28 and (other.forward(ids[28:], [1] * 12) == whole[28:]).all()
@@ -612,7 +612,7 @@ def test_scores_hundreds_apart_leave_the_largest(isa):
 
 
 def test_layout_covers_the_file_without_overlap():
-    for dtype, kind in itertools.product([FP16, INT8], MODELS.values()):
+    for dtype, kind in itertools.product(DTYPES.values(), MODELS.values()):
         data = make_model(dtype=dtype, **kind)
         model, (header, layers) = Reference(data), described(data)
         tensor, err, end = ffi.new("llm_tensor *"), ffi.new("char[256]"), None
@@ -629,6 +629,7 @@ def test_layout_covers_the_file_without_overlap():
                         assert tensor.offset % 64 == 0 and (end is None or tensor.offset == reference.up(end))
                         end = tensor.offset + tensor.size
                         name = ffi.string(lib.llm_tensor_name(i)).decode()
+                        assert tensor.size == reference.tensor_bytes(tensor.rows, tensor.cols, tensor.dtype)
                         found.append((name, tensor.rows, tensor.cols, tensor.dtype))
                 assert lib.llm_layout(header, layers, i, number, count, tensor, err, 256) == -1
         items = reference.once_shapes(model.h)

@@ -20,15 +20,15 @@ import pytest
 from common import C_FLAGS, COMMAND, CSRC, ENGINE, NONE, byte_tokenizer, place_of
 from pyllm._llm import ffi, lib
 from reference import (
-    FP16,
     INT8,
+    INT8R,
     QKV_BIAS,
     ROUTER_NORMALIZE,
     ROUTER_SIGMOID,
     SHARED_GATE,
     make_model,
 )
-from test_engine import Model, isas, some_ids
+from test_engine import KV, Model, both_kv, every_dtype, isas, some_ids
 
 import pyllm
 from pyllm.session import HEAD
@@ -118,18 +118,42 @@ def test_a_router_of_nan_or_infinity_is_an_error(word, flags, isa):
     assert session.length() == 0
 
 
-@pytest.mark.parametrize("dtype", [FP16, INT8], ids=["fp16", "int8"])
-def test_a_state_of_nan_is_an_error(dtype):
-    """What a crafted saved session brings."""
+@both_kv
+@every_dtype
+def test_a_state_of_nan_is_an_error(dtype, kv):
+    """What a crafted saved session brings: halves, or the scales of int8, fp16 of keys and float32 of values,
+    where these bits are 2.7e38."""
     model = Model(make_model(dtype=dtype, n_experts=6, n_active=4))
-    session = model.session(context=400, batch=50)
-    state = np.full(lib.LLM_PAGE * lib.llm_kv_bytes(model.c) // 2, 0x7E00, "<u2")
+    session = model.session(context=400, batch=50, kv=KV[kv])
+    word = 0x7E00 if kv == "fp16" else 0x7FFF
+    state = np.full(lib.LLM_PAGE * lib.llm_kv_bytes(model.c, KV[kv]) // 2, word, "<u2")
     session.check(lib.llm_state(session.c, 0, 60, ffi.from_buffer(state), 1, session.err, 512))
     with pytest.raises(ValueError, match="not finite"):
         session.forward(some_ids(300, 96))
     assert session.length() == 60
     session.truncate(0, 0)
-    assert (session.forward(ids := some_ids(30, 96)) == model.run(ids)).all()
+    assert (session.forward(ids := some_ids(30, 96)) == model.run(ids, kv=KV[kv])).all()
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("part", ["all", "key scales", "value scales"])
+@pytest.mark.parametrize("word", [0x7E00, 0x7C00, 0xFC00, 0x7BFF, 0xFFFF])
+def test_pages_of_int8_hold_whatever_bits(word, part, isa):
+    """Each part of the pages of a state alone: an error, or logits."""
+    model = Model(make_model(dtype=INT8R, n_kv_heads=1, n_layers=1, head_dim=80))
+    session = model.session(isa, context=200)
+    page = np.zeros(lib.LLM_PAGE * lib.llm_kv_bytes(model.c, lib.LLM_KV_INT8), np.uint8)
+    keys, values = page[: 64 * (80 + 4)], page[64 * (80 + 4) :]
+    assert len(values) == 64 * (80 + 4)
+    chosen = {"all": page, "key scales": keys[64 * 80 :], "value scales": values[64 * 80 :]}[part]
+    chosen[:] = np.tile(np.array([word], "<u2").view(np.uint8), len(chosen) // 2)
+    session.check(lib.llm_state(session.c, 0, 60, ffi.from_buffer(page), 1, session.err, 512))
+    try:
+        assert np.isfinite(session.forward(ids := some_ids(70, 96))).all()
+    except ValueError as error:
+        assert "not finite" in str(error) and session.length() == 60
+    session.truncate(0, 0)
+    assert (session.forward(ids) == model.run(ids, isa)).all()
 
 
 def test_logits_that_are_not_finite_are_an_error_that_changes_nothing():
@@ -157,7 +181,8 @@ def test_logits_that_are_not_finite_are_an_error_that_changes_nothing():
 
 @pytest.mark.parametrize("isa", isas())
 def test_keys_and_values_beyond_fp16_are_its_largest_number(isa):
-    """A bias of 1e5 or 2e5 on every value: both are kept as 65,504, so the logits are the same and finite."""
+    """A bias of 1e5 or 2e5 on every value: both are kept as 65,504, so the logits are the same and finite. In
+    int8 the scale is a float32, and the largest value's is kept."""
     found = []
     for bias in (1e5, 2e5):
         data = bytearray(make_model(flags=QKV_BIAS))
@@ -165,6 +190,7 @@ def test_keys_and_values_beyond_fp16_are_its_largest_number(isa):
         values = np.frombuffer(data, "<f4", t.cols, t.offset)
         values[64 + 32 :] = bias  # behind 4 heads of q and 2 of k
         found.append(Model(bytes(data)).run(some_ids(30, 96), isa))
+        assert np.isfinite(Model(bytes(data)).run(some_ids(30, 96), isa, kv=KV["int8"])).all()
     assert np.isfinite(found[0]).all() and (found[0] == found[1]).all()
 
 

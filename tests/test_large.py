@@ -67,7 +67,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 class Planted:
     """A sparse model file whose weights are zero but for those that lead from the embedding of its last token
     through the last layer (and the last two of its experts) to two of the logits, see `expected`. All of them
-    are powers of 2, which int8 with an fp16 scale holds exactly too."""
+    are powers of 2, which int8 with an fp16 scale holds exactly too: rotated, a number alone among 64 is 64 of
+    one size. For that reason activations and values are exact in 8 bits as well."""
 
     def __init__(self, path: Path, dtype: str, fields: dict[str, int]):
         self.path, self.err = path, ffi.new("char[256]")
@@ -110,8 +111,11 @@ class Planted:
         elif t.dtype == lib.LLM_FP16:
             write(2 * tiled(col, t.stride), "<e", value)
         else:
-            write(4 * tiled(col // 4, t.stride // 4) + col % 4, "<b", 64)
-            write(up(t.rows, 16) * t.stride + 2 * tiled(col // 64, t.stride // 64), "<e", value / 64)
+            assert t.dtype == lib.LLM_INT8_ROTATED
+            for i in range(64):
+                sign = -1 if (i & col % 64).bit_count() % 2 else 1
+                write(4 * tiled((col // 64 * 64 + i) // 4, t.stride // 4) + i % 4, "<b", 64 * sign)
+            write(up(t.rows, 16) * t.stride + 2 * tiled(col // 64, t.stride // 64), "<e", value / 8 / 64)
 
     def plant_all(self) -> None:
         h, layer, last = self.h, self.layer, self.h.n_layers - 1
@@ -270,11 +274,11 @@ def test_keys_and_values_lie_beyond_2_32_elements(folder):
     ids = np.random.default_rng(1).integers(0, vocab, 40).tolist()
     want = forward(open_session(model, context=64), vocab, ids)
     wide, before = open_session(model, context=1 << 28, n_seqs=4), own_memory()
-    assert lib.llm_kv_bytes(model) << 28 == 2 << 35
+    assert lib.llm_kv_bytes(model, lib.LLM_KV_DEFAULT) << 28 == 2 << 35
     for seq in (0, 3):
         assert (forward(wide, vocab, ids[:30], seq) == want[:30]).all()
     assert lib.llm_copy(wide, 3, 1, 30, err, 256) == 0, ffi.string(err)
-    state = bytearray(lib.llm_kv_bytes(model) * up(30, lib.LLM_PAGE))
+    state = bytearray(lib.llm_kv_bytes(model, lib.LLM_KV_DEFAULT) * up(30, lib.LLM_PAGE))
     assert lib.llm_state(wide, 3, 30, ffi.from_buffer(state), 0, err, 256) == 0, ffi.string(err)
     assert lib.llm_state(wide, 2, 30, ffi.from_buffer(state), 1, err, 256) == 0, ffi.string(err)
     for seq in range(4):
@@ -291,7 +295,7 @@ def test_a_token_after_a_million_others_attends_to_all_of_them(folder, dtype):
     planted = Planted(folder / "long.llm", dtype, SMALL)
     model, length = planted.open(), (1 << 20) - 5
     session = open_session(model, context=1 << 28)
-    state = np.zeros(lib.llm_kv_bytes(model) * up(length, lib.LLM_PAGE), np.uint8)
+    state = np.zeros(lib.llm_kv_bytes(model, lib.LLM_KV_DEFAULT) * up(length, lib.LLM_PAGE), np.uint8)
     data = ffi.cast("void *", state.ctypes.data)
     assert lib.llm_state(session, 0, length, data, 1, planted.err, 256) == 0, ffi.string(planted.err)
     logits = forward(session, planted.h.vocab_size, [planted.h.vocab_size - 1])
@@ -306,6 +310,11 @@ def test_info_knows_a_large_file_from_its_header(folder):
     assert done.returncode == 0, done.stderr
     lines = {line[:18].strip(): line[18:] for line in done.stdout.splitlines()}
     assert lines["parameters"] == "68976648192"
-    assert lines["weights"] == "fp16; 71136109184 bytes (66.3 GiB) as int8"
+    embedding, vectors = 2 * 32000 * 8192, 161 * 8192  # the two of int8r, and all norms
+    matrices = 68976648192 - embedding - vectors  # of 2 bytes a number, or of 36 / 64, with 64 before each
+    four_bits = planted.h.file_size - matrices * 23 // 16 + 64 * 4 * 80 - embedding * 31 // 32
+    assert lines["weights"] == (
+        f"fp16; 71136109184 bytes (66.3 GiB) as int8, {four_bits} bytes (36.4 GiB) as int4"
+    )
     assert lines["keys and values"] == "327680 bytes a token, 1.2 GiB at a context of 4096"
     assert planted.path.stat().st_blocks * 512 < 1 << 20
