@@ -76,8 +76,10 @@ def judge(
     try:
         for name, ids in texts.items():
             say(f"accuracy on {name}, {len(ids)} tokens")
-            reference.ask(command="save_logits", ids=ids, path=str(saved))
-            for one in (*workers, reference):
+            result[reference.name].add(name, reference.ask(command="save_logits", ids=ids, path=str(saved)))
+            for one in workers:
+                if one.name == reference.name:
+                    continue
                 if result[one.name].failed:
                     continue
                 try:

@@ -55,10 +55,12 @@ class Runner:
         found: list[float] = self.all_logits(ids)[-1].tolist()
         return found
 
-    def save_logits(self, ids: list[int], path: str) -> None:
-        """For a reference: all_logits in a file."""
+    def save_logits(self, ids: list[int], path: str) -> dict[str, Any]:
+        """For a reference: all_logits in a file. Returns what compare would."""
+        logits = self.all_logits(ids).astype(np.float32, copy=False)
         with Path(path).open("wb") as file:
-            np.save(file, self.all_logits(ids).astype(np.float32, copy=False))
+            np.save(file, logits)
+        return divergence(logits, logits, ids)
 
     def compare(self, ids: list[int], path: str) -> dict[str, Any]:
         """How far the logits are from those that another program has saved."""
