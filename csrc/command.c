@@ -82,8 +82,19 @@ int open_tokenizer(run *r) {
     return r->visible ? OK : FAILED;
 }
 
+/* What --kv says */
+static int read_kv(const run *r, uint32_t *kv) {
+    for (*kv = LLM_KV_DEFAULT; r->o->kv && llm_kv_name(*kv); ++*kv)
+        if (*kv != LLM_KV_DEFAULT && !strcmp(r->o->kv, llm_kv_name(*kv)))
+            return OK;
+    return r->o->kv ? report(USAGE, "--kv takes fp16 or int8, not '%s'", r->o->kv) : OK;
+}
+
 int open_session(run *r, uint32_t context) {
-    llm_options options = {.context = context, .threads = r->o->threads};
+    llm_options options = {.context = context, .threads = r->o->threads, .exact = (uint32_t)r->o->exact};
+    const int bad = read_kv(r, &options.kv);
+    if (bad)
+        return bad;
     r->session = llm_session_open(r->model, &options, r->err, sizeof r->err);
     if (!r->session)
         return engine_failed(r);

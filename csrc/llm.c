@@ -820,8 +820,8 @@ static void multiply(llm_session *s, const product *p, const matrix *w, size_t n
 static void show(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x) {
     const size_t number = (size_t)(t - s->m->tensors);
     if (s->observer && THREAD == 0)
-        s->observer(s->observer_context, (uint32_t)(number % LLM_N_TENSORS), (uint32_t)(number / LLM_N_TENSORS),
-            (uint32_t)e, n, t->cols, x.data, x.stride);
+        s->observer(s->observer_context, (uint32_t)(number % LLM_N_TENSORS),
+            (uint32_t)(number / LLM_N_TENSORS), (uint32_t)e, n, t->cols, x.data, x.stride);
 }
 
 /* The same however many tokens there are, so that which experts they go to never depends on the batch */

@@ -391,8 +391,8 @@ int llm_forward(llm_session *session, size_t n, const uint32_t *tokens, const ui
 /* Is shown the input of a product of llm_forward() before it is computed: x (n, cols), `stride` floats from one row to
  * the next, of n tokens; `expert` is 0 but where a tensor has several. Called by the thread that called llm_forward(),
  * while the other threads wait; x is valid until it returns. */
-typedef void (*llm_observer)(void *context, uint32_t tensor, uint32_t layer, uint32_t expert, size_t n, size_t cols,
-    const float *x, size_t stride);
+typedef void (*llm_observer)(void *context, uint32_t tensor, uint32_t layer, uint32_t expert, size_t n,
+    size_t cols, const float *x, size_t stride);
 
 /* Shows this session's products to `observer` from now on: one batch after the other, layer by layer, in the order in
  * which they are computed. NULL: to nobody. */

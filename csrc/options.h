@@ -8,12 +8,13 @@
 
 /* What the options of a command line have set */
 typedef struct settings {
-    const char *model, *system, *draft, *text;
+    const char *model, *system, *draft, *kv, *text;
     const char **stops; /* (n_stops,) */
     size_t n_stops;
     llm_sampling sampling;
     uint32_t max_tokens, threads, context, stride, prompt_tokens, repeat; /* 0: not given */
-    int has_seed, no_echo, no_special, no_bos, hide_thinking, no_thinking, ids, speed, verify, verbose, help;
+    int has_seed, no_echo, no_special, no_bos, hide_thinking, no_thinking, ids, speed, verify, exact, verbose,
+        help;
 } settings;
 
 enum { /* a bit for each command: which of them take an option */
@@ -26,6 +27,7 @@ enum { /* a bit for each command: which of them take an option */
     BENCH = 64,
     SAMPLES = GENERATE | CHAT,
     READS = GENERATE | NEXT | TOKENIZE | PERPLEXITY,
+    RUNS = SAMPLES | NEXT | PERPLEXITY | BENCH,
     ALL = 127
 };
 

@@ -109,11 +109,15 @@ def utf8(text: str) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-class Model:
-    """An open file, and its tokenizer when it has one. Immutable: any thread may use it."""
+KV = {None: lib.LLM_KV_DEFAULT, "fp16": lib.LLM_KV_FP16, "int8": lib.LLM_KV_INT8}
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+
+class Model:
+    """An open file, and its tokenizer when it has one. Immutable: any thread may use it. kv and exact are
+    those of the sessions that are opened for it."""
+
+    def __init__(self, path: str, kv: str | None = None, exact: bool = False) -> None:
+        self.path, self.kv, self.exact = path, KV[kv], exact
         model = ffi.gc(call(lib.llm_open, os.fsencode(path)), lib.llm_close)
         self.ptr = model
         self.header = lib.llm_model_header(model)
@@ -241,6 +245,7 @@ class Cache:
 
     def __init__(self, model: Model, context: int, threads: int, n_seqs: int = 1) -> None:
         options = dict(context=context, n_seqs=n_seqs, threads=1 if Cache.forked else threads, batch=CHUNK)
+        options |= dict(kv=model.kv, exact=model.exact)
         session = call(lib.llm_session_open, model.ptr, ffi.new("llm_options *", options))
         self.ptr = ffi.gc(session, lambda ptr, model=model.ptr: lib.llm_session_close(ptr))
         self.context: int = lib.llm_session_options(session).context

@@ -17,7 +17,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from pyllm._llm import lib
-from pyllm.binding import Cache, ContextError, Decoder, LLMError, Model, integer, token_ids
+from pyllm.binding import KV, Cache, ContextError, Decoder, LLMError, Model, integer, token_ids
 from pyllm.chat import (
     ChatOptions,
     Message,
@@ -54,12 +54,17 @@ class LLM:
              guesses along for little, and each that is right saves one; results do not depend on it.
              None or "lookup": guesses are what followed in the text so far where it was as it is now; False:
              none are made; an LLM: a smaller one with the same tokens makes them
+    kv       how keys and values are kept: "fp16" or "int8", half as large; None: "int8" for int8 and int4
+             files, "fp16" for fp16 files
+    exact    of an fp16 file: whether all is computed in float32. False: from 16 tokens at once on, weights
+             and what they are multiplied with are rounded to 13 bits, so that a prompt's last bits depend on
+             what runs beside it. int8 and int4 files give the same bits in any batch, whatever this says
 
     Raises LLMError when the file cannot be opened, is damaged, or memory cannot be reserved. Any number of
     threads may call the methods of one LLM at once: what they ask for runs as one batch, and gives each what
-    it gives alone. The earlier turns of a conversation and repeated prompts are not computed again. Pickling
-    keeps the arguments: the copy opens the file again. Nothing is ever printed. A prompt is a text, encoded
-    as encode() does it by default, or a sequence of token ids.
+    it gives alone (but see exact). The earlier turns of a conversation and repeated prompts are not computed
+    again. Pickling keeps the arguments: the copy opens the file again. Nothing is ever printed. A prompt is a
+    text, encoded as encode() does it by default, or a sequence of token ids.
     """
 
     def __init__(
@@ -70,18 +75,23 @@ class LLM:
         context: int | None = None,
         verify: bool = False,
         draft: LLM | Literal["lookup", False] | None = None,
+        kv: Literal["fp16", "int8"] | None = None,
+        exact: bool = False,
     ) -> None:
+        if kv not in KV:
+            raise ValueError(f'kv must be None, "fp16" or "int8", not {kv!r:.60}')
         if not (isinstance(draft, LLM) or draft is None or draft is False or draft == "lookup"):
             raise TypeError(f'draft must be None, "lookup", False or an LLM, not {draft!r:.60}')
         self._model: Model | None = None
         self.path: str = str(BUILT_IN) if path is None else os.path.abspath(os.fsdecode(path))
         arguments: dict[str, Any] = dict(threads=threads, context=context, verify=bool(verify), draft=draft)
+        arguments |= dict(kv=kv, exact=bool(exact))
         self._arguments = (None if path is None else self.path, arguments)
         self._threads = 0 if threads is None else integer("threads", threads, 1, 2**32 - 1)
         positions = 0 if context is None else integer("context", context, 1, 2**32 - 1)
         if "\0" in self.path:
             raise ValueError(f"path must not contain NUL: {self.path!r}")
-        self._model = model = Model(self.path)
+        self._model = model = Model(self.path, kv, bool(exact))
         if verify:
             model.verify()
         self.context: int = positions or model.header.context

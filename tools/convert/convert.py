@@ -270,10 +270,11 @@ def convert(
     source         a Hugging Face directory or hub name, a GGUF file, or a llama2.c checkpoint
     out            the file to write, replaced only when complete; None: the source's name + ".llm" in the
                    current directory
-    dtype          of the matrices: "fp16", "int8", or "int4", which leaves embedding and output in 8 bits
-    calibrate      int4: a text, UTF-8, that shows what the model's products are to be good at; None: one that comes
-                   with pyllm; "none": weights are rounded without data. A source that has four bits already is taken as
-                   it is where its grid fits.
+    dtype          of the matrices: "fp16", "int8", or "int4", which leaves embedding, output and a twelfth of
+                   the layers, the first ones, in 8 bits
+    calibrate      int4: a text, UTF-8, that shows what the model's products are to be good at; None: one that
+                   comes with pyllm; "none": weights are rounded without data. What has four bits in the
+                   source is taken as it is where its grid fits.
     tokenizer      None: the source's own, which must exist; False: none; a path: a tokenizer directory, or
                    llama2.c's tokenizer.bin
     lora           PEFT adapter directories, merged in this order
@@ -622,8 +623,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--calibrate",
         metavar="FILE",
-        help="with --dtype int4, a text of the kind that the model is for, instead of the one that comes with pyllm; "
-        "none: weights are rounded without looking at a text, which is faster and less exact",
+        help="with --dtype int4, a text of the kind that the model is for, instead of the one that comes "
+        "with pyllm; none: weights are rounded without looking at a text, which is faster and less exact",
     )
     p.add_argument(
         "--plan",

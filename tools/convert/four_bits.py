@@ -1,17 +1,18 @@
-"""Writes the matrices of a flat file that have four bits: each as its source has it, if that lies on such a grid already;
-else rounded as int4.py does it, by what the model's products see of a text.
+"""Writes the matrices of a flat file that have four bits: each as its source has it, if that lies on such a
+grid already; else rounded as int4.py does it, by what the model's products see of a text.
 
-For that the model runs once, as int8 from a file of its own, over all tokens of the text as one batch. The engine shows
-each product's input before it computes it (llm_observe), and the matrix is rounded and written there and then: memory
-is what one matrix takes."""
+For that the model runs once, as int8 from a file of its own, over all tokens of the text as one batch. The
+engine shows each product's input before it computes it (llm_observe), and the matrix is rounded and written
+there and then: memory is what one matrix takes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pyllm._llm import ffi, lib
@@ -44,8 +45,8 @@ def pyllm_observer(
 
 
 class Observer:
-    """Who is shown the inputs of products: see(tensor, layer, expert, x), x (n, cols) float32. The first exception that
-    it raises is kept, and nothing is shown any more."""
+    """Who is shown the inputs of products: see(tensor, layer, expert, x), x (n, cols) float32. The first
+    exception that it raises is kept, and nothing is shown any more."""
 
     def __init__(self, see: Callable[[int, int, int, np.ndarray], None]) -> None:
         self.see = see
@@ -83,6 +84,16 @@ def run(path: Path, text: str, see: Callable[[int, int, int, np.ndarray], None])
         lib.llm_session_close(session)
     if observer.error is not None:
         raise observer.error
+
+
+def one_thread_each() -> AbstractContextManager[Any]:
+    """Keeps NumPy's matrix products from starting threads of their own beside those of the pool: they would wait
+    for each other, which made a conversion 10 times slower on a busy machine. Without the library as it is."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    return cast(AbstractContextManager[Any], threadpool_limits(1))
 
 
 class Writer:
@@ -222,9 +233,9 @@ def write(
     model: Path | None = None,
     text: str = "",
 ) -> dict[str, Error]:
-    """Writes matrices to an open flat file, by what the model at `model` sees of a text; None: without data. Returns the
-    error by source tensor."""
-    with ThreadPoolExecutor(threads) as pool:
+    """Writes matrices to an open flat file, by what the model at `model` sees of a text; None: without data.
+    Returns the error by source tensor."""
+    with ThreadPoolExecutor(threads) as pool, one_thread_each():
         writer = Writer(fd, tensors, pool, progress)
         if model is not None:
             run(model, text, writer.see)
