@@ -155,7 +155,7 @@ static llm_options with_defaults(const llm_options *options, const llm_model *m)
     if (!o.batch)
         o.batch = 256;
     o.kv = llm_kv_kind(m->layers, o.kv);
-    if (m->layers[0].dtype[LLM_QKV - LLM_ATTN_NORM] != LLM_FP16)
+    if (m->layers[0].dtype[LLM_QKV - LLM_ATTN_NORM] != LLM_FP16 && !o.exact)
         o.exact = 1;
     return o;
 }

@@ -25,8 +25,8 @@ CSRC = ROOT / "csrc"
 # The sources that run a model, without tokenizer and sampler
 ENGINE = [f"{name}.c" for name in runpy.run_path(str(ROOT / "pyllm" / "_build.py"))["ENGINE"]]
 
-# What every build of the engine is compiled with: nothing is fused but what says so, and then processors agree
-# in every bit
+# What every build of the engine is compiled with: nothing is fused but what says so, and then processors
+# agree in every bit
 C_FLAGS = ("-std=gnu11", "-ffp-contract=off")
 
 SPECIAL = [b"<s>", b"<|im_start|>", b"<|im_end|>"]

@@ -231,8 +231,8 @@ def to_integers(x: np.ndarray, group: int, most: int, half: bool = False) -> np.
 @dataclass(frozen=True)
 class Rounding:
     """What is rounded to which integers, see llm.h and csrc/session.h: kv says how keys and values are kept,
-    "fp16" or "int8", or None for what files are run with by default. The other numbers are the format's; tests
-    change them to see that it would be noticed."""
+    "fp16" or "int8", or None for what files are run with by default. The other numbers are the format's;
+    tests change them to see that it would be noticed."""
 
     kv: str | None = None
     int8: tuple[int, int] = (64, 32767)  # columns that share a scale, and the largest integer

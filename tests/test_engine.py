@@ -374,8 +374,8 @@ def is_same_everywhere(name: str, dtype: int, kv: str) -> bool:
 
 def agree(got: np.ndarray, want: np.ndarray, experts: bool = False) -> None:
     """Sums of float32 in another order: 1e-6 relative. Where that flips the rounding of a key, a value or an
-    activation, one number moves by a step (2^-11 of fp16, 2^-7 of int8), which the next layers carry on; and a
-    token whose experts were nearly equal may go to another one: of 20 tokens one at most."""
+    activation, one number moves by a step (2^-11 of fp16, 2^-7 of int8), which the next layers carry on; and
+    a token whose experts were nearly equal may go to another one: of 20 tokens one at most."""
     error = errors(got, want)
     elsewhere = error > 0.2
     assert elsewhere.sum() <= experts * max(1, len(error) // 20)
@@ -539,8 +539,8 @@ def test_state_moves_between_sessions(name, kv):
 
 @every_dtype
 def test_kinds_of_keys_and_values_are_chosen_and_counted(dtype):
-    """By default int8 where files are int8r or int4. A head of 80 in int8: a key is 80 bytes and two fp16 scales, a
-    value 80 and a float32 one; in fp16 both are 160. A window of 10 is all that is read of a layer."""
+    """By default int8 where files are int8r or int4. A head of 80 in int8: a key is 80 bytes and two fp16
+    scales, a value 80 and a float32 one; in fp16 both are 160. A window of 10 is all that is read of a layer."""
     data = make_model(dtype=dtype, head_dim=80, windows=(0, 10))
     model, (header, layers) = Model(data), described(data)
     default = "int8" if dtype in (INT8R, INT4) else "fp16"

@@ -18,7 +18,6 @@ from pyllm._llm import ffi, lib
 from reference import (
     CHECKSUMS,
     EXPERTS,
-    FP16,
     GELU,
     HAS_CHECKSUMS,
     HEADER,

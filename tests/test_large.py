@@ -67,8 +67,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 class Planted:
     """A sparse model file whose weights are zero but for those that lead from the embedding of its last token
     through the last layer (and the last two of its experts) to two of the logits, see `expected`. All of them
-    are powers of 2, which int8 with an fp16 scale holds exactly too: rotated, a number alone among 64 is 64 of
-    one size. For that reason activations and values are exact in 8 bits as well."""
+    are powers of 2, which int8 with an fp16 scale holds exactly too: rotated, a number alone among 64 is 64
+    of one size. For that reason activations and values are exact in 8 bits as well."""
 
     def __init__(self, path: Path, dtype: str, fields: dict[str, int]):
         self.path, self.err = path, ffi.new("char[256]")
@@ -272,8 +272,8 @@ def test_keys_and_values_lie_beyond_2_32_elements(folder):
     model = lib.llm_open(os.fsencode(path), err, 256)
     vocab = lib.llm_model_header(model).vocab_size
     ids = np.random.default_rng(1).integers(0, vocab, 40).tolist()
-    want = forward(open_session(model, context=64), vocab, ids)
-    wide, before = open_session(model, context=1 << 28, n_seqs=4), own_memory()
+    want = forward(open_session(model, context=64, exact=1), vocab, ids)
+    wide, before = open_session(model, context=1 << 28, n_seqs=4, exact=1), own_memory()
     assert lib.llm_kv_bytes(model, lib.LLM_KV_DEFAULT) << 28 == 2 << 35
     for seq in (0, 3):
         assert (forward(wide, vocab, ids[:30], seq) == want[:30]).all()
