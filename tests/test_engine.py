@@ -540,7 +540,7 @@ def test_state_moves_between_sessions(name, kv):
 @every_dtype
 def test_kinds_of_keys_and_values_are_chosen_and_counted(dtype):
     """By default int8 where files are int8r or int4. A head of 80 in int8: a key is 80 bytes and two fp16
-    scales, a value 80 and a float32 one; in fp16 both are 160. A window of 10 is all that is read of a layer."""
+    scales, a value 80 and a float32 one; in fp16 both are 160. Of a layer with a window that is all that is read."""
     data = make_model(dtype=dtype, head_dim=80, windows=(0, 10))
     model, (header, layers) = Model(data), described(data)
     default = "int8" if dtype in (INT8R, INT4) else "fp16"
@@ -926,4 +926,7 @@ def test_neon_build_gives_the_bits_of_this_processor(tmp_path_factory, name, dty
         if (isa == "scalar") != (here == "scalar"):
             continue
         got = logits_of([qemu, program, path], isa, vocab, ids, KV[kv])
-        assert (got == model.run(ids, here, kv=KV[kv])).all(), (isa, here, kv)
+        want = model.run(ids, here, kv=KV[kv])
+        # tanhf() of the C library is another one there
+        tolerance = 1e-6 if "logit_cap" in MODELS[name] else 0
+        assert abs(got - want).max() <= tolerance * want.std(), (isa, here, kv)
