@@ -12,7 +12,7 @@
 #define SPAN LLM_PAGE  /* positions that attention takes at a time */
 #define MAX_BATCH 8192 /* tokens that go through the layers together */
 #define MANY 16        /* tokens from which on other kernels are worth their while */
-#define LANES 16       /* partial sums of a sum over a vector, whatever the instruction set */
+#define SUM_LANES 16   /* partial sums of a sum over a vector, whatever the instruction set */
 
 typedef uint32_t any_uint __attribute__((may_alias));
 typedef float any_float __attribute__((may_alias));
@@ -122,10 +122,10 @@ extern const kernels kernels_neon;
 
 /* The sum of 16 lanes: halves added until one is left */
 static inline float sum_lanes(const float *lanes) {
-    float sum[LANES / 2];
-    for (size_t i = 0; i < LANES / 2; i++)
-        sum[i] = lanes[i] + lanes[i + LANES / 2];
-    for (size_t half = LANES / 4; half; half /= 2)
+    float sum[SUM_LANES / 2];
+    for (size_t i = 0; i < SUM_LANES / 2; i++)
+        sum[i] = lanes[i] + lanes[i + SUM_LANES / 2];
+    for (size_t half = SUM_LANES / 4; half; half /= 2)
         for (size_t i = 0; i < half; i++)
             sum[i] += sum[i + half];
     return sum[0];

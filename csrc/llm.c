@@ -452,7 +452,7 @@ static attention_unit unit_of(const llm_session *s, size_t n_kv_heads, size_t un
 
 /* Scores (n, SPAN) of a unit's queries from number m0 on, for the page at position p, become their weights, rounded for the
  * product with its values; `out` holds the queries' sums so far. */
-static void weigh(llm_session *s, const llm_layer *l, const attention_unit *u, size_t p, size_t m0,
+static void weigh_page(llm_session *s, const llm_layer *l, const attention_unit *u, size_t p, size_t m0,
     const float *by, const activations *weights, vectors out) {
     const size_t start = s->pos[u->first], group = group_of(l);
     const size_t window = l->window ? l->window : start + u->n_tokens;
@@ -486,7 +486,7 @@ static void attend_page(llm_session *s, size_t layer, const attention_unit *u, c
         unit_room(s, 1, q.n, (vectors){s->scores + THREAD * s->unit_rows * SPAN, SPAN});
     /* scores (n, n_keys) = q (n, width) @ K (n_keys, width)^T */
     page_matmul(s, page_product(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, queries->n), &k, &q, weights.x, 0);
-    weigh(s, l, u, p, m0, int8 ? (const float *)(values + SPAN * width) : NULL, &weights, out);
+    weigh_page(s, l, u, p, m0, int8 ? (const float *)(values + SPAN * width) : NULL, &weights, out);
     /* out (n, width) += weights (n, n_keys) @ V (width, n_keys)^T */
     page_matmul(s, page_product(s, int8 ? WEIGHTED_VALUES : LLM_FP16, queries->n), &v, &weights, out0, 1);
 }
@@ -1047,10 +1047,10 @@ static void plain_hadamard(float *x, size_t n) {
 }
 
 static void plain_rmsnorm(float *out, const float *x, const float *w, size_t n, float eps) {
-    float squares[LANES] = {0}, rest = 0;
-    for (size_t c = 0; c < n / LANES * LANES; c++)
-        squares[c % LANES] = fmaf(x[c], x[c], squares[c % LANES]);
-    for (size_t c = n / LANES * LANES; c < n; c++)
+    float squares[SUM_LANES] = {0}, rest = 0;
+    for (size_t c = 0; c < n / SUM_LANES * SUM_LANES; c++)
+        squares[c % SUM_LANES] = fmaf(x[c], x[c], squares[c % SUM_LANES]);
+    for (size_t c = n / SUM_LANES * SUM_LANES; c < n; c++)
         rest += x[c] * x[c];
     const float by = 1 / sqrtf((sum_lanes(squares) + rest) / (float)n + eps);
     for (size_t c = 0; c < n; c++)
@@ -1110,7 +1110,7 @@ static void plain_softcap(float *scores, float cap) {
 }
 
 static void plain_online_softmax(float *scores, const float *by, float *out, size_t width) {
-    float max = out[width], sums[LANES] = {0};
+    float max = out[width], sums[SUM_LANES] = {0};
     for (size_t c = 0; c < SPAN; c++)
         max = scores[c] > max ? scores[c] : max;
     if (max > out[width]) {
@@ -1121,7 +1121,7 @@ static void plain_online_softmax(float *scores, const float *by, float *out, siz
     out[width] = max;
     for (size_t c = 0; c < SPAN; c++) {
         scores[c] = plain_exp(scores[c] - max);
-        sums[c % LANES] += scores[c];
+        sums[c % SUM_LANES] += scores[c];
         scores[c] *= by ? by[c] : 1;
     }
     out[width + 1] += sum_lanes(sums);

@@ -50,8 +50,8 @@ extern "C" {
  *     int8r  the same of a rotated matrix: 64 columns w (64,) of a row are H (q * scale), where H is Hadamard's
  *            matrix of 64 rows (Sylvester 1867) divided by 8, which is its own inverse. Padding is rotated too.
  *     int4   16 int8 numbers, the codebook, and 48 zero bytes, then
- *            [rows / 16][stride / 8][16 rows][4 bytes]: of byte j the low 4 bits are column j, the high ones column
- *            4 + j of these 8, then
+ *            [rows / 16][stride / 8][16 rows][4 bytes]: of byte j the low 4 bits are column j, the high ones
+ *            column 4 + j of these 8, then
  *            the scales, fp16 [rows / 16][stride / 32][16 rows]: one for each 32 columns of a row,
  *            w = codebook[q] * scale
  *
@@ -69,8 +69,8 @@ enum {
     LLM_MAX_HEAD = 1024 /* head_dim at most */
 };
 
-/* What a matrix is multiplied with is rounded to 16 bits for int8 (a scale for 64 numbers), to 8 bits for int8r (rotated
- * alike, a scale for 64) and for int4 (a scale for 32). */
+/* What a matrix is multiplied with is rounded: to 16 bits for int8 (a scale for 64 numbers), to 8 bits for int8r
+ * (rotated alike, a scale for 64) and for int4 (a scale for 32). */
 enum llm_dtype {
     LLM_FP16 = 0,
     LLM_INT8 = 1,
@@ -356,9 +356,9 @@ typedef struct llm_options {
                          depend on it. */
     uint32_t batch;   /* tokens that go through the layers together, at most 8192, more are split; 0: 256 */
     uint32_t kv;      /* enum llm_kv */
-    /* 1: fp16 matrices, keys and values are multiplied in float32 however many tokens there are; 0: from 16 tokens on
-     * they are rounded to 13 bits and a sign, with a scale for 64 numbers. Only for models whose first layer's LLM_QKV
-     * is fp16; others always are exact in this sense. */
+    /* 1: fp16 matrices, keys and values are multiplied in float32 however many tokens there are; 0: from 16
+     * tokens on they are rounded to 13 bits and a sign, with a scale for 64 numbers. Only for models whose first
+     * layer's LLM_QKV is fp16; others always are exact in this sense. */
     uint32_t exact;
 } llm_options;
 
@@ -374,10 +374,10 @@ const llm_options *llm_session_options(const llm_session *session);
 const char *llm_session_isa(const llm_session *session);
 
 /* Appends n tokens, tokens[i] to sequence seqs[i], in order, and computes logits. These depend, to the last
- * bit, on the tokens before in the same sequence only: not on how they came, what else is computed, the number of
- * threads, or the instruction set, as far as the C library's sin, cos, exp and tanh do not. Two exceptions: without
- * options.exact 16 or more tokens of an fp16 model that are multiplied together are rounded first, and fewer are not;
- * and the plain kernels ("scalar") round products of fp16 twice.
+ * bit, on the tokens before in the same sequence only: not on how they came, what else is computed, the number
+ * of threads, or the instruction set, as far as the C library's sin, cos, exp and tanh do not. Two exceptions:
+ * without options.exact 16 or more tokens of an fp16 model that are multiplied together are rounded first, and
+ * fewer are not; and the plain kernels ("scalar") round products of fp16 twice.
  *   tokens  (n,), each < vocab_size
  *   seqs    (n,), each < n_seqs; NULL: all are of sequence 0
  *   want    (n,), whether the logits after token i are wanted; NULL: only those after the last token
@@ -388,14 +388,14 @@ const char *llm_session_isa(const llm_session *session);
 int llm_forward(llm_session *session, size_t n, const uint32_t *tokens, const uint32_t *seqs,
     const uint8_t *want, float *logits, char *err, size_t errlen);
 
-/* Is shown the input of a product of llm_forward() before it is computed: x (n, cols), `stride` floats from one row to
- * the next, of n tokens; `expert` is 0 but where a tensor has several. Called by the thread that called llm_forward(),
- * while the other threads wait; x is valid until it returns. */
+/* Is shown the input of a product of llm_forward() before it is computed: x (n, cols), `stride` floats from one
+ * row to the next, of n tokens; `expert` is 0 but where a tensor has several. Called by the thread that called
+ * llm_forward(), while the other threads wait; x is valid until it returns. */
 typedef void (*llm_observer)(void *context, uint32_t tensor, uint32_t layer, uint32_t expert, size_t n,
     size_t cols, const float *x, size_t stride);
 
-/* Shows this session's products to `observer` from now on: one batch after the other, layer by layer, in the order in
- * which they are computed. NULL: to nobody. */
+/* Shows this session's products to `observer` from now on: one batch after the other, layer by layer, in the
+ * order in which they are computed. NULL: to nobody. */
 void llm_observe(llm_session *session, llm_observer observer, void *context);
 
 /* The number of positions in sequence `seq`; 0 when there is no such sequence. */
@@ -410,15 +410,15 @@ int llm_truncate(llm_session *session, uint32_t seq, size_t length, char *err, s
  * truncates. */
 int llm_copy(llm_session *session, uint32_t from, uint32_t to, size_t length, char *err, size_t errlen);
 
-/* The keys and values of one position in bytes, over all layers (a head is padded to a multiple of 16), if they are
- * kept as enum llm_kv says. */
+/* The keys and values of one position in bytes, over all layers (a head is padded to a multiple of 16), if they
+ * are kept as enum llm_kv says. */
 size_t llm_kv_bytes(const llm_model *model, uint32_t kv);
 
 /* Copies the keys and values of the first `length` positions of sequence `seq` out to `state` (set = 0), or
- * makes the sequence those in `state` (set = 1). `state` has llm_kv_bytes() of the session's kind for each position,
- * and length rounded up to LLM_PAGE of them: [layer][k, v][kv head], each as session.h describes it. Returns -1 and
- * changes nothing when there is no such sequence, it is shorter, or length is more than the session's
- * context. */
+ * makes the sequence those in `state` (set = 1). `state` has llm_kv_bytes() of the session's kind for each
+ * position, and length rounded up to LLM_PAGE of them: [layer][k, v][kv head], each as session.h describes it.
+ * Returns -1 and changes nothing when there is no such sequence, it is shorter, or length is more than the
+ * session's context. */
 int llm_state(
     llm_session *session, uint32_t seq, size_t length, void *state, int set, char *err, size_t errlen);
 

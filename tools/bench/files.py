@@ -89,7 +89,7 @@ def make_llm(path: Path, model: Model, engine: Engine, llama_cpp: Path | None = 
     options: dict[str, Any] = {"dtype": engine.dtype}
     if model.shape:
         options["tokenizer"] = False
-        if "calibrate" in inspect.signature(convert).parameters:
+        if engine.dtype == "int4":
             options["calibrate"] = "none"
     with replacing(path) as part:
         convert(model.source or hf_folder(model), part, **options)
