@@ -4,7 +4,6 @@ GGUF file, and reused the next time."""
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import shutil
 import subprocess

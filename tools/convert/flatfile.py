@@ -4,8 +4,8 @@ numbers become is decided here.
 fp16 matrices are rounded to the nearest half. int8 matrices are rotated, each 64 columns of a row by
 Hadamard's matrix, which spreads large numbers over all of them; they have one scale for 64 columns, max|w| /
 127 rounded to a half, and weights rounded to the nearest multiple of that rounded scale. Both are stored in
-tiles of 16 rows (see llm.h). int4 matrices are left to four_bits.py. Work is cut into jobs, whole tiles of about half a million weights, which threads
-take."""
+tiles of 16 rows (see llm.h). int4 matrices are left to four_bits.py. Work is cut into jobs, whole tiles of
+about half a million weights, which threads take."""
 
 from __future__ import annotations
 
@@ -196,9 +196,10 @@ FIRST = 12  # of so many layers the first one has 8 bits in an int4 file: what i
 
 
 def dtype_of(tensor: str, dtype: str, layer: int, n_layers: int) -> int:
-    """The dtype of a matrix in a file of `dtype`. A router is small, and decides: it has 16 bits. In int4 files
-    embedding and output have 8, of which a row is a token or a logit, and so have the first layers. With these
-    the KL divergence of Gemma 3 270M falls by 5 % for 1 % more bytes, that of SmolLM2 135M by 17 % for 4 %."""
+    """The dtype of a matrix in a file of `dtype`. A router is small, and decides: it has 16 bits. In int4
+    files embedding and output have 8, of which a row is a token or a logit, and so have the first layers.
+    With these the KL divergence of Gemma 3 270M falls by 5 % for 1 % more bytes, and that of SmolLM2 135M by
+    17 % for 4 %."""
     number: int = DTYPES[dtype]
     if tensor == "LLM_ROUTER":
         number = lib.LLM_FP16

@@ -87,8 +87,9 @@ def run(path: Path, text: str, see: Callable[[int, int, int, np.ndarray], None])
 
 
 def one_thread_each() -> AbstractContextManager[Any]:
-    """Keeps NumPy's matrix products from starting threads of their own beside those of the pool: they would wait
-    for each other, which made a conversion 10 times slower on a busy machine. Without the library as it is."""
+    """Keeps NumPy's matrix products from starting threads of their own beside those of the pool: they would
+    wait for each other, which made a conversion 10 times slower on a busy machine. Without the library as
+    it is."""
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:

@@ -89,7 +89,7 @@ class Pyllm(Runner):
         token after `before`."""
         counts, header, layers = self.model.counts, self.model.header, self.model.layers
         if kind != "prompt":
-            return {"bytes": float(counts.read + self.lib.llm_kv_read(header, layers, int(before)))}
+            return {"bytes": float(counts.read + self.lib.llm_kv_read(header, layers, 0, int(before)))}
         tied = bool(header.required & self.lib.LLM_TIED)
         embeddings = header.dim * header.vocab_size * (1 if tied else 2)
         attended = 0.0  # products q . k and p . v, over all layers, heads and positions
