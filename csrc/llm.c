@@ -112,8 +112,8 @@ int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t
  * Every function below that has EACH, DEAL or barrier() is run by all threads of the team together: EACH shares its
  * numbers out between them, barrier() waits for all of them, and everything else is done by each of them alike. No
  * sum is split between threads, and the order of a sum does not depend on what else is computed: so results depend
- * neither on the number of threads nor on the batch; but for AMX, which MANY tokens or more go through, and which
- * rounds differently.
+ * neither on the number of threads nor on the batch; but for fp16 without o.exact, which is rounded to integers where
+ * there are MANY tokens.
  *
  * In the comments, W (rows, cols) is a tensor of llm.h, and n the tokens of the batch. */
 

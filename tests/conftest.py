@@ -5,14 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tools.prove import avoid_amx
-
-
-def pytest_configure() -> None:
-    """Off AMX, unless told otherwise: what the tests compare bit for bit holds without it only (csrc/llm.h).
-    Tests of AMX itself ask for it by name."""
-    avoid_amx()
-
 
 @pytest.fixture(scope="session")
 def story_model() -> Path:

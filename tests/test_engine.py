@@ -540,7 +540,8 @@ def test_state_moves_between_sessions(name, kv):
 @every_dtype
 def test_kinds_of_keys_and_values_are_chosen_and_counted(dtype):
     """By default int8 where files are int8r or int4. A head of 80 in int8: a key is 80 bytes and two fp16
-    scales, a value 80 and a float32 one; in fp16 both are 160. Of a layer with a window that is all that is read."""
+    scales, a value 80 and a float32 one; in fp16 both are 160. Of a layer with a window no more than that is
+    read."""
     data = make_model(dtype=dtype, head_dim=80, windows=(0, 10))
     model, (header, layers) = Model(data), described(data)
     default = "int8" if dtype in (INT8R, INT4) else "fp16"

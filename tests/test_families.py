@@ -24,14 +24,16 @@ from pyllm.tools import families, sources  # noqa: E402
 from pyllm.tools.convert import convert  # noqa: E402
 from pyllm.tools.model import describe  # noqa: E402
 from pyllm.tools.sources import ConvertError  # noqa: E402
-from reference import HEADER, LAYER, Reference, edited  # noqa: E402
+from reference import HEADER, LAYER, Reference, Rounding, edited  # noqa: E402
 
 import pyllm  # noqa: E402
 from tools import prove  # noqa: E402
 
-# The largest difference of a logit, in units of the logits' standard deviation. Nearly all of it is the
-# rounding of keys and values to fp16 in the engine's cache:
+# The largest difference of a logit, in units of the logits' standard deviation. With exact=True nearly all of
+# it is the rounding of keys and values to fp16 in the engine's cache, 0.0007 at most:
 CLOSE = 1e-3
+# without, weights and activations of 16 tokens or more are rounded to 13 bits, and it is 0.0023 at most;
+ROUNDED = 3e-3
 # the NumPy forward pass over the same file, which does not round them, differs by float32's rounding in
 # transformers.
 CLOSER = 5e-5
@@ -71,11 +73,11 @@ def names_unknown_keys(notes: list[str]) -> bool:
     return any("keys that are not known here" in note for note in notes)
 
 
-def difference(data: bytes, model: Made) -> float:
+def difference(data: bytes, model: Made, exact: bool = True) -> float:
     """The largest difference of the file's logits, as the engine computes them in one call."""
     path = model.folder / "changed.llm"
     path.write_bytes(data)
-    with pyllm.LLM(path) as llm:
+    with pyllm.LLM(path, exact=exact) as llm:
         return abs(llm.logits(model.ids) - model.want).max() / model.want.std()
 
 
@@ -83,6 +85,7 @@ def difference(data: bytes, model: Made) -> float:
 def test_logits_are_those_of_transformers_in_one_call_in_pieces_and_token_by_token(made, name):
     model = made(name)
     assert max(prove.differences(model.folder / "out.llm", model.ids, model.want)) <= CLOSE
+    assert difference(model.data, model, exact=False) <= ROUNDED
 
 
 @pytest.mark.parametrize("name", prove.CASES)
@@ -107,12 +110,17 @@ def test_gguf_files_give_the_logits_of_transformers(made, name, tmp_path):
 
 @pytest.mark.parametrize("name", prove.CASES)
 def test_int8_files_give_the_logits_of_the_numpy_forward_pass(made, name, tmp_path):
+    """In pieces of five tokens, each a text of its own: half of all tokens are computed without a number of 8
+    bits that float32's rounding moves by a step, see tests/test_engine.py."""
     model = made(name)
     context = prove.CASES[name].context
     convert(model.folder, out := tmp_path / "out.llm", tokenizer=False, context=context, dtype="int8")
-    want = Reference(out.read_bytes()).logits(model.ids.tolist())
+    pieces = np.split(model.ids, range(5, len(model.ids), 5))
+    reference = Reference(out.read_bytes(), Rounding())
+    want = np.concatenate([reference.logits(piece.tolist()) for piece in pieces])
     with pyllm.LLM(out) as llm:
-        assert abs(llm.logits(model.ids) - want).max() / want.std() <= CLOSE
+        got = np.concatenate([llm.logits(piece) for piece in pieces])
+    assert np.median(abs(got - want).max(1)) / want.std() <= 2e-5
 
 
 @pytest.mark.parametrize("name", [name for name, case in prove.CASES.items() if not case.rewrite])
@@ -336,7 +344,7 @@ def test_positions_up_to_131072_are_right(tmp_path):
     model = prove.checkpoint(tmp_path / "hf", case)
     convert(tmp_path / "hf", tmp_path / "out.llm", tokenizer=False)
     ids = np.random.default_rng(1).integers(3, 200, n)
-    with pyllm.LLM(tmp_path / "out.llm") as llm, llm.session() as session:
+    with pyllm.LLM(tmp_path / "out.llm", exact=True) as llm, llm.session() as session:
         session.eval(ids[: n - some])
         got = session.eval(ids[n - some :], all=True)
     tail, positions = ids[n - some - window :], torch.arange(n - some - window, n)
