@@ -1014,7 +1014,8 @@ def test_info_names_the_size_in_the_other_precisions(run, tmp_path):
         sizes = re.findall(r"(\d+) bytes \([^)]*\) as (\w+)", weights)
         assert sizes == [(str(files[x].stat().st_size), x) for x in files if x != name]
     files["int4"].write_bytes(make_model(dtype=INT4))
-    assert info(run, "-m", str(files["int4"]))["weights"].startswith("int4, with an fp16 scale for every 32; ")
+    weights = info(run, "-m", str(files["int4"]))["weights"]
+    assert weights.startswith("int4, with an fp16 scale for every 32; ")
 
 
 def test_info_names_what_a_model_computes_otherwise(run, tmp_path):
