@@ -26,7 +26,10 @@ static unsigned dtypes_of(const llm_header *h, const llm_layer *layers) {
     return bits;
 }
 
-/* What pyllm-convert makes of a model: the dtype of the matrices that occur once, and of a layer's */
+/* What pyllm-convert makes of a model: the dtype of the matrices that occur once and of the first layers', one of
+ * FIRST; and of the others' */
+enum { FIRST = 12 };
+
 static const struct precision {
     const char *name;
     uint8_t once, layer;
@@ -48,7 +51,7 @@ static uint64_t size_as(run *r, const struct precision *p) {
         h.dtype[LLM_OUTPUT] = p->once;
     for (uint32_t i = 0; i < h.n_layers; i++)
         for (size_t k = 0; k < count_matrices(&layers[i]); k++)
-            layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = p->layer;
+            layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = i < h.n_layers / FIRST ? p->once : p->layer;
     return llm_file_size(&h, layers, r->err, sizeof r->err);
 }
 

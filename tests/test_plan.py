@@ -128,6 +128,13 @@ def test_parameters_are_those_that_were_published(name, parameters, active, kv):
     assert found.context == CONFIGS[name]["max_position_embeddings"]
     assert found.needs["fp16"].file == pytest.approx(2 * parameters, rel=1e-3)
     assert found.needs["int8"].file == pytest.approx(parameters * 66 / 64, rel=1e-3)
+    config = CONFIGS[name]
+    once = config["vocab_size"] * config["hidden_size"] * (1 if config["tie_word_embeddings"] else 2)
+    layers = config["num_hidden_layers"]
+    eight = once + (parameters - once) * (layers // 12) / layers  # of int4 files the first layers have 8 bits
+    assert found.needs["int4"].file == pytest.approx(
+        eight * 66 / 64 + (parameters - eight) * 36 / 64, rel=2e-3
+    )
 
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "configs.json").read_text())
@@ -219,12 +226,13 @@ def test_the_table_names_sizes_and_speed():
     assert rows["family"] == ["Mixtral (MixtralForCausalLM)"]
     assert rows["parameters"] == ["46,702,792,704, 12,879,925,248 of them for each token"]
     heads = 32 * 8 * (128 + 2 * 2 + 128 + 4)  # in int8: two fp16 scales of a key, a float32 one of a value
-    assert rows["keys and values"][:3] == ["131,072", f"{heads:,}", "bytes a token"]
-    assert rows["file"][:2] == ["87.0 GiB", "44.9 GiB"] and rows["memory"][:2] == ["91.0 GiB", "46.9 GiB"]
-    assert rows["decode reads"][:2] == ["23.7 GiB", "12.2 GiB"]
-    assert rows["tokens/s"] == ["3.9", "7.6", "at most, with 100.00 GB/s on 4 threads"]
+    assert rows["keys and values"] == ["131,072", f"{heads:,}", f"{heads:,}", "bytes a token"]
+    assert rows["file"][:3] == ["87.0 GiB", "44.9 GiB", "25.9 GiB"]
+    assert rows["memory"][:3] == ["91.0 GiB", "46.9 GiB", "27.9 GiB"]
+    assert rows["decode reads"][:3] == ["23.7 GiB", "12.2 GiB", "7.1 GiB"]
+    assert rows["tokens/s"] == ["3.9", "7.6", "13.1", "at most, with 100.00 GB/s on 4 threads"]
     after = next(line for line in lines if line.endswith("at the end of that context"))
-    assert after.split()[:2] == ["3.4", "6.5"]
+    assert after.split()[:3] == ["3.4", "6.5", "10.2"]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -234,7 +242,8 @@ def test_the_speed_of_memory_is_one_that_machines_have(threads):
 
 def test_a_shorter_context_needs_less_memory():
     config = CONFIGS["Llama-2-7b"]
-    held = r"512\.0 MiB +264\.0 MiB +at a context of 1024\n"  # in int8: 128 + 4 and 128 + 4 bytes for 512
+    # in int8 128 + 4 and 128 + 4 bytes for 512
+    held = r"512\.0 MiB +264\.0 MiB +264\.0 MiB +at a context of 1024\n"
     assert re.search(held, plan.tell(config, 1024))
     with pytest.raises(ConvertError, match="context 4097 is not between 1 and the model's 4096"):
         plan.make(config, 4097)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from common import BOS, IM_END, IM_START, NONE, SPECIAL, byte_tokenizer
 from pyllm._llm import ffi, lib
-from reference import INT8, INT8R, Reference, log_softmax, make_model
+from reference import FP16, INT8, INT8R, Reference, log_softmax, make_model
 
 import pyllm
 from pyllm import (
@@ -1092,6 +1092,25 @@ def test_sessions_whose_keys_are_kept_in_another_way_are_refused(tmp_path):
             ):
                 other.load(file)
         assert other.tokens == [*ids, 7]
+
+
+def test_kinds_of_keys_and_exactness_are_chosen(tmp_path):
+    """By default int8 for int8r, fp16 for fp16; of fp16 a prompt's logits without `exact` are other ones,
+    closely."""
+    ids = list(range(40))
+    for dtype, default in ((INT8R, "int8"), (FP16, "fp16")):
+        (tmp_path / "m.llm").write_bytes(tiny(dtype=dtype))
+        found = {kv: LLM(tmp_path / "m.llm", kv=kv, exact=True).logits(ids) for kv in (None, "fp16", "int8")}
+        assert np.array_equal(found[None], found[default])
+        assert 0 < abs(found["fp16"] - found["int8"]).max() < found[None].std()
+        rounded = LLM(tmp_path / "m.llm").logits(ids)
+        assert abs(rounded - found[None]).max() < 0.05 * found[None].std()
+        assert np.array_equal(rounded, found[None]) == (
+            dtype == INT8R or "scalar" in os.environ.get("PYLLM_ISA", "")
+        )
+    for bad in ("int4", "FP16", 1, ""):
+        with pytest.raises(ValueError, match='kv must be None, "fp16" or "int8"'):
+            LLM(tmp_path / "m.llm", kv=bad)
 
 
 def test_threads_may_share_a_session(llm):
