@@ -336,7 +336,9 @@ class Reference:
                 return Matrix(rotated(w), cols, dtype)
         elif dtype == INT4:
             codebook = np.frombuffer(self.data, "i1", 16, at).astype(np.float64)
-            packed = untile(self.data, at + 64, "u1", rows, stride // 2, 4).reshape(rows, -1, 1, 4)
+            # rows that fill the last tile have the scale 0, and may have any codes
+            packed = untile(self.data, at + 64, "u1", up(rows, 16), stride // 2, 4)[:rows]
+            packed = packed.reshape(rows, -1, 1, 4)
             q = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(rows, stride)
             scales = untile(self.data, at + 64 + up(rows, 16) * stride // 2, "<f2", rows, stride // 32)
             return Matrix(codebook[q] * np.repeat(scales.astype(np.float64), 32, axis=1), cols, dtype)

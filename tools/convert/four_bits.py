@@ -45,8 +45,8 @@ def pyllm_observer(
 
 
 class Observer:
-    """Who is shown the inputs of products: see(tensor, layer, expert, x), x (n, cols) float32. The first
-    exception that it raises is kept, and nothing is shown any more."""
+    """Who is shown the inputs of products: see(tensor, layer, expert, x), x (n, cols) float32, which is valid
+    until it returns. The first exception that it raises is kept, and nothing is shown any more."""
 
     def __init__(self, see: Callable[[int, int, int, np.ndarray], None]) -> None:
         self.see = see
@@ -125,15 +125,19 @@ class Writer:
             self.routed = True
             self.calibration.layer_inputs(layer, x)
         if (tensor, layer, expert) in self.waiting:
-            of_expert = expert if self.routed and tensor in (lib.LLM_GATE_UP, lib.LLM_DOWN) else None
-            self.encode(tensor, layer, expert, self.calibration.observe(tensor, layer, of_expert, x))
+            self.encode(tensor, layer, expert, self.encoder(tensor, layer, expert, x))
+
+    def encoder(self, tensor: int, layer: int, expert: int, x: np.ndarray) -> Encoder:
+        """How a matrix with these inputs is rounded. What all experts of a layer are given, an expert that
+        sees little of it is rounded by, too; its second matrix is not."""
+        of_expert = expert if self.routed and tensor == lib.LLM_GATE_UP else None
+        return self.calibration.observe(tensor, layer, of_expert, x)
 
     def finish_layer(self) -> None:
         """Experts that no token came to, by what their layer has seen."""
         for tensor, layer, expert in [key for key in self.waiting if key[1] == self.layer]:
             nothing = np.zeros((0, self.waiting[tensor, layer, expert][0].cols), np.float32)
-            of_expert = expert if self.routed else None
-            self.encode(tensor, layer, expert, self.calibration.observe(tensor, layer, of_expert, nothing))
+            self.encode(tensor, layer, expert, self.encoder(tensor, layer, expert, nothing))
 
     def finish(self) -> None:
         """What is left, without data."""

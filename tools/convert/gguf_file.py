@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from pyllm._llm import lib
 
-from . import gguf_header, gguf_tokenizer, known_keys, sources
+from . import gguf_header, gguf_tokenizer, int4, known_keys, sources
 from .configuration import expert_count, integer, layer_count
 from .families import FAMILIES, REASONS
-from .sources import ConvertError, File, FileTensor, Source, shown
+from .sources import ConvertError, File, FileTensor, Grid, Source, shown
 
 Config = dict[str, Any]
 
@@ -366,6 +366,29 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     return row.fill(config) | config
 
 
+CODEBOOKS = {"Q4_0": int4.UNIFORM, "IQ4_NL": int4.NONLINEAR}
+
+
+class FourBits(FileTensor):
+    """A tensor of one of CODEBOOKS' types: of each 32 columns an fp16 scale, then 16 bytes, whose low bits
+    are the first 16 columns and whose high ones the others."""
+
+    codebook: np.ndarray
+
+    def grid(self) -> Grid | None:
+        return Grid(self.codebook, self.codes, self.scales)
+
+    def blocks(self, start: int, stop: int) -> np.ndarray:
+        return self.raw(start, stop).reshape(stop - start, self.cols // Grid.COLUMNS, 18)
+
+    def codes(self, start: int, stop: int) -> np.ndarray:
+        packed = self.blocks(start, stop)[..., 2:]
+        return np.concatenate([packed & 15, packed >> 4], axis=2).reshape(stop - start, self.cols)
+
+    def scales(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self.blocks(start, stop)[..., :2]).view("<f2")[..., 0]
+
+
 def read_tensor(info: gguf_header.Info, file: File) -> sources.Tensor:
     """A tensor, read by rows and dequantized by the gguf library."""
     import gguf
@@ -392,7 +415,11 @@ def read_tensor(info: gguf_header.Info, file: File) -> sources.Tensor:
             raise ConvertError(f"{name} is {kind.name}, which the gguf library cannot dequantize") from None
     if cols % block:
         raise ConvertError(f"{name} has {cols} columns, not a multiple of {kind.name}'s {block}")
-    result = FileTensor(name, shape or (1,), file, info.offset, cols // block * width, decode)
+    arguments = (name, shape or (1,), file, info.offset, cols // block * width, decode)
+    result = FileTensor(*arguments)
+    if kind.name in CODEBOOKS:
+        result = FourBits(*arguments)
+        result.codebook = CODEBOOKS[kind.name]
     if info.offset + result.rows * result.row_bytes > file.size:
         raise ConvertError(f"truncated, {name} ends after the file's {file.size} bytes")
     return result
