@@ -325,9 +325,10 @@ def test_a_gguf_file_is_measured_with_its_accuracy(work, measured, tmp_path):
         *("--texts", tmp_path, "--work", tmp_path / "work"),
     )
     assert done.returncode == 0, done.stderr
-    titles, int8, fp16 = rows(done.stdout)
-    assert titles[-1] == "perplexity" and fp16[:2] == ["pyllm", "fp16"]
-    assert fp16[3] == "0" and 1e-5 < float(int8[3]) < 0.1
+    titles, *found = rows(done.stdout)
+    kl = {" ".join(row[:2]): row[3] for row in found}
+    assert titles[-1] == "perplexity" and kl["pyllm exact fp16"] == "0"
+    assert float(kl["pyllm fp16"]) < 1e-5 < float(kl["pyllm int8"]) < 0.1
     assert re.search(r"texts: letter \(\d+\)", done.stdout)
 
 
@@ -362,7 +363,8 @@ def test_every_engine_runs_the_same_model(name, work, measured):
     """Root mean square difference of the logits from pyllm's fp16, in standard deviations of them. F16 in
     float32 arithmetic makes 0.003 and bf16 arithmetic 0.02, which either side may use; 8-bit weights make
     0.03, and with 8-bit activations 0.06. Twice the rotary base would be 0.2, rotary rows in the wrong order
-    1.3. Of OpenVINO only the most likely token is compared."""
+    1.3: 4-bit weights, each 8 % off where there is no text to calibrate with, cannot tell the former, but the
+    latter. Of OpenVINO only the most likely token is compared."""
     engine = engines.ENGINES[name]
     if not engine.installed:
         pytest.skip(f"{engine.module} is not installed")
@@ -386,5 +388,6 @@ def test_every_engine_runs_the_same_model(name, work, measured):
     if engine.program == "simulated":
         assert difference[name] > 0.01
     elif engine.program != "CTranslate2":  # its products saturate on AVX2
-        assert difference[name] < (0.05 if engine.dtype in ("F16", "bf16", "fp16") else 0.1)
+        bits = 4 if "4" in engine.dtype else 16 if engine.dtype in ("F16", "bf16", "fp16") else 8
+        assert difference[name] < {16: 0.05, 8: 0.1, 4: 0.6}[bits]
     assert difference[name] < engine.tolerance
