@@ -202,7 +202,10 @@ int run_bench(run *r) {
     llm_counts n;
     if (llm_count(r->h, llm_model_layers(r->model), &n, r->err, sizeof r->err))
         return engine_failed(r);
-    if (open_session(r, (uint32_t)(b.n_prompt + b.n_made)) != OK || open_bench(r, &b, n.read) != OK)
+    const int bad = open_session(r, (uint32_t)(b.n_prompt + b.n_made));
+    if (bad)
+        return bad;
+    if (open_bench(r, &b, n.read) != OK)
         return FAILED;
     if (bench_once(r, &b, 0) != OK) /* brings the file into memory, and is overwritten */
         return FAILED;

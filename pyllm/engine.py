@@ -78,7 +78,7 @@ class LLM:
         kv: Literal["fp16", "int8"] | None = None,
         exact: bool = False,
     ) -> None:
-        if kv not in KV:
+        if kv not in list(KV):  # what has no hash is not in a list
             raise ValueError(f'kv must be None, "fp16" or "int8", not {kv!r:.60}')
         if not (isinstance(draft, LLM) or draft is None or draft is False or draft == "lookup"):
             raise TypeError(f'draft must be None, "lookup", False or an LLM, not {draft!r:.60}')
