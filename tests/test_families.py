@@ -110,8 +110,8 @@ def test_gguf_files_give_the_logits_of_transformers(made, name, tmp_path):
 
 @pytest.mark.parametrize("name", prove.CASES)
 def test_int8_files_give_the_logits_of_the_numpy_forward_pass(made, name, tmp_path):
-    """In pieces of three tokens, each a text of its own: half of all tokens are computed without a number of 8
-    bits that float32's rounding moves by a step, see tests/test_engine.py."""
+    """In pieces of three tokens, each a text of its own: half of all tokens are computed without a number of
+    8 bits that float32's rounding moves by a step, see tests/test_engine.py."""
     model = made(name)
     context = prove.CASES[name].context
     convert(model.folder, out := tmp_path / "out.llm", tokenizer=False, context=context, dtype="int8")
