@@ -42,7 +42,7 @@ from pyllm.tools.convert import convert
 from pyllm.tools.model import describe
 from pyllm.tools.sources import ConvertError
 from pyllm.tools.tensors import canonical, named
-from reference import untile, up
+from reference import rotated, untile, up
 
 from tools.checkpoints import finish, gguf_writer, interleaved, safetensors_head
 
@@ -312,8 +312,8 @@ class Flat:
     def values(self, name, layer=0, expert=0):
         """(rows, cols) float32."""
         t, raw = self.place(name, layer, expert), self.raw(name, layer, expert)
-        if t.dtype == lib.LLM_INT8:
-            raw = raw[0].astype(np.float32) * np.repeat(raw[1].astype(np.float32), 64, axis=1)
+        if t.dtype == lib.LLM_INT8_ROTATED:
+            raw = rotated(raw[0] * np.repeat(raw[1].astype(np.float64), 64, axis=1))
         return raw[:, : t.cols].astype(np.float32)
 
     def angles(self):
@@ -459,12 +459,13 @@ def test_int8_file_holds_the_nearest_multiple_of_a_rounded_scale(tmp_path, kind)
             continue
         if name != "LLM_ROUTER":  # stays in fp16
             q, scale = flat.raw(name, layer, expert)
-            padded = np.zeros(q.shape, np.float32)
+            padded = np.zeros(q.shape)
             padded[:, : values.shape[1]] = values
-            groups = padded.reshape(len(q), -1, 64)
-            assert np.array_equal(scale, (np.abs(groups).max(axis=2) / np.float32(127)).astype(np.float16))
-            divisor = np.where(scale == 0, 1, scale).astype(np.float32)[..., None]
-            assert np.array_equal(q.reshape(groups.shape), np.rint(groups / divisor).astype(np.int8))
+            groups = rotated(padded).reshape(len(q), -1, 64)
+            # to the nearest half and the nearest integer, but for float32's errors in the rotation
+            assert np.allclose(scale, np.abs(groups).max(axis=2) / 127, rtol=2**-11 * 1.01, atol=2**-25)
+            divisor = np.where(scale == 0, 1, scale).astype(np.float64)[..., None]
+            assert np.abs(q.reshape(groups.shape) - groups / divisor).max() < 0.5 + 1e-4
         error = np.abs(flat.values(name, layer, expert) - values)
         worst, total, count = max(worst, error.max()), total + error.sum(dtype=np.float64), count + error.size
     assert report.max_error == pytest.approx(worst)
@@ -1546,7 +1547,7 @@ def test_command_reports_and_writes_to_the_current_directory(tmp_path, monkeypat
     assert command.main([str(source), "--dtype", "int8", "--no-tokenizer"]) == 0
     out, err = capsys.readouterr()
     assert "tiny.llm" in out and "largest error" in out and "mean" in out and err == ""
-    assert Flat(tmp_path / "tiny.llm").header.dtype[lib.LLM_EMBED] == lib.LLM_INT8
+    assert Flat(tmp_path / "tiny.llm").header.dtype[lib.LLM_EMBED] == lib.LLM_INT8_ROTATED
     assert command.main([str(source), "quiet.llm", "--quiet", "--no-tokenizer"]) == 0
     assert capsys.readouterr() == ("", "")
 
