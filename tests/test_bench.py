@@ -327,7 +327,7 @@ def test_a_gguf_file_is_measured_with_its_accuracy(work, measured, tmp_path):
     assert done.returncode == 0, done.stderr
     titles, *found = rows(done.stdout)
     kl = {" ".join(row[:2]): row[3] for row in found}
-    assert titles[-1] == "perplexity" and kl["pyllm exact fp16"] == "0"
+    assert titles[-1] == "perplexity" and kl["pyllm exact (the reference) fp16"] == "0"
     assert float(kl["pyllm fp16"]) < 1e-5 < float(kl["pyllm int8"]) < 0.1
     assert re.search(r"texts: letter \(\d+\)", done.stdout)
 
