@@ -309,10 +309,10 @@ def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return q.astype(np.int8), scale
 
 
-def encode(w: np.ndarray, dtype: int, tensor: Tensor) -> tuple[list[np.ndarray], Error]:
-    """Weights (rows, stride) float32, zeros in the padding, to what the file stores of these rows: halves
-    (rows, stride), or four int8 at a time (rows, stride / 4) as int32 and scales (rows, stride / 64); and the
-    error made."""
+def encode(w: np.ndarray, cols: int, dtype: int, tensor: Tensor) -> tuple[list[np.ndarray], Error]:
+    """Weights (rows, stride) float32, zeros from column `cols` on, to what the file stores of these rows:
+    halves (rows, stride), or four int8 at a time (rows, stride / 4) as int32 and scales (rows, stride / 64);
+    and the error made."""
     groups = w.reshape(-1, GROUP)
     magnitudes = np.abs(w).reshape(-1)
     largest = float(magnitudes.max(initial=0))
@@ -337,6 +337,7 @@ def encode(w: np.ndarray, dtype: int, tensor: Tensor) -> tuple[list[np.ndarray],
         arrays = [half]
     stored -= groups
     np.abs(stored, out=stored)
+    stored.reshape(w.shape)[:, cols:] = 0  # the padding is no weight, but is rotated with them
     return arrays, Error(
         largest=float(stored.max(initial=0)),
         total=float(stored.sum(dtype=np.float64)),
@@ -426,7 +427,7 @@ def run_job(fd: int, job: Job) -> list[Error]:
         write_vector(fd, job)
         return []
     for part, first, last in job.pieces:
-        arrays, error = encode(read_piece(place, part, first, last), place.dtype, part)
+        arrays, error = encode(read_piece(place, part, first, last), place.cols, place.dtype, part)
         error.count = (last - first) * place.cols
         encoded.append(arrays)
         errors.append(error)
