@@ -4,7 +4,7 @@
 #include <arm_neon.h>
 
 static inline int32x4_t madd_neon(int32x4_t i, int16x8_t w, int16x8_t x) {
-    return i + vpaddq_s32(vmull_s16(vget_low_s16(w), vget_low_s16(x)), vmull_high_s16(w, x));
+    return vaddq_s32(i, vpaddq_s32(vmull_s16(vget_low_s16(w), vget_low_s16(x)), vmull_high_s16(w, x)));
 }
 
 #define ISA neon
