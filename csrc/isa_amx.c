@@ -86,10 +86,13 @@ static inline __attribute__((always_inline)) AMX void rows_of_tiles(
     for (size_t t0 = 0; t0 < a->n; t0 += BLOCK_AMX) {
         const size_t end = a->n - t0 < BLOCK_AMX ? a->n : t0 + BLOCK_AMX;
         memset(sums, 0, sizeof sums);
+        size_t shaped = 0;
         for (size_t g = 0, c = 0; c < w->cols; c += w->group, g++) {
             const size_t cols = w->cols - c < w->group ? w->cols - c : w->group;
             const __m512 scale[2] = {scales_of(w, row, g), scales_of(w, second, g)};
-            shape_tiles(cols);
+            if (cols != shaped) /* the last group of keys may be narrower */
+                shape_tiles(cols);
+            shaped = cols;
             _tile_loadd(6, tiles_of(w, row, c, cols, room[0]), 64);
             _tile_loadd(7, tiles_of(w, second, c, cols, room[1]), 64);
             for (size_t t = t0; t < end; t += 32) {
