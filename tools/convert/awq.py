@@ -46,10 +46,7 @@ def settings(section: Section) -> Settings:
 
 def dequantize(settings: Settings, tensors: Mapping[str, FileTensor], shelf: Shelf) -> dict[str, Tensor]:
     """Replaces the tensors of each quantized matrix by the matrix."""
-    stems = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-    parts = {f"{stem}.{part}" for stem in stems for part in PARTS}
-    matrices = {f"{stem}.weight": matrix(settings, tensors, stem, shelf) for stem in stems}
-    return packed.replaced(tensors, parts, matrices)
+    return packed.by_qweight(tensors, PARTS, lambda stem: matrix(settings, tensors, stem, shelf))
 
 
 def matrix(settings: Settings, tensors: Mapping[str, FileTensor], stem: str, shelf: Shelf) -> Tensor:

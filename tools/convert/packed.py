@@ -10,7 +10,7 @@ import functools
 import math
 import re
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,16 @@ def replaced(
     if twice:
         raise ConvertError(f"{sources.listing(twice)} occurs twice, quantized and as it is")
     return {**rest, **matrices}
+
+
+def by_qweight(
+    tensors: Mapping[str, FileTensor], parts: Iterable[str], matrix: Callable[[str], Tensor]
+) -> dict[str, Tensor]:
+    """replaced(), of matrices whose stems are those of the tensors *.qweight."""
+    stems = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    used = {f"{stem}.{part}" for stem in stems for part in parts}
+    return replaced(tensors, used, {f"{stem}.weight": matrix(stem) for stem in stems})
+
 
 
 def check_dtype(tensor: FileTensor, *known: str) -> FileTensor:
