@@ -1,6 +1,6 @@
 /* kernels.h - what an instruction set provides to the forward pass in llm.c. Not part of the interface.
  *
- * llm.c has plain kernels in portable C, the reference of all others. The others make it faster: each is a file
+ * isa_plain.c has them in portable C, the reference of all others. The others make it faster: each is a file
  * isa_NAME.c, which ends in a table, and an entry in VECTOR_KERNELS below.
  *
  * A kernel computes a row of numbers, or one group of them, the same way whatever stands beside it: no sum's
@@ -46,6 +46,16 @@ typedef struct matrix {
 } matrix;
 
 static inline size_t groups_of(const matrix *w) { return (w->cols + w->group - 1) / w->group; }
+
+/* Where a row and a column of a matrix in tiles lie, if a column of a row is one number, see llm.h; and in tiles of
+ * int8 */
+static inline size_t in_tile(size_t row, size_t col, size_t cols) {
+    return (row / LLM_TILE * cols + col) * LLM_TILE + row % LLM_TILE;
+}
+
+static inline size_t in_byte_tile(size_t row, size_t col, size_t cols) {
+    return in_tile(row, col / 4, cols / 4) * 4 + col % 4;
+}
 
 /* The vectors that a matrix is multiplied with: n tokens */
 typedef struct activations {
@@ -108,6 +118,7 @@ typedef struct kernels {
 } kernels;
 
 /* The tables of this build, the best first. LLM_PLAIN leaves the plain kernels alone. */
+extern const kernels kernels_plain;
 #if defined(LLM_PLAIN)
 #define VECTOR_KERNELS
 #elif defined(__x86_64__)

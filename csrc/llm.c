@@ -4,13 +4,13 @@
  * and the layers' numbers and flags. It allocates nothing, and never prints or exits.
  *
  * Read session.h first, what a session owns; then this from top to bottom: llm_forward(); the forward pass in the
- * order of the papers - embed, attention, feed-forward or experts, logits; products; what the numbers of a file
- * mean; and the plain kernels. These are the reference of the vector kernels in isa_*.c: with file.c, session.c and
- * threads.c this file is a whole engine, and what else there is only makes it faster. */
+ * order of the papers - embed, attention, feed-forward or experts, logits; and products. What the numbers of a file mean
+ * is in numbers.c; the kernels are in isa_plain.c, and those for one instruction set in the other isa_*.c, which only
+ * make it faster. */
 #include "session.h"
 #include "fail.h"
+#include "numbers.h"
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* ------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ static void forward(void *context) {
 static void matmul(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x, vectors y);
 static void matmul_exact(llm_session *s, const llm_tensor *t, size_t n, vectors x, vectors y);
 
-/* x (cols,) = a row of a tensor. See "What the numbers of a file mean". */
+/* x (cols,) = a row of a tensor. See "Products". */
 static void read_row(const llm_session *s, const llm_tensor *t, size_t row, float *x);
 
 /* A vector of the file */
@@ -216,13 +216,9 @@ static void add_block(llm_session *s, size_t layer, uint32_t id, size_t n) {
  * Attention: query heads share keys and values in groups (Ainslie et al. 2023), over all positions or a window */
 
 static const product *product_of(const llm_session *s, uint32_t kind, size_t n);
-static const product *page_product(const llm_session *s, uint32_t kind, size_t n);
+static const product *page_product(const llm_session *s, int kind, size_t n);
 static void prepare(
     llm_session *s, const product *p, size_t group, const activations *a, size_t i, size_t from, size_t to);
-static float scale_to(float most, const float *x, size_t n);
-static void round_by(float scale, int8_t *q, const float *x, size_t n);
-static float half_to_float(uint16_t half);
-static uint16_t float_to_half(float f);
 
 static void bias_and_norm(llm_session *s, size_t layer, size_t i);
 static void store_queries(llm_session *s, size_t layer, size_t i);
@@ -456,15 +452,14 @@ static void weigh_page(llm_session *s, const llm_layer *l, const attention_unit 
     const float *by, const activations *weights, vectors out) {
     const size_t start = s->pos[u->first], group = group_of(l);
     const size_t window = l->window ? l->window : start + u->n_tokens;
-    const product *kernel =
-        page_product(s, s->o.kv == LLM_KV_INT8 ? WEIGHTED_VALUES : LLM_FP16, u->n_tokens * group);
+    const product *p_values = page_product(s, VALUES, u->n_tokens * group);
     for (size_t m = 0; m < weights->n; m++) {
         float *scores = row_of(weights->x, m);
         if (l->attn_cap > 0)
             s->k->softcap(scores, l->attn_cap);
         mask(scores, p, start + (m0 + m) / group, window);
         s->k->online_softmax(scores, by, row_of(out, m0 + m), width_of(l));
-        prepare(s, kernel, LLM_GROUP, weights, m, 0, SPAN);
+        prepare(s, p_values, LLM_GROUP, weights, m, 0, SPAN);
     }
 }
 
@@ -475,7 +470,6 @@ static void attend_page(llm_session *s, size_t layer, const attention_unit *u, c
     const size_t width = width_of(l), start = s->pos[u->first], end = start + u->n_tokens;
     const size_t n_keys = end - p < SPAN ? end - p : SPAN;
     const size_t m0 = p > start ? (p - start) * group_of(l) : 0; /* queries before see nothing of this page */
-    const int int8 = s->o.kv == LLM_KV_INT8;
     const uint8_t *keys = cache(s, s->seqs[u->first], layer, KEYS, u->a, p);
     const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->a, p);
     const matrix k = page_matrix(s, width, KEYS, keys, n_keys);
@@ -485,10 +479,11 @@ static void attend_page(llm_session *s, size_t layer, const attention_unit *u, c
     const activations weights =
         unit_room(s, 1, q.n, (vectors){s->scores + THREAD * s->unit_rows * SPAN, SPAN});
     /* scores (n, n_keys) = q (n, width) @ K (n_keys, width)^T */
-    page_matmul(s, page_product(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, queries->n), &k, &q, weights.x, 0);
-    weigh_page(s, l, u, p, m0, int8 ? (const float *)(values + SPAN * width) : NULL, &weights, out);
+    page_matmul(s, page_product(s, KEYS, queries->n), &k, &q, weights.x, 0);
+    const float *scales = s->o.kv == LLM_KV_INT8 ? (const float *)(values + SPAN * width) : NULL;
+    weigh_page(s, l, u, p, m0, scales, &weights, out);
     /* out (n, width) += weights (n, n_keys) @ V (width, n_keys)^T */
-    page_matmul(s, page_product(s, int8 ? WEIGHTED_VALUES : LLM_FP16, queries->n), &v, &weights, out0, 1);
+    page_matmul(s, page_product(s, VALUES, queries->n), &v, &weights, out0, 1);
 }
 
 /* Softmax attention of one unit, SPAN positions at a time (Dao et al. 2022), to s->parts */
@@ -502,7 +497,6 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
     const size_t row = query_row(s, group, u.a * group, u.first);
     const vectors out = {s->parts + u.part * s->part_size + row * (width + 2), width + 2};
     const activations queries = unit_room(s, 0, n, (vectors){s->q + row * width, width});
-    const int int8 = s->o.kv == LLM_KV_INT8;
     size_t p = u.part * s->part; /* a position */
     const size_t part_end = p + s->part < end ? p + s->part : end;
     if (p >= end)
@@ -510,7 +504,7 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
     memset(out.data, 0, n * out.stride * sizeof *out.data);
     for (size_t m = 0; m < n; m++) {
         row_of(out, m)[width] = -0x1p127f;
-        prepare(s, page_product(s, int8 ? LLM_INT8_ROTATED : LLM_FP16, n), LLM_GROUP, &queries, m, 0, width);
+        prepare(s, page_product(s, KEYS, n), LLM_GROUP, &queries, m, 0, width);
     }
     if (start >= window && p < start + 1 - window)
         p = larger(p, (start + 1 - window) / SPAN * SPAN); /* the first page that anyone attends to */
@@ -753,6 +747,21 @@ static matrix matrix_of(const llm_model *m, const llm_tensor *t, size_t expert) 
     return w;
 }
 
+/* x (cols,) = a row of a tensor */
+static void read_row(const llm_session *s, const llm_tensor *t, size_t row, float *x) {
+    const matrix w = matrix_of(s->m, t, 0);
+    float tile[LLM_GROUP][LLM_TILE], numbers[LLM_GROUP];
+    for (size_t c0 = 0; c0 < t->cols; c0 += LLM_GROUP) {
+        read_tile(&w, row, c0, LLM_GROUP, tile);
+        for (size_t c = 0; c < LLM_GROUP; c++)
+            numbers[c] = tile[c][row % LLM_TILE];
+        if (dtypes[w.dtype].rotated)
+            s->k->hadamard(numbers, LLM_GROUP);
+        for (size_t c = 0; c < LLM_GROUP && c0 + c < t->cols; c++)
+            x[c0 + c] = numbers[c];
+    }
+}
+
 /* Columns `from` to `to` of row i as the product wants them, 64 at a time; of all of a group */
 static void prepare(
     llm_session *s, const product *p, size_t group, const activations *a, size_t i, size_t from, size_t to) {
@@ -780,11 +789,13 @@ static const product *product_of(const llm_session *s, uint32_t kind, size_t n) 
     return n >= MANY && many->rows && !exact ? many : few;
 }
 
-/* ... n queries with a page. Where keys and values are halves, the tokens of the batch decide too, so that fewer than
- * MANY of them round nothing */
-static const product *page_product(const llm_session *s, uint32_t kind, size_t n) {
+/* How n queries are multiplied with a page of keys, or their weights with its values. Where these are halves, the tokens
+ * of the batch decide too, so that fewer than MANY of them round nothing. */
+static const product *page_product(const llm_session *s, int kind, size_t n) {
     const size_t tokens = s->runs[s->n_runs];
-    return product_of(s, kind, kind == LLM_FP16 && tokens < n ? tokens : n);
+    if (s->o.kv == LLM_KV_FP16)
+        return product_of(s, LLM_FP16, tokens < n ? tokens : n);
+    return product_of(s, kind == KEYS ? LLM_INT8_ROTATED : WEIGHTED_VALUES, n);
 }
 
 /* All threads: first the activations, then rows of W */
@@ -835,338 +846,4 @@ static void matmul(llm_session *s, const llm_tensor *t, size_t e, size_t n, vect
     const matrix w = matrix_of(s->m, t, e);
     show(s, t, e, n, x);
     multiply(s, product_of(s, t->dtype, n), &w, n, x, y);
-}
-
-/* ------------------------------------------------------------------------------------------------------
- * What the numbers of a file mean */
-
-/* fp16 to float and back (to nearest even) without hardware for it, after Giesen's "float->half variants". */
-static float half_to_float(uint16_t half) {
-    const float f = float_of((uint32_t)(half & 0x7fff) << 13) * 0x1p112f; /* moves the exponent's bias */
-    const uint32_t infinite = f >= 65536.0f ? 0x7f800000 : 0;
-    return float_of(bits_of(f) | infinite | (uint32_t)(half & 0x8000) << 16);
-}
-
-static uint16_t float_to_half(float f) {
-    const uint32_t u = bits_of(f) & 0x7fffffff, sign = bits_of(f) >> 16 & 0x8000;
-    const uint32_t subnormal = bits_of(float_of(u) + 0.5f) - 0x3f000000; /* + 0.5 rounds there */
-    const uint32_t normal = (u - 0x38000000 + 0xfff + (u >> 13 & 1)) >> 13;
-    const uint32_t huge = u > 0x7f800000 ? 0x7e00 : 0x7c00;
-    if (u < 0x38800000)
-        return (uint16_t)(sign | subnormal);
-    return (uint16_t)(sign | (u < 0x47800000 ? normal : huge));
-}
-
-/* The scale with which n numbers fit into integers up to `most`; NaN if one of them is */
-static float scale_to(float most, const float *x, size_t n) {
-    uint32_t max = 0;
-    for (size_t c = 0; c < n; c++) /* compares bits, which are ordered as |x| is, NaN last */
-        max = (bits_of(x[c]) & 0x7fffffff) > max ? bits_of(x[c]) & 0x7fffffff : max;
-    const float scale = float_of(max) / most;
-    return scale > 65504 ? 65504 : scale;
-}
-
-/* q = round(x / scale), within int8 */
-static void round_by(float scale, int8_t *q, const float *x, size_t n) {
-    const float by = scale > 1e-30f ? 1 / scale : 0;
-    for (size_t c = 0; c < n; c++) {
-        float most = x[c] * by;
-        most = most > 127 ? 127 : most;
-        most = most < -127 ? -127 : most;
-        q[c] = (int8_t)bits_of(most + 12582912.0f); /* rounds: the low bits are then the integer */
-    }
-}
-
-/* A tile's columns from c0 to c0 + n, n and c0 multiples of 8: halves as floats, (n, 16 rows) */
-static void read_halves(const matrix *w, size_t row, size_t c0, size_t n, float out[][LLM_TILE]) {
-    const uint16_t *tile = (const uint16_t *)(w->tiles + row / LLM_TILE * w->tile_size) + c0 * LLM_TILE;
-    for (size_t c = 0; c < n; c++)
-        for (size_t r = 0; r < LLM_TILE; r++)
-            out[c][r] = half_to_float(tile[c * LLM_TILE + r]);
-}
-
-/* ... int8 or int4 as integers, */
-static void read_integers(const matrix *w, size_t row, size_t c0, size_t n, int8_t out[][LLM_TILE]) {
-    const uint8_t *tile = w->tiles + row / LLM_TILE * w->tile_size;
-    for (size_t c = 0; c < n; c++)
-        for (size_t r = 0; r < LLM_TILE; r++) {
-            const size_t k = c0 + c;
-            if (w->dtype == LLM_INT4) {
-                const uint8_t two = tile[(k / 8 * LLM_TILE + r) * 4 + k % 4];
-                out[c][r] = w->codebook[k % 8 < 4 ? two & 15 : two >> 4];
-            } else {
-                out[c][r] = (int8_t)tile[(k / 4 * LLM_TILE + r) * 4 + k % 4];
-            }
-        }
-}
-
-/* ... and the scales (16,) of the group that c0 is in */
-static void read_scales(const matrix *w, size_t row, size_t c0, float scales[LLM_TILE]) {
-    for (size_t r = 0; r < LLM_TILE; r++) {
-        const size_t at = in_tile(row / LLM_TILE * LLM_TILE + r, c0 / w->group, groups_of(w));
-        scales[r] = w->scales ? half_to_float(w->scales[at]) : 1;
-    }
-}
-
-/* The same numbers as floats, n <= 64 of them */
-static void read_tile(const matrix *w, size_t row, size_t c0, size_t n, float out[][LLM_TILE]) {
-    int8_t q[LLM_GROUP][LLM_TILE];
-    float scales[LLM_TILE];
-    if (w->dtype == LLM_FP16) {
-        read_halves(w, row, c0, n, out);
-        return;
-    }
-    read_integers(w, row, c0, n, q);
-    for (size_t c = 0; c < n; c++) {
-        if (c % w->group == 0)
-            read_scales(w, row, c0 + c, scales);
-        for (size_t r = 0; r < LLM_TILE; r++)
-            out[c][r] = q[c][r] * scales[r];
-    }
-}
-
-/* x (cols,) = a row of a tensor */
-static void read_row(const llm_session *s, const llm_tensor *t, size_t row, float *x) {
-    const matrix w = matrix_of(s->m, t, 0);
-    float tile[LLM_GROUP][LLM_TILE], numbers[LLM_GROUP];
-    for (size_t c0 = 0; c0 < t->cols; c0 += LLM_GROUP) {
-        read_tile(&w, row, c0, LLM_GROUP, tile);
-        for (size_t c = 0; c < LLM_GROUP; c++)
-            numbers[c] = tile[c][row % LLM_TILE];
-        if (dtypes[w.dtype].rotated)
-            s->k->hadamard(numbers, LLM_GROUP);
-        for (size_t c = 0; c < LLM_GROUP && c0 + c < t->cols; c++)
-            x[c0 + c] = numbers[c];
-    }
-}
-
-/* ------------------------------------------------------------------------------------------------------
- * The plain kernels: kernels.h says what they compute */
-
-#define PLAIN_TOKENS 64 /* that a product takes at a time */
-
-/* sums (16,) += x (cols,) @ W (16, cols)^T of some columns */
-static void plain_dot(const float tile[][LLM_TILE], size_t cols, const float *x, float *sums) {
-    for (size_t c = 0; c < cols; c++)
-        for (size_t r = 0; r < LLM_TILE; r++)
-            sums[r] += tile[c][r] * x[c];
-}
-
-static void plain_rows_fp16(const matrix *w, size_t row, const activations *a, vectors y, int add) {
-    float tile[LLM_GROUP][LLM_TILE];
-    for (size_t t0 = 0; t0 < a->n; t0 += PLAIN_TOKENS) {
-        const size_t n = a->n - t0 < PLAIN_TOKENS ? a->n - t0 : PLAIN_TOKENS;
-        float sums[PLAIN_TOKENS][LLM_TILE] = {{0}};
-        for (size_t c = 0; c < w->filled; c += LLM_GROUP) {
-            const size_t cols = w->filled - c < LLM_GROUP ? w->filled - c : LLM_GROUP;
-            read_halves(w, row, c, cols, tile);
-            for (size_t t = 0; t < n; t++)
-                plain_dot(tile, cols, row_of(a->x, t0 + t) + c, sums[t]);
-        }
-        for (size_t t = 0; t < n; t++)
-            store_rows(w, row, sums[t], LLM_TILE, row_of(y, t0 + t), add);
-    }
-}
-
-/* sums (16,) += the integers of a group times those of a token, scaled */
-static void plain_dot_integers(const int8_t tile[][LLM_TILE], const float *scales, size_t cols,
-    const int16_t *q, float scale, float *sums) {
-    int32_t dot[LLM_TILE] = {0};
-    for (size_t c = 0; c < cols; c++)
-        for (size_t r = 0; r < LLM_TILE; r++)
-            dot[r] += tile[c][r] * q[c];
-    for (size_t r = 0; r < LLM_TILE; r++)
-        sums[r] = fmaf((float)dot[r], scales[r] * scale, sums[r]);
-}
-
-static void plain_rows_integers(const matrix *w, size_t row, const activations *a, vectors y, int add) {
-    int8_t tile[LLM_GROUP][LLM_TILE];
-    float scales[LLM_TILE];
-    for (size_t t0 = 0; t0 < a->n; t0 += PLAIN_TOKENS) {
-        const size_t n = a->n - t0 < PLAIN_TOKENS ? a->n - t0 : PLAIN_TOKENS;
-        float sums[PLAIN_TOKENS][LLM_TILE] = {{0}};
-        for (size_t c = 0, g = 0; c < w->cols; c += w->group, g++) {
-            const size_t cols = w->cols - c < w->group ? w->cols - c : w->group;
-            read_integers(w, row, c, cols, tile);
-            read_scales(w, row, c, scales);
-            for (size_t t = t0; t < t0 + n; t++) {
-                const int16_t *q = (const int16_t *)(a->q + t * a->ldq) + c;
-                plain_dot_integers(tile, scales, cols, q, a->scales[t * a->n_groups + g], sums[t - t0]);
-            }
-        }
-        for (size_t t = 0; t < n; t++)
-            store_rows(w, row, sums[t], LLM_TILE, row_of(y, t0 + t), add);
-    }
-}
-
-static void plain_round(uint8_t *q, float *scale, const float *x, size_t n, float limit) {
-    float max = 0;
-    for (size_t c = 0; c < n; c++)
-        max = fabsf(x[c]) <= max ? max : fabsf(x[c]); /* NaN stays */
-    const int sound = max > 1e-30f && max < INFINITY;
-    *scale = max < INFINITY ? max / limit : NAN;
-    for (size_t c = 0; c < n; c++)
-        ((int16_t *)q)[c] = (int16_t)(sound ? x[c] * (limit / max) + 12582912.0f - 12582912.0f : 0);
-}
-
-static void plain_round_words(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n) {
-    plain_round(q, scale, x, n, 32767);
-    *offset = 0;
-}
-
-static void plain_round_positive(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n) {
-    plain_round(q, scale, x, n, 255);
-    *offset = 0;
-}
-
-static void plain_round_bytes(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n) {
-    plain_round(q, scale, x, n, 127);
-    *offset = 0;
-}
-
-/* x (n,) = H x over sqrt(n), in log2(n) equal steps (Pease 1968); `by` is 1 / sqrt(n) */
-static void plain_transform(float *x, size_t n, float by) {
-    float out[LLM_GROUP];
-    for (size_t steps = n; steps > 1; steps /= 2) {
-        for (size_t i = 0; i < n / 2; i++) {
-            out[2 * i] = x[i] + x[i + n / 2];
-            out[2 * i + 1] = x[i] - x[i + n / 2];
-        }
-        memcpy(x, out, n * sizeof *x);
-    }
-    for (size_t i = 0; i < n; i++)
-        x[i] *= by;
-}
-
-static void plain_hadamard(float *x, size_t n) {
-    size_t c = 0;
-    for (; c + 64 <= n; c += 64)
-        plain_transform(x + c, 64, 0.125f);
-    for (; c < n; c += 16)
-        plain_transform(x + c, 16, 0.25f);
-}
-
-static void plain_rmsnorm(float *out, const float *x, const float *w, size_t n, float eps) {
-    float squares[SUM_LANES] = {0}, rest = 0;
-    for (size_t c = 0; c < n / SUM_LANES * SUM_LANES; c++)
-        squares[c % SUM_LANES] = fmaf(x[c], x[c], squares[c % SUM_LANES]);
-    for (size_t c = n / SUM_LANES * SUM_LANES; c < n; c++)
-        rest += x[c] * x[c];
-    const float by = 1 / sqrtf((sum_lanes(squares) + rest) / (float)n + eps);
-    for (size_t c = 0; c < n; c++)
-        out[c] = x[c] * by * w[c];
-}
-
-static void plain_add_scaled(float *x, const float *y, float scale, size_t n) {
-    for (size_t c = 0; c < n; c++)
-        x[c] += y[c] * scale;
-}
-
-static void plain_rope(float *out, const float *x, const float *cos, const float *sin, size_t half) {
-    for (size_t c = 0; c < half; c++) {
-        out[c] = x[c] * cos[c] - x[c + half] * sin[c];
-        out[c + half] = x[c + half] * cos[c] + x[c] * sin[c];
-    }
-}
-
-static void plain_to_half(uint16_t *out, const float *x, size_t n) {
-    for (size_t c = 0; c < n; c++)
-        out[c] = float_to_half(x[c]);
-}
-
-/* exp(x) as in Cephes' expf: 2^n p(x - n log 2). 0 below -87 and for NaN; x above 88 is taken as 88. */
-static float plain_exp(float x) {
-    if (!(x > -87))
-        return 0;
-    x = fminf(x, 88);
-    float n = fmaf(x, 1.44269504f, 12582912.0f); /* rounds: the low bits are now the integer */
-    const uint32_t exponent = bits_of(n) << 23;
-    n -= 12582912.0f;
-    x = fmaf(n, -0.693359375f, x);
-    x = fmaf(n, 2.12194440e-4f, x);
-    float p = fmaf(1.9875691500e-4f, x, 1.3981999507e-3f);
-    p = fmaf(p, x, 8.3334519073e-3f);
-    p = fmaf(p, x, 4.1665795894e-2f);
-    p = fmaf(p, x, 1.6666665459e-1f);
-    p = fmaf(p, x, 5.0000001201e-1f);
-    p = fmaf(p, x * x, x + 1);
-    return float_of(bits_of(p) + exponent);
-}
-
-/* SiLU (Elfwing et al. 2018), x / (1 + exp(-x)); or GELU in its tanh form (Hendrycks and Gimpel 2016), which is
- * x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3))) */
-static void plain_glu(float *out, const float *gate, const float *up, float gain, uint32_t activation) {
-    for (size_t c = 0; c < LLM_GROUP; c++) {
-        const float x = gate[c];
-        const float y = activation == LLM_GELU ? x * fmaf(x * x, 0.0713548163f, 1.5957691216f) : x;
-        out[c] = gain * up[c] * x / (1 + plain_exp(-y));
-    }
-}
-
-/* c tanh(x / c) = c - 2 c / (1 + exp(2 x / c)) */
-static void plain_softcap(float *scores, float cap) {
-    for (size_t c = 0; c < SPAN; c++)
-        scores[c] = cap - 2 * cap / (1 + plain_exp(scores[c] * (2 / cap)));
-}
-
-static void plain_online_softmax(float *scores, const float *by, float *out, size_t width) {
-    float max = out[width], sums[SUM_LANES] = {0};
-    for (size_t c = 0; c < SPAN; c++)
-        max = scores[c] > max ? scores[c] : max;
-    if (max > out[width]) {
-        const float old = plain_exp(out[width] - max);
-        for (size_t c = 0; c < width + 2; c++)
-            out[c] *= old;
-    }
-    out[width] = max;
-    for (size_t c = 0; c < SPAN; c++) {
-        scores[c] = plain_exp(scores[c] - max);
-        sums[c % SUM_LANES] += scores[c];
-        scores[c] *= by ? by[c] : 1;
-    }
-    out[width + 1] += sum_lanes(sums);
-}
-
-static void plain_merge(float *out, const float *more, size_t width) {
-    const float max = fmaxf(out[width], more[width]);
-    const float by = plain_exp(out[width] - max), more_by = plain_exp(more[width] - max);
-    for (size_t c = 0; c < width + 2; c++)
-        out[c] = out[c] * by + more[c] * more_by;
-    out[width] = max;
-}
-
-static int always(void) { return 1; }
-
-static const kernels kernels_plain = {
-    .name = "scalar",
-    .has = always,
-    .rows = LLM_TILE,
-    .few =
-        {
-            [LLM_FP16] = {NULL, 4, 0, plain_rows_fp16},
-            [LLM_INT8] = {plain_round_words, 2, 0, plain_rows_integers},
-            [LLM_INT8_ROTATED] = {plain_round_bytes, 2, 1, plain_rows_integers},
-            [LLM_INT4] = {plain_round_bytes, 2, 0, plain_rows_integers},
-            [WEIGHTED_VALUES] = {plain_round_positive, 2, 0, plain_rows_integers},
-        },
-    .hadamard = plain_hadamard,
-    .rmsnorm = plain_rmsnorm,
-    .add_scaled = plain_add_scaled,
-    .rope = plain_rope,
-    .to_half = plain_to_half,
-    .glu = plain_glu,
-    .softcap = plain_softcap,
-    .online_softmax = plain_online_softmax,
-    .merge = plain_merge,
-};
-
-const kernels *pick_kernels(char *err, size_t errlen) {
-    static const kernels *const all[] = {VECTOR_KERNELS & kernels_plain};
-    const char *want = getenv("PYLLM_ISA");
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        const int wanted = !want || !*want || !strcmp(want, all[i]->name);
-        if (wanted && all[i]->has())
-            return all[i];
-    }
-    return FAIL_NULL("PYLLM_ISA: this processor or build has no \"%.32s\"", want);
 }

@@ -142,6 +142,18 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     return 0;
 }
 
+/* The best kernels that the processor has, or those that PYLLM_ISA names */
+static const kernels *pick_kernels(char *err, size_t errlen) {
+    static const kernels *const all[] = {VECTOR_KERNELS & kernels_plain};
+    const char *want = getenv("PYLLM_ISA");
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        const int wanted = !want || !*want || !strcmp(want, all[i]->name);
+        if (wanted && all[i]->has())
+            return all[i];
+    }
+    return FAIL_NULL("PYLLM_ISA: this processor or build has no \"%.32s\"", want);
+}
+
 static llm_options with_defaults(const llm_options *options, const llm_model *m) {
     llm_options o = {0};
     if (options)

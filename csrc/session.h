@@ -91,16 +91,6 @@ static inline size_t kv_dim_of(const llm_layer *l) { return (size_t)l->n_kv_head
 /* Experts that a token goes through, the shared one included */
 static inline size_t experts_per_token(const llm_layer *l) { return l->n_active + !!l->shared_dim; }
 
-/* Where a row and a column of a matrix in tiles lie, if a column of a row is one number, see llm.h; and in tiles of
- * int8 */
-static inline size_t in_tile(size_t row, size_t col, size_t cols) {
-    return (row / LLM_TILE * cols + col) * LLM_TILE + row % LLM_TILE;
-}
-
-static inline size_t in_byte_tile(size_t row, size_t col, size_t cols) {
-    return in_tile(row, col / 4, cols / 4) * 4 + col % 4;
-}
-
 enum { KEYS, VALUES };
 
 static inline size_t page_size(const llm_session *s, const llm_layer *l, int kind) {
@@ -117,8 +107,5 @@ static inline uint8_t *cache(
         kv += l->n_kv_heads * n_pages * page_size(s, l, KEYS);
     return kv + (head * n_pages + pos / SPAN) * page_size(s, l, kind);
 }
-
-/* The best kernels that the processor has, or those that PYLLM_ISA names; NULL: err says that it has none such. */
-const kernels *pick_kernels(char *err, size_t errlen);
 
 #endif

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINE = ["llm", "session", "isa_avx2", "isa_avx512", "isa_amx", "isa_neon", "file", "verify", "threads"]
+KERNELS = [f"isa_{name}" for name in ("plain", "avx2", "avx512", "amx", "neon")]
+ENGINE = ["llm", "session", "numbers", *KERNELS, "file", "verify", "threads"]
 LIBRARY = [f"csrc/{name}.c" for name in [*ENGINE, "tokenizer", "sampler", "lookup"]]
 COMMAND = ["main", "options", "command", "generate", "draft", "chat", "look", "info", "measure", "terminal"]
 CFLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", *os.environ.get("PYLLM_CFLAGS", "").split()]

@@ -892,10 +892,10 @@ def test_avx512_and_amx_in_software_give_the_bits_of_avx2(tmp_path_factory, name
 
 @plain
 def test_the_engine_alone_is_a_whole_engine(tmp_path_factory):
-    """llm.c with the file, the session's memory and the threads, and nothing else: the plain kernels, which
-    every build has as "scalar"."""
+    """llm.c with the file, the session's memory, the threads and the plain kernels, which every build has as
+    "scalar", and nothing else."""
     program = tmp_path_factory.mktemp("alone") / "logits"
-    sources = [CSRC / f"{name}.c" for name in ("llm", "session", "file", "threads")]
+    sources = [CSRC / f"{name}.c" for name in ("llm", "session", "numbers", "file", "threads", "isa_plain")]
     flags = ["-O2", *C_FLAGS, "-fopenmp", "-DLLM_PLAIN", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
     sources.append(Path(__file__).with_name("logits.c"))
     subprocess.run(["gcc", *flags, *map(str, sources), "-lm", "-o", str(program)], check=True)
