@@ -165,14 +165,14 @@ static void plain_glu(float *out, const float *gate, const float *up, float gain
 }
 
 /* c tanh(x / c) = c - 2 c / (1 + exp(2 x / c)) */
-static void plain_softcap(float *scores, float cap) {
-    for (size_t c = 0; c < SPAN; c++)
+static void plain_softcap(float *scores, size_t n, float cap) {
+    for (size_t c = 0; c < n; c++)
         scores[c] = cap - 2 * cap / (1 + plain_exp(scores[c] * (2 / cap)));
 }
 
-static void plain_online_softmax(float *scores, const float *by, float *out, size_t width) {
+static void plain_online_softmax(float *scores, size_t n, float *out, size_t width) {
     float max = out[width], sums[SUM_LANES] = {0};
-    for (size_t c = 0; c < SPAN; c++)
+    for (size_t c = 0; c < n; c++)
         max = scores[c] > max ? scores[c] : max;
     if (max > out[width]) {
         const float old = plain_exp(out[width] - max);
@@ -180,10 +180,9 @@ static void plain_online_softmax(float *scores, const float *by, float *out, siz
             out[c] *= old;
     }
     out[width] = max;
-    for (size_t c = 0; c < SPAN; c++) {
+    for (size_t c = 0; c < n; c++) {
         scores[c] = plain_exp(scores[c] - max);
         sums[c % SUM_LANES] += scores[c];
-        scores[c] *= by ? by[c] : 1;
     }
     out[width + 1] += sum_lanes(sums);
 }

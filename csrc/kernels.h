@@ -9,10 +9,11 @@
 #define KERNELS_H
 #include "file.h"
 
-#define SPAN LLM_PAGE  /* positions that attention takes at a time */
-#define MAX_BATCH 8192 /* tokens that go through the layers together */
-#define MANY 16        /* tokens from which on other kernels are worth their while */
-#define SUM_LANES 16   /* partial sums of a sum over a vector, whatever the instruction set */
+#define SPAN LLM_PAGE    /* positions of a page of keys or values */
+#define BLOCK (4 * SPAN) /* positions that a softmax takes at a time */
+#define MAX_BATCH 8192   /* tokens that go through the layers together */
+#define MANY 16          /* tokens from which on other kernels are worth their while */
+#define SUM_LANES 16     /* partial sums of a sum over a vector, whatever the instruction set */
 
 typedef uint32_t any_uint __attribute__((may_alias));
 typedef float any_float __attribute__((may_alias));
@@ -107,12 +108,12 @@ typedef struct kernels {
     void (*to_half)(uint16_t *out, const float *x, size_t n);
     /* out (64,) = gain * up * activation(gate): the gated unit (Shazeer 2020), SwiGLU or GEGLU, by groups */
     void (*glu)(float *out, const float *gate, const float *up, float gain, uint32_t activation);
-    /* scores (SPAN,) = cap * tanh(scores / cap) */
-    void (*softcap)(float *scores, float cap);
-    /* One step of softmax over SPAN more scores (Milakov and Gimelshein 2018). out (width + 2,) is a sum of
-     * values weighted by exp(score - max), then max, then the sum of these weights. Brings it to the new max and
-     * turns the scores into their weights, times `by` (SPAN,) if it is not NULL; adding the values is the caller's. */
-    void (*online_softmax)(float *scores, const float *by, float *out, size_t width);
+    /* scores (n,) = cap * tanh(scores / cap); n is a multiple of SPAN */
+    void (*softcap)(float *scores, size_t n, float cap);
+    /* One step of softmax over n more scores (Milakov and Gimelshein 2018), n a multiple of SPAN. out (width + 2,) is
+     * a sum of values weighted by exp(score - max), then max, then the sum of these weights. Brings it to the new max
+     * and turns the scores into their weights; adding the values is the caller's. */
+    void (*online_softmax)(float *scores, size_t n, float *out, size_t width);
     /* Two such sums over different positions become one, in out. */
     void (*merge)(float *out, const float *more, size_t width);
 } kernels;

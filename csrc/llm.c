@@ -401,19 +401,19 @@ static activations unit_room(const llm_session *s, int weights, size_t n, vector
         .x = x,
         .q = s->unit_q + which * (s->unit_rows + 32) * s->unit_ldq,
         .ldq = s->unit_ldq,
-        .scales = s->unit_scales + which * s->unit_rows * s->unit_groups,
-        .offsets = s->unit_offsets + which * s->unit_rows * s->unit_groups,
+        .scales = s->unit_scales + which * (s->unit_rows + 32) * s->unit_groups,
+        .offsets = s->unit_offsets + which * (s->unit_rows + 32) * s->unit_groups,
         .n_groups = s->unit_groups,
     };
 }
 
-/* As if the first m rows were not there */
-static activations without_first(activations a, size_t m) {
+/* As if the first m rows, and the first c columns, of groups of 64, were not there; `bytes` is a number's in q */
+static activations without_first(activations a, size_t m, size_t c, size_t bytes) {
     a.n -= m;
-    a.x.data += m * a.x.stride;
-    a.q += m * a.ldq;
-    a.scales += m * a.n_groups;
-    a.offsets += m * a.n_groups;
+    a.x.data += m * a.x.stride + c;
+    a.q += m * a.ldq + c * bytes;
+    a.scales += m * a.n_groups + c / LLM_GROUP;
+    a.offsets += m * a.n_groups + c / LLM_GROUP;
     return a;
 }
 
@@ -424,11 +424,17 @@ static void page_matmul(
         p->rows(w, row, a, y, add);
 }
 
-/* Hides what a token at position `pos` does not attend to among SPAN scores of the positions from p on. */
-static void mask(float *scores, size_t p, size_t pos, size_t window) {
-    for (size_t c = SPAN; p + c > pos + 1; c--)
+/* weights (SPAN,) *= the scales of their values */
+static void scale_weights(float *weights, const float *scales) {
+    for (size_t c = 0; c < SPAN; c++)
+        weights[c] *= scales[c];
+}
+
+/* Hides what a token at position `pos` does not attend to among n scores of the positions from p on. */
+static void mask(float *scores, size_t n, size_t p, size_t pos, size_t window) {
+    for (size_t c = n; p + c > pos + 1; c--)
         scores[c - 1] = -INFINITY;
-    for (size_t c = 0; c < SPAN && p + c + window <= pos; c++)
+    for (size_t c = 0; c < n && p + c + window <= pos; c++)
         scores[c] = -INFINITY;
 }
 
@@ -446,47 +452,77 @@ static attention_unit unit_of(const llm_session *s, size_t n_kv_heads, size_t un
     return u;
 }
 
-/* Scores (n, SPAN) of a unit's queries from number m0 on, for the page at position p, become their weights, rounded for the
- * product with its values; `out` holds the queries' sums so far. */
-static void weigh_page(llm_session *s, const llm_layer *l, const attention_unit *u, size_t p, size_t m0,
-    const float *by, const activations *weights, vectors out) {
-    const size_t start = s->pos[u->first], group = group_of(l);
+/* Queries that come before position p, and so see nothing from there on */
+static size_t queries_before(const llm_session *s, const llm_layer *l, const attention_unit *u, size_t p) {
+    const size_t start = s->pos[u->first];
+    return p > start ? (p - start) * group_of(l) : 0;
+}
+
+/* scores (n, n_keys) = q (n, width) @ K (n_keys, width)^T of the page at position p, for those who see it */
+static void score_page(llm_session *s, size_t layer, const attention_unit *u, const activations *queries,
+    size_t p, vectors scores) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t end = s->pos[u->first] + u->n_tokens, n_keys = end - p < SPAN ? end - p : SPAN;
+    const uint8_t *keys = cache(s, s->seqs[u->first], layer, KEYS, u->a, p);
+    const matrix k = page_matrix(s, width_of(l), KEYS, keys, n_keys);
+    const size_t m0 = queries_before(s, l, u, p);
+    const activations q = without_first(*queries, m0, 0, 0);
+    scores.data += m0 * scores.stride;
+    page_matmul(s, page_product(s, KEYS, queries->n), &k, &q, scores, 0);
+}
+
+/* Scores of the n positions of a block become their weights, which nobody wants of the first ones before `from`; `out`
+ * holds the queries' sums so far. */
+static void weigh_block(llm_session *s, size_t layer, const attention_unit *u, size_t block, size_t from,
+    size_t n, const activations *weights, vectors out) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t start = s->pos[u->first];
     const size_t window = l->window ? l->window : start + u->n_tokens;
-    const product *p_values = page_product(s, VALUES, u->n_tokens * group);
-    for (size_t m = 0; m < weights->n; m++) {
+    const product *p_values = page_product(s, VALUES, weights->n);
+    for (size_t m = queries_before(s, l, u, block); m < weights->n; m++) {
         float *scores = row_of(weights->x, m);
         if (l->attn_cap > 0)
-            s->k->softcap(scores, l->attn_cap);
-        mask(scores, p, start + (m0 + m) / group, window);
-        s->k->online_softmax(scores, by, row_of(out, m0 + m), width_of(l));
-        prepare(s, p_values, LLM_GROUP, weights, m, 0, SPAN);
+            s->k->softcap(scores, n, l->attn_cap);
+        mask(scores, n, block, start + m / group_of(l), window);
+        s->k->online_softmax(scores, n, row_of(out, m), width_of(l));
+        for (size_t c = from; c < n && s->o.kv == LLM_KV_INT8; c += SPAN) {
+            const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->a, block + c);
+            scale_weights(scores + c, (const float *)(values + SPAN * width_of(l)));
+        }
+        prepare(s, p_values, LLM_GROUP, weights, m, from, n);
     }
 }
 
-/* A unit's queries and the page at position p: out (n, width + 2) += softmax(q K^T) V, see kernels.h */
-static void attend_page(llm_session *s, size_t layer, const attention_unit *u, const activations *queries,
-    size_t p, vectors out) {
+/* out (n, width) += weights (n, n_keys) @ V (width, n_keys)^T of the page at position p, which is c positions into
+ * its block */
+static void add_values(llm_session *s, size_t layer, const attention_unit *u, const activations *weights,
+    size_t p, size_t c, vectors out) {
     const llm_layer *l = &s->m->layers[layer];
-    const size_t width = width_of(l), start = s->pos[u->first], end = start + u->n_tokens;
-    const size_t n_keys = end - p < SPAN ? end - p : SPAN;
-    const size_t m0 = p > start ? (p - start) * group_of(l) : 0; /* queries before see nothing of this page */
-    const uint8_t *keys = cache(s, s->seqs[u->first], layer, KEYS, u->a, p);
+    const size_t end = s->pos[u->first] + u->n_tokens, n_keys = end - p < SPAN ? end - p : SPAN;
     const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->a, p);
-    const matrix k = page_matrix(s, width, KEYS, keys, n_keys);
-    const matrix v = page_matrix(s, width, VALUES, values, n_keys);
-    const activations q = without_first(*queries, m0);
-    const vectors out0 = {row_of(out, m0), out.stride};
-    const activations weights =
-        unit_room(s, 1, q.n, (vectors){s->scores + THREAD * s->unit_rows * SPAN, SPAN});
-    /* scores (n, n_keys) = q (n, width) @ K (n_keys, width)^T */
-    page_matmul(s, page_product(s, KEYS, queries->n), &k, &q, weights.x, 0);
-    const float *scales = s->o.kv == LLM_KV_INT8 ? (const float *)(values + SPAN * width) : NULL;
-    weigh_page(s, l, u, p, m0, scales, &weights, out);
-    /* out (n, width) += weights (n, n_keys) @ V (width, n_keys)^T */
-    page_matmul(s, page_product(s, VALUES, queries->n), &v, &weights, out0, 1);
+    const matrix v = page_matrix(s, width_of(l), VALUES, values, n_keys);
+    const size_t m0 = queries_before(s, l, u, p);
+    const product *p_values = page_product(s, VALUES, weights->n);
+    const activations some = without_first(*weights, m0, c, p_values->bytes);
+    out.data += m0 * out.stride;
+    page_matmul(s, p_values, &v, &some, out, 1);
 }
 
-/* Softmax attention of one unit, SPAN positions at a time (Dao et al. 2022), to s->parts */
+/* A unit's queries, and n positions of a block, of which nobody sees those before `from`:
+ * out (n, width + 2) += softmax(q K^T) V, see kernels.h */
+static void attend_block(llm_session *s, size_t layer, const attention_unit *u, const activations *queries,
+    size_t block, size_t from, size_t n, vectors out) {
+    const vectors scores = {s->scores + THREAD * s->unit_rows * BLOCK, BLOCK};
+    const activations weights = unit_room(s, 1, queries->n, scores);
+    for (size_t c = from; c < n; c += SPAN)
+        score_page(s, layer, u, queries, block + c, (vectors){scores.data + c, BLOCK});
+    weigh_block(s, layer, u, block, from, n, &weights, out);
+    for (size_t c = from; c < n; c += SPAN)
+        add_values(s, layer, u, &weights, block + c, c, out);
+}
+
+/* Softmax attention of one unit, a block of positions at a time (Dao et al. 2022), to s->parts. Where blocks begin does
+ * not depend on the batch. */
 static void attend(llm_session *s, size_t layer, size_t unit) {
     const llm_layer *l = &s->m->layers[layer];
     const attention_unit u = unit_of(s, l->n_kv_heads, unit);
@@ -507,9 +543,13 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
         prepare(s, page_product(s, KEYS, n), LLM_GROUP, &queries, m, 0, width);
     }
     if (start >= window && p < start + 1 - window)
-        p = larger(p, (start + 1 - window) / SPAN * SPAN); /* the first page that anyone attends to */
-    for (; p < part_end; p += SPAN)
-        attend_page(s, layer, &u, &queries, p, out);
+        p = (start + 1 - window) / SPAN * SPAN; /* the first page that anyone attends to */
+    while (p < part_end) {
+        const size_t block = p / BLOCK * BLOCK;
+        const size_t n_positions = part_end - block < BLOCK ? align(part_end - block, SPAN) : BLOCK;
+        attend_block(s, layer, &u, &queries, block, p - block, n_positions, out);
+        p = block + BLOCK;
+    }
 }
 
 /* att (n_heads, head_dim) of token i: the parts of each head become one, divided by its sum of weights. */

@@ -78,9 +78,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->seq_size = align(place_layers(s, NULL), 1 << 16);
     s->run = align((48 + w.group - 1) / w.group, 8);
     s->unit_rows = s->run * w.group;
-    s->unit_groups = align(w.width, LLM_GROUP) / LLM_GROUP;
+    s->unit_groups = larger(align(w.width, LLM_GROUP), BLOCK) / LLM_GROUP;
     s->unit_ldq = 2 * s->unit_groups * LLM_GROUP + 64;
-    s->part = s->span > 8 * 512 ? align(s->span / 8, SPAN) : 512;
+    s->part = s->span > 8 * 512 ? align(s->span / 8, BLOCK) : 512;
     s->part_size = b * w.parts;
     s->n_parts = (s->span + s->part - 1) / s->part;
     const size_t columns = larger(dim, larger(w.att, w.ffn));
@@ -103,10 +103,10 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->rotation, b * h->n_rope * h->rope_dim * f},
         {&s->qkv.data, b * w.qkv * f},
         {&s->q, b * w.q * f},
-        {&s->scores, s->o.threads * s->unit_rows * SPAN * f},
+        {&s->scores, s->o.threads * s->unit_rows * BLOCK * f},
         {&s->unit_q, s->o.threads * 2 * (s->unit_rows + 32) * s->unit_ldq},
-        {&s->unit_scales, s->o.threads * 2 * s->unit_rows * s->unit_groups * f},
-        {&s->unit_offsets, s->o.threads * 2 * s->unit_rows * s->unit_groups * f},
+        {&s->unit_scales, s->o.threads * 2 * (s->unit_rows + 32) * s->unit_groups * f},
+        {&s->unit_offsets, s->o.threads * 2 * (s->unit_rows + 32) * s->unit_groups * f},
         {&s->parts, s->n_parts * s->part_size * f},
         {&s->att.data, b * w.att * f},
         {&s->gate.data, b * 2 * w.ffn * f},
@@ -119,9 +119,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->expert_x.data, mixed * dim * f},
         {&s->expert_gain, mixed * f},
         {&s->expert_out.data, mixed * dim * f},
-        {&s->quants, align(b, 32) * (2 * columns + 64)},
-        {&s->scales, b * columns / 32 * f},
-        {&s->offsets, b * columns / 32 * f},
+        {&s->quants, align(b + 8, 32) * (2 * columns + 64)},
+        {&s->scales, (b + 8) * columns / 32 * f},
+        {&s->offsets, (b + 8) * columns / 32 * f},
     };
     const size_t n = sizeof buffers / sizeof *buffers;
     for (size_t i = 0; i < n; i++)

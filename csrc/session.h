@@ -46,7 +46,7 @@ struct llm_session {
     /* attention */
     vectors qkv; /* (B, q_dim + 2 kv_dim) projections: queries, keys, values */
     float *q; /* (n_kv_heads, B, group, width) queries, rotated and scaled; width: a head's, padded to 16 */
-    float *scores;    /* (threads, run * group, SPAN); group: query heads that share a kv head */
+    float *scores;    /* (threads, run * group, BLOCK); group: query heads that share a kv head */
     size_t unit_rows; /* queries of a unit of attention at most: run * group */
     size_t unit_ldq;  /* bytes of a query, or of its weights, as a product wants them, and its groups: */
     size_t unit_groups;
