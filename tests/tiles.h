@@ -1,4 +1,4 @@
-/* tiles.h - AMX in software, to run csrc/isa_amx.c where the processor has none: given to the compiler with
+/* tiles.h - AMX in software, to run csrc/amx.inc where the processor has none: given to the compiler with
  * -include, it stands in for the tile intrinsics. After the pseudocode of Intel's manual. */
 #define SOFT_TILES 1
 #ifndef _GNU_SOURCE
