@@ -13,7 +13,9 @@
 #define FMA(a, b, c) (VEC) _mm512_fmadd_ps(a, b, c)
 #define LOOKUP(p, i) \
     (BYTES) _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(p))), (__m512i)(i))
-#define DOT(i, u, s) (INTS) _mm512_dpbusd_epi32((__m512i)(i), (__m512i)(u), (__m512i)(s))
+#define DOT(i, w, x) (INTS) _mm512_dpbusd_epi32((__m512i)(i), (__m512i)(w), (__m512i)(x))
+#define DOT_POSITIVE(i, w, x) (INTS) _mm512_dpbusd_epi32((__m512i)(i), (__m512i)(x), (__m512i)(w))
+#define SHIFTED SIGNED
 #include "kernels.inc"
 
 static int has_avx512(void) {
