@@ -5,14 +5,8 @@
 
 #define ISA avx2
 #define TARGET __attribute__((target("avx2,fma,f16c")))
-#define VL 8
-#define HALF(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
-#define TO_HALF(p, v) _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph(v, 0))
 #define MADD(i, w, x) (INTS) _mm256_add_epi32((__m256i)(i), _mm256_madd_epi16((__m256i)(w), (__m256i)(x)))
-#define FMA(a, b, c) (VEC) _mm256_fmadd_ps(a, b, c)
-#define LOOKUP(p, i)             \
-    (BYTES) _mm256_shuffle_epi8( \
-        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(p))), (__m256i)(i))
+#include "words_avx2.inc"
 #include "kernels.inc"
 
 static int has_avx2(void) { /* F16C is older than either */

@@ -123,8 +123,8 @@ extern const kernels kernels_plain;
 #if defined(LLM_PLAIN)
 #define VECTOR_KERNELS
 #elif defined(__x86_64__)
-extern const kernels kernels_amx, kernels_avx512, kernels_avx2;
-#define VECTOR_KERNELS &kernels_amx, &kernels_avx512, &kernels_avx2,
+extern const kernels kernels_amx, kernels_avx512, kernels_avxvnni, kernels_avx2;
+#define VECTOR_KERNELS &kernels_amx, &kernels_avx512, &kernels_avxvnni, &kernels_avx2,
 #elif defined(__aarch64__)
 extern const kernels kernels_neon;
 #define VECTOR_KERNELS &kernels_neon,

@@ -1,5 +1,5 @@
-/* avx512.h - AVX-512 in software, to run the engine's "avx512" and, with tiles.h beside it, its "amx" where the
- * processor has only AVX2: given to the compiler with -include, it stands in for the intrinsics that csrc/ uses,
+/* avx512.h - AVX-512 and AVX-VNNI in software, to run the engine's "avx512", "avxvnni" and, with tiles.h beside it,
+ * "amx" where the processor has only AVX2: given to the compiler with -include, it stands in for the intrinsics that csrc/ uses,
  * after the pseudocode of Intel's manual. An intrinsic that is missing here does not compile, by name.
  *
  * Arithmetic written as vectors (`a * b + c`) is left to the compiler, which splits vectors of 64 bytes in two
@@ -9,14 +9,17 @@
 #define _GNU_SOURCE /* before the first system header, for the files that need it */
 #endif
 #ifdef __x86_64__
+#include <cpuid.h>
 #include <immintrin.h>
 #include <stdint.h>
 
-/* Functions for any instruction set are compiled for AVX2, and AVX-512 is there whatever the processor says.
- * Neither name is replaced again within its own replacement. */
+/* Functions for any instruction set are compiled for AVX2; AVX-512 and AVX-VNNI are there whatever the processor
+ * says. No name is replaced again within its own replacement. */
 #define target(features) target("avx2,fma,f16c")
 #define __builtin_cpu_supports(feature) \
     (__builtin_strncmp(feature, "avx512", 6) == 0 || __builtin_cpu_supports(feature))
+
+#define __get_cpuid_count(leaf, part, a, b, c, d) (*(a) = *(b) = *(c) = *(d) = ~0u, 1)
 
 #define SOFT static inline __attribute__((always_inline, target("")))
 
@@ -78,6 +81,10 @@ SOFT __m512i soft_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     const soft_512 s = soft_integers(sum), x = soft_integers(a), y = soft_integers(b);
     return (soft_512){.i = {soft_dot_bytes(s.i[0], x.i[0], y.i[0]), soft_dot_bytes(s.i[1], x.i[1], y.i[1])}}
         .integers;
+}
+
+SOFT __m256i soft_dpwssd_avx_epi32(__m256i sum, __m256i a, __m256i b) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
 
 SOFT __m512 soft_fmadd_ps(__m512 a, __m512 b, __m512 c) {
@@ -152,6 +159,8 @@ SOFT void soft_storeu_si512(void *p, __m512i v) {
 #undef _mm512_loadu_ps
 #undef _mm512_storeu_ps
 #undef _mm512_storeu_si512
+#undef _mm256_dpwssd_avx_epi32
+#undef _mm256_dpbusd_avx_epi32
 #define _mm512_mul_ps(a, b) soft_mul_ps(a, b)
 #define _mm512_cvtph_ps(v) soft_cvtph_ps(v)
 #define _mm512_cvtps_ph(v, mode) soft_cvtps_ph(v)
@@ -159,6 +168,8 @@ SOFT void soft_storeu_si512(void *p, __m512i v) {
 #define _mm512_loadu_si512(p) soft_loadu_si512(p)
 #define _mm512_dpwssd_epi32(sum, a, b) soft_dpwssd_epi32(sum, a, b)
 #define _mm512_dpbusd_epi32(sum, a, b) soft_dpbusd_epi32(sum, a, b)
+#define _mm256_dpwssd_avx_epi32(sum, a, b) soft_dpwssd_avx_epi32(sum, a, b)
+#define _mm256_dpbusd_avx_epi32(sum, a, b) soft_dot_bytes(sum, a, b)
 #define _mm512_fmadd_ps(a, b, c) soft_fmadd_ps(a, b, c)
 #define _mm512_shuffle_epi8(a, b) soft_shuffle_epi8(a, b)
 #define _mm512_broadcast_i32x4(v) soft_broadcast_i32x4(v)

@@ -137,7 +137,7 @@ plain = pytest.mark.skipif(
 def isas() -> list[str]:
     """The instruction sets that this build and processor have."""
     data = Model(make_model())
-    return [name for name in ("scalar", "avx2", "avx512", "amx", "neon") if data.has(name)]
+    return [name for name in ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon") if data.has(name)]
 
 
 class Model:
@@ -872,11 +872,11 @@ def test_default_threads_follow_the_cgroup_quota():
 
 
 @plain
-@pytest.mark.skipif("avx2" not in isas(), reason="AVX-512 in software is made of AVX2")
+@pytest.mark.skipif("avx2" not in isas(), reason="they are made of AVX2")
 @every_dtype
 @pytest.mark.parametrize("name", MODELS)
-def test_avx512_and_amx_in_software_give_the_bits_of_avx2(tmp_path_factory, name, dtype):
-    """The code for AVX-512 and AMX as it is, whatever the processor: tests/avx512.h and tests/tiles.h have
+def test_newer_instructions_in_software_give_the_bits_of_avx2(tmp_path_factory, name, dtype):
+    """The code for AVX-VNNI, AVX-512 and AMX as it is, whatever the processor: tests/avx512.h and tests/tiles.h have
     their instructions in C. 40 tokens and 17: two of AMX's blocks of 32, and a part of one; 3: no block."""
     program = build_logits(tmp_path_factory, *SOFT)
     path = tmp_path_factory.mktemp("soft") / "m.llm"
@@ -885,7 +885,7 @@ def test_avx512_and_amx_in_software_give_the_bits_of_avx2(tmp_path_factory, name
     for n, kv, exact in ((40, "int8", 0), (17, "fp16", 0), (17, "int8", 1), (3, "int8", 0)):
         ids = some_ids(n, 96)
         want = model.run(ids, "avx2", kv=KV[kv], exact=exact)
-        for isa in ("avx512", "amx"):
+        for isa in ("avxvnni", "avx512", "amx"):
             got = logits_of([program, path], isa, vocab, ids, KV[kv], exact)
             assert (got == want).all(), (isa, n, kv, exact)
 
