@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = [f"isa_{name}" for name in ("plain", "avx2", "avxvnni", "avx512", "neon")]
+KERNELS = [f"isa_{name}" for name in ("plain", "avx2", "avxvnni", "avx512", "neon", "dotprod")]
 ENGINE = ["llm", "session", "numbers", *KERNELS, "file", "verify", "threads"]
 LIBRARY = [f"csrc/{name}.c" for name in [*ENGINE, "tokenizer", "sampler", "lookup"]]
 COMMAND = ["main", "options", "command", "generate", "draft", "chat", "look", "info", "measure", "terminal"]

@@ -137,7 +137,8 @@ plain = pytest.mark.skipif(
 def isas() -> list[str]:
     """The instruction sets that this build and processor have."""
     data = Model(make_model())
-    return [name for name in ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon") if data.has(name)]
+    names = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod")
+    return [name for name in names if data.has(name)]
 
 
 class Model:
