@@ -55,6 +55,8 @@ const kernels kernels_dotprod = {
     .many = MANY_PRODUCTS(dotprod),
     KERNELS(dotprod),
 };
+
+#include "i8mm.inc"
 #else
 typedef int nothing_dotprod; /* C wants something in a file */
 #endif

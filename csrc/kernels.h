@@ -126,8 +126,8 @@ extern const kernels kernels_plain;
 extern const kernels kernels_amx, kernels_avx512, kernels_avxvnni, kernels_avx2;
 #define VECTOR_KERNELS &kernels_amx, &kernels_avx512, &kernels_avxvnni, &kernels_avx2,
 #elif defined(__aarch64__)
-extern const kernels kernels_dotprod, kernels_neon;
-#define VECTOR_KERNELS &kernels_dotprod, &kernels_neon,
+extern const kernels kernels_i8mm, kernels_dotprod, kernels_neon;
+#define VECTOR_KERNELS &kernels_i8mm, &kernels_dotprod, &kernels_neon,
 #else
 #define VECTOR_KERNELS
 #endif

@@ -273,7 +273,8 @@ static const char *isas[8];
 static uint32_t n_isas;
 
 static void find_isas(const llm_model *m) {
-    static const char *const names[] = {"scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod"};
+    static const char *const names[] = {
+        "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (has_isa(m, names[i]))
             isas[n_isas++] = names[i];

@@ -137,7 +137,7 @@ plain = pytest.mark.skipif(
 def isas() -> list[str]:
     """The instruction sets that this build and processor have."""
     data = Model(make_model())
-    names = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod")
+    names = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm")
     return [name for name in names if data.has(name)]
 
 
