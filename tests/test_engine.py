@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -877,8 +878,8 @@ def test_default_threads_follow_the_cgroup_quota():
 @every_dtype
 @pytest.mark.parametrize("name", MODELS)
 def test_newer_instructions_in_software_give_the_bits_of_avx2(tmp_path_factory, name, dtype):
-    """The code for AVX-VNNI, AVX-512 and AMX as it is, whatever the processor: tests/avx512.h and tests/tiles.h have
-    their instructions in C. 40 tokens and 17: two of AMX's blocks of 32, and a part of one; 3: no block."""
+    """The code for AVX-VNNI, AVX-512 and AMX as it is, whatever the processor: tests/avx512.h and tests/tiles.h
+    have their instructions in C. 40 tokens and 17: two of AMX's blocks of 32, and a part of one; 3: no block."""
     program = build_logits(tmp_path_factory, *SOFT)
     path = tmp_path_factory.mktemp("soft") / "m.llm"
     path.write_bytes(make_model(3, dtype=dtype, **MODELS[name]))
@@ -910,24 +911,45 @@ def test_the_engine_alone_is_a_whole_engine(tmp_path_factory):
         assert (got == Model(data).run(ids, "scalar", kv=kv)).all()
 
 
-@plain
-@every_dtype
-@pytest.mark.parametrize("name", MODELS)
-def test_neon_build_gives_the_bits_of_this_processor(tmp_path_factory, name, dtype):
-    """The aarch64 build under an emulator: NEON gives the bits of the vector kernels here, if there are any,
-    and the plain kernels there those of the plain ones here."""
+@pytest.fixture
+def emulated(tmp_path_factory) -> Callable[[str], list]:
+    """emulated(cpu): the command for tests/logits.c on this processor of 64-bit Arm's."""
     qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if not qemu:
         pytest.skip("needs qemu-aarch64")
     program = build_logits(tmp_path_factory, "aarch64-linux-gnu-gcc", "-static")
+    return lambda cpu: [qemu, "-cpu", cpu, program]
+
+
+@plain
+@pytest.mark.parametrize(
+    ("cpu", "best", "lacks"),
+    [("cortex-a72", "neon", ["dotprod", "i8mm"]), ("neoverse-n1", "dotprod", ["i8mm"]), ("max", "i8mm", [])],
+)
+def test_an_arm_processor_is_asked_what_it_has(emulated, tmp_path, cpu, best, lacks):
+    (tmp_path / "m.llm").write_bytes(make_model())
+    command = [*map(str, emulated(cpu)), str(tmp_path / "m.llm"), "0", "0", "1"]
+    for isa in ("", *lacks):
+        said = subprocess.run(command, capture_output=True, env={**os.environ, "PYLLM_ISA": isa}).stderr
+        want = f'PYLLM_ISA: this processor or build has no "{isa}"' if isa else best
+        assert said.decode().strip() == want
+
+
+@plain
+@every_dtype
+@pytest.mark.parametrize("name", MODELS)
+def test_neon_build_gives_the_bits_of_this_processor(emulated, tmp_path_factory, name, dtype):
+    """The aarch64 build under an emulator: NEON gives the bits of the vector kernels here, if there are any,
+    with instructions for bytes as well, and the plain kernels there those of the plain ones here."""
     path = tmp_path_factory.mktemp("neon") / "m.llm"
     path.write_bytes(make_model(3, dtype=dtype, **MODELS[name]))
     model, vocab, ids = Model(path.read_bytes()), MODELS[name].get("vocab_size", 96), some_ids(25, 96)
     other = [isa for isa in isas() if isa != "scalar"][:1]
-    for isa, here, kv in itertools.product(("scalar", "neon"), ("scalar", *other), KV):
+    arm = ("scalar", "neon", "dotprod", "i8mm")
+    for isa, here, kv in itertools.product(arm, ("scalar", *other), KV):
         if (isa == "scalar") != (here == "scalar"):
             continue
-        got = logits_of([qemu, program, path], isa, vocab, ids, KV[kv])
+        got = logits_of([*emulated("max"), path], isa, vocab, ids, KV[kv])
         want = model.run(ids, here, kv=KV[kv])
         # tanhf() of the C library is another one there
         tolerance = 1e-6 if "logit_cap" in MODELS[name] else 0
