@@ -363,9 +363,9 @@ typedef struct llm_options {
 } llm_options;
 
 /* Opens a session; `options` may be NULL for all defaults. Keys and values are reserved, not taken: memory is
- * used as sequences grow. Fails when memory cannot be had, or when the environment variable PYLLM_ISA
- * (scalar, avx2, avxvnni, avx512, amx, neon, dotprod, i8mm) names an instruction set that this processor or build lacks; without
- * it the best one is used. The model must outlive the session. */
+ * used as sequences grow. Fails when memory cannot be had, or when the environment variable PYLLM_ISA (scalar,
+ * avx2, avxvnni, avx512, amx, neon, dotprod, i8mm) names an instruction set that this processor or build lacks;
+ * without it the best one is used. The model must outlive the session. */
 llm_session *llm_session_open(const llm_model *model, const llm_options *options, char *err, size_t errlen);
 void llm_session_close(llm_session *session); /* NULL is allowed */
 
