@@ -2,7 +2,7 @@
  * in a vector. With products of matrices beside it (i8mm.inc) it is another table. */
 #if defined(__aarch64__)
 #include "kernels.h"
-#include <arm_neon.h>
+#include "neon.h"
 #if defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__APPLE__)
@@ -15,20 +15,9 @@
 #define TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
 
-/* As assembly, because Clang before 16 hides the names that arm_neon.h has for these instructions. */
-static inline TARGET int32x4_t sdot(int32x4_t i, int8x16_t w, int8x16_t x) {
-    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(i) : "w"(w), "w"(x));
-    return i;
-}
-
-static inline TARGET int32x4_t udot(int32x4_t i, uint8x16_t w, uint8x16_t x) {
-    __asm__("udot %0.4s, %1.16b, %2.16b" : "+w"(i) : "w"(w), "w"(x));
-    return i;
-}
-
 #define ISA dotprod
-#define DOT(i, w, x) sdot((int32x4_t)(i), (int8x16_t)(w), (int8x16_t)(x))
-#define DOT_POSITIVE(i, w, x) udot((int32x4_t)(i), (uint8x16_t)(w), (uint8x16_t)(x))
+#define DOT(i, w, x) vdotq_s32((int32x4_t)(i), (int8x16_t)(w), (int8x16_t)(x))
+#define DOT_POSITIVE(i, w, x) (int32x4_t) vdotq_u32((uint32x4_t)(i), (uint8x16_t)(w), (uint8x16_t)(x))
 #define SHIFTED POSITIVE
 #include "words_neon.inc"
 #include "kernels.inc"

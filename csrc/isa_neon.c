@@ -1,7 +1,7 @@
 /* isa_neon.c - kernels for NEON, which every aarch64 processor has: 4 floats in a vector. */
 #if defined(__aarch64__)
 #include "kernels.h"
-#include <arm_neon.h>
+#include "neon.h"
 
 #define ISA neon
 #define TARGET
