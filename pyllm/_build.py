@@ -1,7 +1,7 @@
 """Compiles the C side: the extension module pyllm._llm through cffi's API mode, and the command `pyllm`.
 
-The declarations come from csrc/llm.h itself, so that they are written down once. The environment variables CC
-and PYLLM_CFLAGS choose the compiler and add flags to compiling and linking.
+The declarations come from csrc/llm.h and csrc/round.h themselves, so that they are written down once. The
+environment variables CC and PYLLM_CFLAGS choose the compiler and add flags to compiling and linking.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ COMMAND = ["main", "options", "command", "generate", "draft", "chat", "look", "i
 CFLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", *os.environ.get("PYLLM_CFLAGS", "").split()]
 
 
-def declarations() -> str:
-    """The text of llm.h without its comments and preprocessor lines, as cffi's cdef wants it."""
-    text = (ROOT / "csrc" / "llm.h").read_text()
+CONVERTER = ["csrc/round.c"]  # of the extension alone
+
+
+def declarations(header: str) -> str:
+    """A header's text without its comments and preprocessor lines, as cffi's cdef wants it."""
+    text = (ROOT / "csrc" / header).read_text()
     text = re.sub(r"/\*.*?\*/|#ifdef __cplusplus.*?#endif", "", text, flags=re.DOTALL)
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
@@ -73,12 +76,13 @@ def make_ffi() -> FFI:
 
     flags = [*CFLAGS, *openmp_flags()]
     ffi = FFI()
-    ffi.cdef(declarations())
+    ffi.cdef(declarations("llm.h"))
+    ffi.cdef(declarations("round.h"))
     ffi.cdef(OBSERVER)
     ffi.set_source(
         "pyllm._llm",
-        '#include "llm.h"',
-        sources=LIBRARY,
+        '#include "llm.h"\n#include "round.h"',
+        sources=[*LIBRARY, *CONVERTER],
         depends=sorted(str(path) for path in Path("csrc").glob("*.[hi]*")),
         include_dirs=["csrc"],
         extra_compile_args=[*flags, "-fvisibility=hidden"],

@@ -97,9 +97,7 @@ def test_a_weight_has_the_nearest_value() -> None:
     all_values = matrix.codebook.astype(np.float32) * scale[:, :, None]
     best = np.abs(all_values - weights[:, :, None]).min(axis=2)
     error = np.abs(int4.decode(matrix) - weights)
-    # the table of eighths may miss the nearer of two values that are equally near to a sixteenth of a step
-    assert (error <= best + np.abs(scale) / 7).all()
-    assert (error > best).mean() < 0.02
+    assert (error <= best + np.abs(scale) * 1e-4).all()
 
 
 def test_search_fits_better_than_the_largest_weight_does() -> None:
@@ -153,30 +151,37 @@ def test_second_moments_make_products_better_still(cols: int) -> None:
 
 
 def test_rounding_in_turn_is_gptq() -> None:
-    """The indices are those of the published algorithm, which updates the weights that are still to be
-    rounded by the inverse's Cholesky factor; scales given, float64."""
+    """The published algorithm, which updates the weights that are still to be rounded by the inverse's Cholesky
+    factor, in float64: given the scales, it makes no smaller error in any group, and mostly the same one (of the
+    values that a scale beside the final one led to, those are kept that are better)."""
     weights, x = weights_of(24, 64), inputs_of(1000, 64)
     feedback = int4.factor(moments_of(x), float("inf"))
-    table = int4.Table(NONLINEAR)
     order = feedback.columns
-    weights = weights[:, order]
-    index, scale = int4.round_in_turn(np.ascontiguousarray(weights.T), feedback, table, int4.SPANS)
+    index, scale = int4.round_rows(weights, NONLINEAR, feedback.weight, feedback)
+    index, scale = index[:, order], scale[:, order[::32] // 32].astype(np.float64)
     moments = moments_of(x).astype(np.float64)[np.ix_(order, order)]
     moments += np.eye(64) * int4.DAMPING * np.diagonal(moments).mean()
     upper = np.linalg.cholesky(np.linalg.inv(moments)).T
-    left = weights.astype(np.float64)
-    expected = np.empty(weights.shape, int)
-    for j in range(64):
-        steps = left[:, j] / scale[j // 32]
-        expected[:, j] = np.abs(steps[:, None] - NONLINEAR.astype(np.float64)).argmin(axis=1)
-        # where the table of eighths takes the other of two equally near values, so does this
-        apart = expected[:, j] != index[j]
-        near = np.abs(steps[:, None] - NONLINEAR[np.stack([expected[:, j], index[j]], 1)])
-        assert (np.abs(near[apart, 0] - near[apart, 1]) < 0.14).all()
-        expected[:, j] = index[j]
-        error = (left[:, j] - NONLINEAR[index[j]] * scale[j // 32].astype(np.float64)) / upper[j, j]
-        left[:, j:] -= error[:, None] * upper[j, j:]
-    assert (np.abs(left) < 1).all()
+    left = weights[:, order].astype(np.float64)
+
+    def round_group(left: np.ndarray, group: int, given: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Rounds a group of `left`, which it changes, to the nearest values or to those given; these, and the
+        group's error."""
+        found, total = np.empty((24, 32), int), np.zeros(24)
+        for j in range(32 * group, 32 * group + 32):
+            steps = left[:, j] / scale[:, group]
+            nearest = np.abs(steps[:, None] - NONLINEAR.astype(np.float64)).argmin(axis=1)
+            found[:, j % 32] = nearest if given is None else given[:, j]
+            error = (left[:, j] - NONLINEAR[found[:, j % 32]] * scale[:, group]) / upper[j, j]
+            left[:, j:] -= error[:, None] * upper[j, j:]
+            total += np.square(error)
+        return found, total
+
+    for group in range(2):
+        expected, most = round_group(left.copy(), group, None)
+        same, error = round_group(left, group, index)
+        assert (error <= most * (1 + 1e-5)).all()
+        assert 0.2 < (expected == same).all(axis=1).mean()
 
 
 def test_groups_of_large_inputs_are_rounded_first() -> None:
@@ -185,17 +190,13 @@ def test_groups_of_large_inputs_are_rounded_first() -> None:
     assert int4.in_order(mean_squares).tolist() == [*range(32, 64), *range(32), *range(64, 100)]
 
 
-def test_pieces_of_rows_give_the_same_bits_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_of_rows_give_the_same_bits_as_all_at_once() -> None:
     weights, x = weights_of(70, 96), inputs_of(500, 96)
     whole = int4.encode(weights, moments=moments_of(x), tokens=500, codebook=NONLINEAR)
     rounds = int4.Rounder(NONLINEAR, np.diagonal(moments_of(x)), [int4.factor(moments_of(x), 500)])
-    monkeypatch.setattr(int4, "ROWS", 16)
     pieces = [rounds.rows(weights[a:b]) for a, b in ((0, 3), (3, 40), (40, 70))]
-    # BLAS may sum in another order
-    assert (np.concatenate([p.indices for p in pieces]) == whole.indices).mean() > 0.99
-    np.testing.assert_allclose(
-        np.concatenate([int4.decode(p) for p in pieces]), int4.decode(whole), atol=0.02, rtol=0
-    )
+    for name in ("indices", "scale"):
+        assert np.array_equal(np.concatenate([getattr(piece, name) for piece in pieces]), getattr(whole, name))
 
 
 def test_few_inputs_are_believed_less() -> None:

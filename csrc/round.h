@@ -1,0 +1,39 @@
+/* round.h - how the converter rounds weights to a grid. Part of the Python extension, not of the engine.
+ *
+ * A weight is values[index] * scale, with a scale for one row and `group` columns. The error of a row, of differences
+ * e = w - w', is sum_j weight_j (e_j + sum_{i<j} lower_ji e_i)^2, over columns j and i in the order in which they are
+ * rounded: with a matrix `lower`, each to the value nearest to w_j + sum_{i<j} lower_ji e_i, which makes up for the
+ * errors before it (LDLQ, Chee et al. 2023); without, each to the value nearest to it.
+ *
+ * A row's result depends on nothing but the row, and is the same on every processor. Nothing is kept between calls:
+ * threads may round different rows at once. */
+#ifndef ROUND_H
+#define ROUND_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define ROUND_GROUP 64 /* the most columns of a scale */
+
+typedef struct round_grid {
+    const int8_t *values; /* (n_values,), rising */
+    size_t n_values;      /* 2 to 256; faster if they are consecutive integers, and above 16 they should be */
+    size_t group;         /* 1 to ROUND_GROUP */
+    const float *
+        spans; /* (n_spans,) positive or negative. A scale is tried with which the group's largest weight is */
+    size_t
+        n_spans; /*   the value that is farthest from 0, divided by a span; and some close to the best of these */
+} round_grid;
+
+/* Rounds n columns of weights (rows, width), finite, to index (rows, width) and scale (rows, ceil(width / group)), numbers
+ * that fp16 has. Other columns' are left as they are.
+ *   columns  (n,): their numbers in the order in which they are rounded, a group after the other
+ *   lower    (n, n) in this order, of which only what is below the diagonal is read; NULL: zeros
+ *   weight   (n,) in this order, not negative
+ *   room     round_room(n) floats for its own use */
+void round_rows(const round_grid *grid, size_t rows, size_t width, const float *weights, size_t n,
+    const uint32_t *columns, const float *lower, const float *weight, uint8_t *index, float *scale,
+    float *room);
+
+size_t round_room(size_t n);
+
+#endif
