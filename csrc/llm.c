@@ -83,6 +83,9 @@ static batch next_batch(llm_session *s, size_t n, const uint32_t *tokens, const 
     return b;
 }
 
+/* Once it is, a pass leaves out what takes long, and its result is nobody's. */
+static int stopped(const llm_session *s) { return atomic_load_explicit(&s->stopped, memory_order_relaxed); }
+
 int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs, const uint8_t *want,
     float *logits, char *err, size_t errlen) {
     const size_t vocab = s->m->h.vocab_size;
@@ -93,9 +96,10 @@ int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t
         const batch b = next_batch(s, n - at, tokens + at, next_seqs, next_want, logits);
         team(s->o.threads, forward, (void *)&b);
         const size_t bad = first_bad_row(&b, vocab);
-        if (bad < b.n_rows) {
+        if (bad < b.n_rows || stopped(s)) {
             for (size_t i = 0; i < at + b.n; i++)
                 s->length[seqs ? seqs[i] : 0]--;
+            REQUIRE(!stopped(s), "the session was stopped");
             return FAIL("the logits after token %zu are not finite: a number in the model or in what its "
                         "sequence keeps is not, or grew too large",
                 at + s->rows[bad]);
@@ -241,7 +245,8 @@ static void attention(llm_session *s, size_t layer, size_t n) {
     }
     barrier(&s->barrier);
     DEAL(unit, s->n_parts * s->n_runs * l->n_kv_heads)
-        attend(s, layer, unit);
+        if (!stopped(s))
+            attend(s, layer, unit);
     barrier(&s->barrier);
     EACH(i, n)
         merge_parts(s, layer, i);
@@ -863,14 +868,15 @@ static void multiply(llm_session *s, const product *p, const matrix *w, size_t n
         barrier(&s->barrier);
     }
     EACH(unit, units)
-        p->rows(w, unit * step, &a, y, 0);
+        if (!stopped(s))
+            p->rows(w, unit * step, &a, y, 0);
     barrier(&s->barrier);
 }
 
 /* Shows the input of a product, of expert e of tensor t, to who wants to see it. */
 static void show(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x) {
     const size_t number = (size_t)(t - s->m->tensors);
-    if (s->observer && THREAD == 0)
+    if (s->observer && THREAD == 0 && !stopped(s))
         s->observer(s->observer_context, (uint32_t)(number % LLM_N_TENSORS),
             (uint32_t)(number / LLM_N_TENSORS), (uint32_t)e, n, t->cols, x.data, x.stride);
 }

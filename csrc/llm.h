@@ -398,6 +398,10 @@ typedef void (*llm_observer)(void *context, uint32_t tensor, uint32_t layer, uin
  * order in which they are computed. NULL: to nobody. */
 void llm_observe(llm_session *session, llm_observer observer, void *context);
 
+/* Ends llm_forward() of this session, which another thread is in: it returns -1 within a moment, as every later one
+ * does. The session can only be closed then, after that. */
+void llm_stop(llm_session *session);
+
 /* The number of positions in sequence `seq`; 0 when there is no such sequence. */
 size_t llm_length(const llm_session *session, uint32_t seq);
 

@@ -207,6 +207,8 @@ void llm_observe(llm_session *s, llm_observer observer, void *context) {
     s->observer_context = context;
 }
 
+void llm_stop(llm_session *s) { atomic_store(&s->stopped, 1); }
+
 const llm_options *llm_session_options(const llm_session *s) { return &s->o; }
 
 const char *llm_session_isa(const llm_session *s) { return s->k->name; }

@@ -16,7 +16,8 @@ struct llm_session {
     team_barrier barrier;
     llm_observer observer; /* NULL: nobody looks */
     void *observer_context;
-    uint8_t *arena; /* one mapping that holds all buffers */
+    atomic_int stopped; /* whether llm_stop() was called */
+    uint8_t *arena;     /* one mapping that holds all buffers */
     size_t arena_size;
 
     /* keys and values: of each sequence, of each layer that makes its own, keys, then values, of each kv head, pages

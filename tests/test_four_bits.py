@@ -392,6 +392,36 @@ def test_a_signal_while_the_model_runs_leaves_nothing(tmp_path, text, name):
     assert time.monotonic() - start < 30
 
 
+LONG_PASS = """
+import sys
+from pyllm.tools import calibrate, convert
+calibrate.TOKENS = calibrate.LENGTH = 8000
+real = calibrate.Calibration.observe
+def observe(self, *about):
+    print(flush=True)
+    return real(self, *about)
+calibrate.Calibration.observe = observe
+sys.exit(convert.main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_does_not_wait_for_the_engine(tmp_path):
+    """Attention over 8,000 positions of 40 heads in 11 layers, a minute of it, and the signal comes before the first."""
+    source, _, _ = make(tmp_path, num_hidden_layers=11, num_attention_heads=40, max_position_embeddings=8192)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    line = [sys.executable, "-c", LONG_PASS, source, folder / "out.llm", "--dtype", "int4"]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([str(word) for word in line], cwd="/", **pipes)
+    assert process.stdout is not None and process.stdout.readline() == "\n"  # it has begun
+    time.sleep(0.2)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGINT and os.listdir(folder) == []
+    assert time.monotonic() - start < 30
+
+
 # ---------------------------------------------------------------------------------------------------------
 # llm_observe
 
@@ -402,7 +432,8 @@ def observed(session: Session, ids: list[int], **options: Any) -> tuple[np.ndarr
     observer = four_bits.Observer(
         lambda t, layer, expert, x: shown.append(
             (ffi.string(lib.llm_tensor_name(t)).decode(), layer, expert, x.copy())
-        )
+        ),
+        session.c,
     )
     handle = ffi.new_handle(observer)
     lib.llm_observe(session.c, lib.pyllm_observer, handle)
@@ -457,6 +488,16 @@ def test_batches_are_shown_one_after_the_other_and_to_nobody_at_the_end():
     assert len(shown) == before
 
 
+def test_a_session_that_is_stopped_computes_nothing_more():
+    session = Model(make_model()).session()
+    session.forward(some_ids(4, 96))
+    lib.llm_stop(session.c)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the session was stopped"):
+            session.forward(some_ids(3, 96))
+    assert session.length() == 4
+
+
 def test_an_exception_of_the_observer_is_kept_and_nothing_is_shown_after_it():
     calls = []
 
@@ -464,8 +505,10 @@ def test_an_exception_of_the_observer_is_kept_and_nothing_is_shown_after_it():
         calls.append(about)
         raise KeyboardInterrupt
 
-    session, observer = Model(make_model()).session(), four_bits.Observer(see)
+    session = Model(make_model()).session()
+    observer = four_bits.Observer(see, session.c)
     handle = ffi.new_handle(observer)
     lib.llm_observe(session.c, lib.pyllm_observer, handle)
-    session.forward(some_ids(3, 96))
+    with pytest.raises(ValueError, match="the session was stopped"):
+        session.forward(some_ids(3, 96))
     assert isinstance(observer.error, KeyboardInterrupt) and len(calls) == 1

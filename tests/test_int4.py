@@ -151,9 +151,9 @@ def test_second_moments_make_products_better_still(cols: int) -> None:
 
 
 def test_rounding_in_turn_is_gptq() -> None:
-    """The published algorithm, which updates the weights that are still to be rounded by the inverse's Cholesky
-    factor, in float64: given the scales, it makes no smaller error in any group, and mostly the same one (of the
-    values that a scale beside the final one led to, those are kept that are better)."""
+    """The published algorithm, which updates the weights that are still to be rounded by the inverse's
+    Cholesky factor, in float64: given the scales, it makes no smaller error in any group, and often the same
+    (of the values that a scale beside the final one led to, those are kept that are better)."""
     weights, x = weights_of(24, 64), inputs_of(1000, 64)
     feedback = int4.factor(moments_of(x), float("inf"))
     order = feedback.columns
@@ -196,7 +196,8 @@ def test_pieces_of_rows_give_the_same_bits_as_all_at_once() -> None:
     rounds = int4.Rounder(NONLINEAR, np.diagonal(moments_of(x)), [int4.factor(moments_of(x), 500)])
     pieces = [rounds.rows(weights[a:b]) for a, b in ((0, 3), (3, 40), (40, 70))]
     for name in ("indices", "scale"):
-        assert np.array_equal(np.concatenate([getattr(piece, name) for piece in pieces]), getattr(whole, name))
+        together = np.concatenate([getattr(piece, name) for piece in pieces])
+        assert np.array_equal(together, getattr(whole, name))
 
 
 def test_few_inputs_are_believed_less() -> None:

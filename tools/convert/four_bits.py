@@ -8,9 +8,10 @@ there and then: memory is what one matrix takes."""
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,23 +35,27 @@ def pyllm_observer(
 ) -> None:
     """The llm_observer of run()."""
     observer: Observer = ffi.from_handle(handle)
-    if observer.error is not None:
-        return
     try:
         rows = np.frombuffer(ffi.buffer(x, 4 * ((n - 1) * stride + cols)), np.float32)
         seen = np.lib.stride_tricks.as_strided(rows, (n, cols), (4 * stride, 4), writeable=False)
         observer.see(tensor, layer, expert, np.ascontiguousarray(seen))
     except BaseException as error:  # it must not go through C
-        observer.error = error
+        observer.fail(error)
 
 
 class Observer:
-    """Who is shown the inputs of products: see(tensor, layer, expert, x), x (n, cols) float32, which is valid
-    until it returns. The first exception that it raises is kept, and nothing is shown any more."""
+    """Who is shown the inputs of a session's products: see(tensor, layer, expert, x), x (n, cols) float32,
+    which is valid until it returns. The first exception is kept, and ends what the session is at."""
 
-    def __init__(self, see: Callable[[int, int, int, np.ndarray], None]) -> None:
-        self.see = see
+    def __init__(self, see: Callable[[int, int, int, np.ndarray], None], session: Any) -> None:
+        self.see, self.session = see, session
         self.error: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """There is nothing more to see."""
+        if self.error is None:
+            self.error = error
+        lib.llm_stop(self.session)
 
 
 def sequences(model: Model, text: str) -> list[list[int]]:
@@ -63,8 +68,14 @@ def sequences(model: Model, text: str) -> list[list[int]]:
     return [before + ids[start : start + length] for start in range(0, len(ids), length)]
 
 
-def run(path: Path, text: str, see: Callable[[int, int, int, np.ndarray], None]) -> None:
-    """Runs the model at `path` over a text and shows its products' inputs."""
+def run(
+    path: Path,
+    text: str,
+    see: Callable[[int, int, int, np.ndarray], None],
+    stop: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs the model at `path` over a text and shows its products' inputs, in a thread of its own. Ctrl-C ends it
+    after at most one see(); stop() is called then, so that it can end early."""
     model = Model(os.fspath(path))
     parts = sequences(model, text)
     tokens = [token for part in parts for token in part]
@@ -73,13 +84,27 @@ def run(path: Path, text: str, see: Callable[[int, int, int, np.ndarray], None])
         raise ConvertError(f"the text to calibrate with has a token {max(tokens)}, which the model lacks")
     options = dict(context=max(map(len, parts)), n_seqs=len(parts), batch=len(tokens))
     session = call(lib.llm_session_open, model.ptr, ffi.new("llm_options *", options))
-    observer = Observer(see)
+    observer = Observer(see, session)
     handle = ffi.new_handle(observer)
+    lib.llm_observe(session, lib.pyllm_observer, handle)
     try:
-        lib.llm_observe(session, lib.pyllm_observer, handle)
-        call(lib.llm_forward, session, len(tokens), tokens, seqs, ffi.NULL, ffi.NULL)
-    except LLMError as error:
-        raise ConvertError(f"the model does not run over the text to calibrate with: {error}") from None
+        # in a thread of its own, so that this one sees Ctrl-C while the engine is at work
+        with ThreadPoolExecutor(1) as worker:
+            done = worker.submit(call, lib.llm_forward, session, len(tokens), tokens, seqs, ffi.NULL, ffi.NULL)
+            try:
+                done.result()
+            except LLMError as error:
+                if observer.error is None:
+                    raise ConvertError(
+                        f"the model does not run over the text to calibrate with: {error}"
+                    ) from None
+            except BaseException as error:
+                observer.fail(error)
+                stop()
+                while not done.done():
+                    with suppress(KeyboardInterrupt):  # the first one has been heard
+                        wait([done])
+                raise
     finally:
         lib.llm_session_close(session)
     if observer.error is not None:
@@ -115,6 +140,7 @@ class Writer:
         self.layer = 0  # the one at work
         self.routed = False  # whether it has experts
         self.errors: dict[str, Error] = {}
+        self.stopped = threading.Event()
 
     def see(self, tensor: int, layer: int, expert: int, x: np.ndarray) -> None:
         """The input of a product, for run()."""
@@ -180,6 +206,8 @@ class Writer:
 
     def write(self, job: Job, rounded: Callable[[np.ndarray], int4.Int4]) -> list[Error]:
         """Reads, rounds and writes some rows; the error made in each piece."""
+        if self.stopped.is_set():
+            raise ConvertError("the conversion was stopped")
         place = job.place
         pieces = [part.read(first, last) for part, first, last in job.pieces]
         for (part, _, _), w in zip(job.pieces, pieces, strict=True):
@@ -243,7 +271,7 @@ def write(
     with ThreadPoolExecutor(threads) as pool, one_thread_each():
         writer = Writer(fd, tensors, pool, progress)
         if model is not None:
-            run(model, text, writer.see)
+            run(model, text, writer.see, writer.stopped.set)
             writer.finish_layer()
         writer.finish()
     return writer.errors

@@ -10,8 +10,8 @@ the one before where what it needs is known:
   columns before it, so that (w - w') H (w - w')^T is small, the mean square of the product's error. This is
   GPTQ (Frantar et al. 2022), written as LDLQ (Chee et al. 2023, "QuIP", which shows that they are the same).
 
-Nothing here rotates, reads files or knows a model. The rounding itself is C, csrc/round.c: rows never depend on
-each other, and come out the same on every processor."""
+Nothing here rotates, reads files or knows a model. The rounding itself is C, csrc/round.c: rows never depend
+on each other, and come out the same on every processor."""
 
 from __future__ import annotations
 
