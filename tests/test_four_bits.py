@@ -272,6 +272,24 @@ def test_without_a_tokenizer_there_is_no_data(tmp_path, text):
     assert (tmp_path / "a.llm").read_bytes() == (tmp_path / "b.llm").read_bytes()
 
 
+def test_a_text_that_was_asked_for_needs_a_tokenizer(tmp_path, text, monkeypatch):
+    source, _, _ = make(tmp_path)
+    monkeypatch.setattr(flatfile, "write", None)  # nothing is written
+    with pytest.raises(ConvertError, match=r"text\.txt cannot be calibrated with: .* no tokenizer"):
+        convert(source, tmp_path / "out.llm", dtype="int4", tokenizer=False, calibrate=text)
+
+
+@pytest.mark.parametrize("length", [30, calibrate.FEW - 1, calibrate.FEW])
+def test_a_short_text_gets_a_note(tmp_path, text, length):
+    source, _, _ = make(tmp_path)  # a token for each byte
+    text.write_text((TEXT * 10)[:length])
+    notes = convert(source, tmp_path / "out.llm", dtype="int4", calibrate=text).notes
+    found = [note for note in notes if note.startswith("the text to calibrate with")]
+    assert [note.split(":")[0] for note in found] == (
+        [f"the text to calibrate with has only {length} tokens"] if length < calibrate.FEW else []
+    )
+
+
 def test_a_conversion_gives_the_same_bytes_again(tmp_path, text):
     source, _, _ = make(tmp_path)
     for name in ("a.llm", "b.llm"):
@@ -406,7 +424,7 @@ sys.exit(convert.main(sys.argv[1:]))
 
 
 def test_ctrl_c_does_not_wait_for_the_engine(tmp_path):
-    """Attention over 8,000 positions of 40 heads in 11 layers, a minute of it, and the signal comes before the first."""
+    """Attention over 8,000 positions, of 40 heads in 11 layers, takes a minute; the signal comes before."""
     source, _, _ = make(tmp_path, num_hidden_layers=11, num_attention_heads=40, max_position_embeddings=8192)
     folder = tmp_path / "folder"
     folder.mkdir()

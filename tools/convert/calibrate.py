@@ -30,6 +30,7 @@ from .int4 import Codebook, Feedback, Floats, Rounder
 # 270M) and 14 % larger (SmolLM2 135M); with 2,048 of its tokens 5 %.
 TEXT = Path(__file__).with_name("calibration.txt")
 TOKENS = 4096  # of a text that a model runs over, in sequences of LENGTH, each from its beginning
+FEW = 1024  # fewer tokens than this are worth a note
 LENGTH = 512
 WIDTH = 4096  # columns whose second moments are taken together
 PRIOR = 256  # tokens' worth of its layer's inputs that an expert's moments begin with

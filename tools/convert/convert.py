@@ -397,7 +397,7 @@ def convert_source(
         def in_four_bits(
             fd: int, matrices: list[tuple[flatfile.Place, list[sources.Tensor]]]
         ) -> dict[str, Any]:
-            return four_bits.write(fd, matrices, threads, progress, path, text or "")
+            return four_bits.write(fd, matrices, threads, progress, path, text or "", model.notes)
 
         later = in_four_bits if dtype == "int4" else None
         errors = flatfile.write(out, layout, model.angles, plan, threads, progress, check, later)
@@ -411,6 +411,8 @@ def calibration_text(
     if calibrate == "none":
         return None
     if not has_tokenizer:
+        if calibrate is not None:
+            raise ConvertError(f"{calibrate} cannot be calibrated with: there is no tokenizer to read it by")
         notes.append(
             "weights are rounded without data: without a tokenizer there is no text to calibrate with"
         )

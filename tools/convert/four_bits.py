@@ -58,14 +58,15 @@ class Observer:
         lib.llm_stop(self.session)
 
 
-def sequences(model: Model, text: str) -> list[list[int]]:
-    """The text's first tokens, calibrate.TOKENS of them, as sequences that each begin as a text does."""
+def sequences(model: Model, text: str) -> tuple[list[list[int]], int]:
+    """The text's first tokens, at most calibrate.TOKENS of them, as sequences that each begin as a text does;
+    and how many they are."""
     before = model.encode("", 0)  # BOS, of a model that has it before each text
     ids = model.encode(text, lib.LLM_NO_BOS)[: calibrate.TOKENS]
     length = min(calibrate.LENGTH, model.header.context) - len(before)
     if not ids or length < 1:
         raise ConvertError("there is no token to calibrate with")
-    return [before + ids[start : start + length] for start in range(0, len(ids), length)]
+    return [before + ids[start : start + length] for start in range(0, len(ids), length)], len(ids)
 
 
 def run(
@@ -73,11 +74,12 @@ def run(
     text: str,
     see: Callable[[int, int, int, np.ndarray], None],
     stop: Callable[[], None] = lambda: None,
-) -> None:
-    """Runs the model at `path` over a text and shows its products' inputs, in a thread of its own. Ctrl-C ends it
-    after at most one see(); stop() is called then, so that it can end early."""
+) -> int:
+    """Runs the model at `path` over a text and shows its products' inputs, in a thread of its own; how many
+    tokens of the text that were. Ctrl-C ends it after at most one see(), and stop() is called then, so that
+    this can end early."""
     model = Model(os.fspath(path))
-    parts = sequences(model, text)
+    parts, count = sequences(model, text)
     tokens = [token for part in parts for token in part]
     seqs = [seq for seq, part in enumerate(parts) for _ in part]
     if max(tokens) >= model.vocab_size:
@@ -88,9 +90,10 @@ def run(
     handle = ffi.new_handle(observer)
     lib.llm_observe(session, lib.pyllm_observer, handle)
     try:
-        # in a thread of its own, so that this one sees Ctrl-C while the engine is at work
+        # in another thread, so that this one sees Ctrl-C while the engine is at work
         with ThreadPoolExecutor(1) as worker:
-            done = worker.submit(call, lib.llm_forward, session, len(tokens), tokens, seqs, ffi.NULL, ffi.NULL)
+            arguments = (session, len(tokens), tokens, seqs, ffi.NULL, ffi.NULL)
+            done = worker.submit(call, lib.llm_forward, *arguments)
             try:
                 done.result()
             except LLMError as error:
@@ -109,6 +112,7 @@ def run(
         lib.llm_session_close(session)
     if observer.error is not None:
         raise observer.error
+    return count
 
 
 def one_thread_each() -> AbstractContextManager[Any]:
@@ -265,13 +269,19 @@ def write(
     progress: Callable[[int], None],
     model: Path | None = None,
     text: str = "",
+    notes: list[str] | None = None,
 ) -> dict[str, Error]:
     """Writes matrices to an open flat file, by what the model at `model` sees of a text; None: without data.
-    Returns the error by source tensor."""
+    Returns the error by source tensor. What is to be said about the text is added to notes."""
     with ThreadPoolExecutor(threads) as pool, one_thread_each():
         writer = Writer(fd, tensors, pool, progress)
         if model is not None:
-            run(model, text, writer.see, writer.stopped.set)
+            tokens = run(model, text, writer.see, writer.stopped.set)
             writer.finish_layer()
+            if tokens < calibrate.FEW and notes is not None:
+                notes.append(
+                    f"the text to calibrate with has only {tokens} tokens: of a longer one "
+                    f"{calibrate.TOKENS} would be used, and tell more"
+                )
         writer.finish()
     return writer.errors
