@@ -5,11 +5,12 @@
  * sum weight (q - s y)^2 = Q - 2 s A + s^2 B, A = sum weight q y, B = sum weight y^2: of a scale that is tried only the
  * values count, whose best scale is A / B, and leaves Q - A^2 / B. */
 #include "round.h"
+#include <stdlib.h>
 #include <string.h>
 
-#define LANES 32  /* rows that are rounded side by side */
-#define TILES 8   /* as many of these go over a group before the next one: they read `lower` once */
-#define DEPTH 128 /* columns whose errors are multiplied at a time, so that they stay in the first cache */
+#define LANES 32 /* rows that are rounded side by side */
+#define TILES 8  /* as many of these go over a group before the next one: they read `lower` once */
+#define ROWS 64  /* of a matrix that are added to at a time */
 
 #define FP16_MAX 65504.0f
 #define FP16_TINY 0x1p-24f /* the smallest scale that is not 0 */
@@ -20,7 +21,7 @@ static const float CLOSE[] = {0.97f, 1.03f};
 
 #define EACH_LANE for (size_t r = 0; r < LANES; r++)
 
-typedef float lanes[LANES]; /* a number of each row */
+typedef float lanes[LANES] __attribute__((aligned(64))); /* a number of each row */
 
 /* A grid's values */
 typedef struct table {
@@ -91,6 +92,9 @@ static void store(const group *g, const table *t, const float *scales, const uin
     }
 }
 
+/* From the next multiple of 64 bytes on */
+static lanes *aligned(float *room) { return (lanes *)(room + (-(uintptr_t)room & 63) / sizeof *room); }
+
 static inline float inverse_of(float x) { return x == 0 ? 0 : 1 / x; }
 
 /* A scale as fp16 has it (Dekker 1971), and not 0 */
@@ -101,28 +105,80 @@ static inline float to_half(float x) {
     return half == 0 ? FP16_TINY : half;
 }
 
+/* to (cols, ROUND_DEPTH) = x (rows, cols)^T, each row times its weight, if there are any */
+static void transpose(
+    float *to, const float *x, size_t rows, size_t cols, size_t stride, const float *weight) {
+    for (size_t c = 0; c < cols; c += LANES)
+        for (size_t row = 0; row < rows; row++)
+            for (size_t i = c; i < cols && i < c + LANES; i++)
+                to[i * ROUND_DEPTH + row] = weight ? weight[row] * x[row * stride + i] : x[row * stride + i];
+}
+
+/* Some columns of a matrix, and zeros to fill up */
+static void copy_in(lanes *to, const float *from, size_t rows, size_t stride, size_t width) {
+    for (size_t row = 0; row < rows; row++) {
+        memset(to[row] + width, 0, (LANES - width) * sizeof **to);
+        memcpy(to[row], from + row * stride, width * sizeof **to);
+    }
+}
+
+static void copy_out(float *to, const lanes *from, size_t rows, size_t stride, size_t width) {
+    for (size_t row = 0; row < rows; row++)
+        memcpy(to + row * stride, from[row], width * sizeof **from);
+}
+
 #define ISA plain
 #define TARGET
 #define VL 4
 #include "round.inc"
 
+/* Calls name_ISA() with the best instruction set, unless the plain kernels are wanted */
 #if defined(__x86_64__)
 #define ISA avx2
 #define TARGET __attribute__((target("avx2")))
 #define VL 8
 #include "round.inc"
+
+static int has_avx2(void) {
+    const char *want = getenv("PYLLM_ISA");
+    return __builtin_cpu_supports("avx2") && !(want && !strcmp(want, "scalar"));
+}
+
+#define BEST(name, ...) (has_avx2() ? name##_avx2(__VA_ARGS__) : name##_plain(__VA_ARGS__))
+#else
+#define BEST(name, ...) name##_plain(__VA_ARGS__)
 #endif
 
-size_t round_room(size_t n) { return TILES * LANES * (n + 2 * ROUND_GROUP); }
+size_t round_room(size_t n) { return TILES * LANES * (n + 2 * ROUND_GROUP) + LANES; }
 
 void round_rows(const round_grid *grid, size_t rows, size_t width, const float *weights, size_t n,
     const uint32_t *columns, const float *lower, const float *weight, uint8_t *index, float *scale,
     float *room) {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2")) {
-        rows_avx2(grid, rows, width, weights, n, columns, lower, weight, index, scale, room);
-        return;
+    BEST(rows, grid, rows, width, weights, n, columns, lower, weight, index, scale, room);
+}
+
+void round_add_squares(float *h, size_t n, size_t ldh, size_t from, size_t to, const float *x, size_t vectors,
+    size_t stride, const float *weight, float *room) {
+    BEST(add_squares, h, n, ldh, from, to, x, vectors, stride, weight, room);
+}
+
+int round_factor_block(float *h, size_t n, size_t a, size_t b, float *weight) {
+    for (size_t k = b; k-- > a;) {
+        float *row = h + k * n;
+        weight[k] = row[k];
+        if (!(weight[k] > 0))
+            return -1;
+        row[k] = 1;
+        for (size_t i = a; i < k; i++)
+            row[i] /= weight[k];
+        for (size_t i = a; i < k; i++)
+            for (size_t c = a; c <= i; c++)
+                h[i * n + c] -= weight[k] * row[i] * row[c];
     }
-#endif
-    rows_plain(grid, rows, width, weights, n, columns, lower, weight, index, scale, room);
+    return 0;
+}
+
+void round_factor_columns(
+    float *h, size_t n, size_t a, size_t b, const float *weight, size_t from, size_t to) {
+    BEST(factor_columns, h, n, a, b, weight, from, to);
 }

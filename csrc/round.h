@@ -12,7 +12,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ROUND_GROUP 64 /* the most columns of a scale */
+enum {
+    ROUND_GROUP = 64, /* the most columns of a scale */
+    ROUND_DEPTH = 128 /* vectors that are multiplied at a time, so that they stay in a core's first cache */
+};
 
 typedef struct round_grid {
     const int8_t *values; /* (n_values,), rising */
@@ -35,5 +38,22 @@ void round_rows(const round_grid *grid, size_t rows, size_t width, const float *
     float *room);
 
 size_t round_room(size_t n);
+
+/* Where the matrix comes from: the inputs' second moments H (n, n), of which only the lower triangle is read and
+ * written, factored as H = lower^T diag(weight) lower, lower with ones on its diagonal. Columns `from` to `to` of a step
+ * are any share of them; shares may be done at once, and give the same bits whatever they are. */
+
+/* h += sum_k weight_k x_k^T x_k, of vectors x_k (n,), `stride` floats from one to the next
+ *   weight  (vectors,); NULL: ones
+ *   room    ROUND_DEPTH * n floats for its own use */
+void round_add_squares(float *h, size_t n, size_t ldh, size_t from, size_t to, const float *x, size_t vectors,
+    size_t stride, const float *weight, float *room);
+
+/* For rows a to b, at most ROUND_DEPTH, beginning with the last ones: first the block on the diagonal, then the columns
+ * from 0 to a, after which round_add_squares() of these rows, with -weight, makes the rows before a ready. Returns -1 if
+ * a weight would not be positive. */
+int round_factor_block(float *h, size_t n, size_t a, size_t b, float *weight);
+void round_factor_columns(
+    float *h, size_t n, size_t a, size_t b, const float *weight, size_t from, size_t to);
 
 #endif

@@ -2,6 +2,7 @@
 inputs makes the products better."""
 
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -182,6 +183,66 @@ def test_rounding_in_turn_is_gptq() -> None:
         same, error = round_group(left, group, index)
         assert (error <= most * (1 + 1e-5)).all()
         assert 0.2 < (expected == same).all(axis=1).mean()
+
+
+@pytest.mark.parametrize(("tokens", "cols"), [(1, 1), (130, 33), (300, 200), (700, 520)])
+def test_moments_are_sums_of_squares_and_factors_multiply_to_them(tokens: int, cols: int) -> None:
+    """Against NumPy's products in float64."""
+    x = inputs_of(tokens, cols + 1)[:, 1:]
+    (found,) = calibrate.moments_of(x, cols).blocks
+    assert np.array_equal(found, found.T)
+    exact = x.T.astype(np.float64) @ x
+    want = exact / (tokens + calibrate.ALIKE)
+    want += np.eye(cols) * np.diagonal(exact).mean() / tokens * calibrate.ALIKE / (tokens + calibrate.ALIKE)
+    np.testing.assert_allclose(found, want, atol=1e-5 * np.diagonal(want).max(), rtol=1e-5)
+
+    lower, weight, order = int4.factor(found, float("inf"))
+    lower = np.tril(lower).astype(np.float64)
+    assert np.array_equal(np.sort(order), np.arange(cols)) and (np.diagonal(lower) == 1).all()
+    damped = want + np.eye(cols) * int4.DAMPING * np.diagonal(want).mean()
+    np.testing.assert_allclose(
+        lower.T @ (weight[:, None] * lower), damped[order[:, None], order], atol=1e-5 * damped.max(), rtol=0
+    )
+
+
+def test_a_matrix_that_is_not_positive_definite_is_damped_more() -> None:
+    moments = np.full((40, 40), 1, np.float32)
+    moments[0, 1] = moments[1, 0] = 3
+    feedback = int4.factor(moments, float("inf"))
+    assert (feedback.weight > 0).all() and np.isfinite(feedback.lower).all()
+
+
+@pytest.mark.parametrize("codebook", [NONLINEAR, UNIFORM, np.arange(-127, 128, dtype=np.int8)])
+def test_instruction_sets_and_threads_give_the_same_bits(
+    codebook: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, x = weights_of(70, 300), inputs_of(400, 300)
+
+    def made(each: int4.Map = map) -> list[bytes]:
+        (moments,) = calibrate.moments_of(x, 300, each).blocks
+        feedback = int4.factor(moments, 400, 0, each)
+        arrays = [moments, feedback.lower, feedback.weight]
+        arrays += int4.round_rows(weights, codebook, feedback.weight)
+        arrays += int4.round_rows(weights, codebook, feedback.weight, feedback)
+        return [array.tobytes() for array in arrays]
+
+    here = made()
+    with ThreadPoolExecutor(3) as pool:
+        monkeypatch.setattr(int4, "SHARE", 32)
+        assert made(pool.map) == here
+    monkeypatch.setenv("PYLLM_ISA", "scalar")
+    assert made() == here
+
+
+def test_consecutive_values_are_rounded_to_as_any_others() -> None:
+    """int8, say: what is nearest, by the plain arithmetic of NumPy."""
+    weights, codebook = weights_of(40, 64), np.arange(-127, 128, dtype=np.int8)
+    index, scale = int4.round_rows(weights, codebook, np.ones(64, np.float32))
+    scale = np.repeat(scale, 32, axis=1)
+    assert (np.abs(weights / scale - codebook[index]) <= 0.5001).all()
+    simple = np.repeat(np.abs(weights.reshape(40, 2, 32)).max(axis=2) / 127, 32, axis=1)
+    error = np.square(weights - np.rint(weights / simple) * simple).sum()
+    assert np.square(weights - codebook[index] * scale).sum() < error
 
 
 def test_groups_of_large_inputs_are_rounded_first() -> None:

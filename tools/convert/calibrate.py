@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from . import int4
-from .int4 import Codebook, Feedback, Floats, Rounder
+from .int4 import Codebook, Feedback, Floats, Map, Rounder
 
 # The text that ships, written for this and quoting nothing: prose, dialogue, code, markup, tables,
 # mathematics, law and letters in 20 languages, all of them in its first 2,000 tokens and again after. With as
@@ -62,21 +62,32 @@ def blocks(cols: int, width: int) -> list[slice]:
     return [slice(first, min(first + each, cols)) for first in range(0, cols, each or 1)]
 
 
-def moments_of(x: Floats, width: int) -> Moments:
+def moments_of(x: Floats, width: int, each: Map = map) -> Moments:
     """The moments of inputs (tokens, cols), in blocks of width columns, or narrower."""
     tokens, cols = x.shape
     if not np.isfinite(x).all():
         raise ValueError("an input of the product is not finite (NaN or infinite)")
     result = []
     for block in blocks(cols, width):
-        part = x[:, block]
-        squares = part.T @ part  # BLAS computes one half of a matrix times itself
+        n = block.stop - block.start
+        squares = np.zeros((n, n), np.float32)
+        int4.add_squares(squares, n, x[:, block], each)
         squares /= np.float32(tokens + ALIKE)
+        mirror(squares)
         result.append(squares)
     mean = np.mean([np.diagonal(squares).mean() for squares in result])
     for squares in result:  # a mean over tokens alone is mean * (tokens + ALIKE) / tokens
         squares[np.diag_indices_from(squares)] += mean * np.float32(ALIKE / max(tokens, 1))
     return Moments(result, tokens)
+
+
+def mirror(matrix: Floats) -> None:
+    """Makes a matrix symmetric, of which the lower triangle is there."""
+    for start in range(0, len(matrix), int4.SHARE):
+        rows = matrix[start : start + int4.SHARE]
+        square = rows[:, start : start + len(rows)]
+        square[:] = np.tril(square) + np.tril(square, -1).T
+        rows[:, start + len(rows) :] = matrix[start + len(rows) :, start : start + len(rows)].T
 
 
 def mixed(own: Moments, prior: Moments, weight: float) -> Moments:
@@ -95,6 +106,7 @@ class Encoder:
     cols: int
     moments: Moments | None = None
     codebook: Codebook | None = None  # the tensor's, if it is not fitted
+    each: Map = map
 
     def rounder(self, rows: Floats) -> Rounder:
         """What rounds the tensor's rows, with a codebook that suits some of them, rows (n, cols). The moments
@@ -112,7 +124,7 @@ class Encoder:
         found, first = [], 0
         while self.moments.blocks:
             block = self.moments.blocks.pop(0)  # so that no more than one is there beside its factor
-            found.append(int4.factor(block, self.moments.tokens, first))
+            found.append(int4.factor(block, self.moments.tokens, first, self.each))
             first += len(block)
         self.moments = None
         return found
@@ -127,12 +139,13 @@ class Calibration:
 
     width: int = WIDTH
     prior: int = PRIOR
+    each: Map = map  # or that of a pool of threads
     layers: dict[int, Moments] = field(default_factory=dict)
 
     def layer_inputs(self, layer: int, x: Floats) -> None:
         """What all tokens bring to a layer's experts, x (tokens, cols): the router's input. Call it before
         they are observed; it is kept until the next layer's."""
-        self.layers = {layer: moments_of(x, self.width)}
+        self.layers = {layer: moments_of(x, self.width, self.each)}
 
     def observe(self, tensor: int, layer: int, expert: int | None, x: Floats) -> Encoder:
         """The encoder of a tensor that is multiplied by x (tokens, cols) float32, of an expert if it is of
@@ -140,7 +153,7 @@ class Calibration:
 
         Raises ValueError if x is not finite."""
         tokens, cols = x.shape
-        own = moments_of(x, self.width) if tokens else None
+        own = moments_of(x, self.width, self.each) if tokens else None
         prior = self.layers.get(layer) if expert is not None else None
         if prior is not None and len(prior.mean_squares) != cols:
             prior = None  # what an expert's neurons say to its second product, no other expert's do
@@ -148,4 +161,4 @@ class Calibration:
             own = None if prior is None else Moments([block.copy() for block in prior.blocks], prior.tokens)
         elif prior is not None:
             own = mixed(own, prior, self.prior)
-        return Encoder(cols, own)
+        return Encoder(cols, own, each=self.each)

@@ -11,9 +11,9 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from pyllm._llm import ffi, lib
@@ -115,17 +115,6 @@ def run(
     return count
 
 
-def one_thread_each() -> AbstractContextManager[Any]:
-    """Keeps NumPy's matrix products from starting threads of their own beside those of the pool: they would
-    wait for each other, which made a conversion 10 times slower on a busy machine. Without the library as
-    it is."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return nullcontext()
-    return cast(AbstractContextManager[Any], threadpool_limits(1))
-
-
 class Writer:
     """Rounds and writes matrices to an open file, (place, parts) each, in whatever order they are seen."""
 
@@ -140,7 +129,7 @@ class Writer:
         self.waiting = {
             (NUMBERS[place.tensor], place.layer, place.expert): (place, parts) for place, parts in tensors
         }
-        self.calibration = Calibration()
+        self.calibration = Calibration(each=pool.map)
         self.layer = 0  # the one at work
         self.routed = False  # whether it has experts
         self.errors: dict[str, Error] = {}
@@ -273,7 +262,7 @@ def write(
 ) -> dict[str, Error]:
     """Writes matrices to an open flat file, by what the model at `model` sees of a text; None: without data.
     Returns the error by source tensor. What is to be said about the text is added to notes."""
-    with ThreadPoolExecutor(threads) as pool, one_thread_each():
+    with ThreadPoolExecutor(threads) as pool:
         writer = Writer(fd, tensors, pool, progress)
         if model is not None:
             tokens = run(model, text, writer.see, writer.stopped.set)

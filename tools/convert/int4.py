@@ -15,7 +15,7 @@ on each other, and come out the same on every processor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ Bytes = NDArray[np.uint8]
 Halves = NDArray[np.float16]
 Codebook = NDArray[np.int8]
 Columns = NDArray[np.uint32]
+Map = Callable[[Callable[[int], None], Iterable[int]], Iterable[None]]  # map() itself, or a pool's
 
 LEVELS = 16  # values of a codebook
 GROUP = 32  # columns of one scale
@@ -34,6 +35,7 @@ TILE = 16  # rows that lie together in the file
 STRIDE = 64  # what the columns are padded to a multiple of
 HEAD = 64  # bytes before the indices: the codebook, then zeros
 
+SHARE = 256  # columns of a matrix that a thread works on
 FP16_MAX = 65504.0
 
 # Scales that are tried. With 29 for each sign, from 0.6 to 2, the error is 1 % smaller.
@@ -107,9 +109,9 @@ def in_order(mean_squares: Floats) -> Columns:
     return np.concatenate([columns, np.arange(whole * GROUP, len(mean_squares))]).astype(np.uint32)
 
 
-def factor(moments: Floats, tokens: float, first: int = 0) -> Feedback:
+def factor(moments: Floats, tokens: float, first: int = 0, each: Map = map) -> Feedback:
     """Factors the mean second moments (cols, cols) of so many inputs; first is the number of their first
-    column.
+    column. `each` is map(), or that of a pool of threads.
 
     What is off the diagonal is shrunk, since moments of a few thousand inputs fit these inputs more closely
     than others: with all columns and no shrinkage GPTQ can be worse on another text than rounding each weight
@@ -117,22 +119,55 @@ def factor(moments: Floats, tokens: float, first: int = 0) -> Feedback:
     if not np.isfinite(np.diagonal(moments)).all():
         raise ValueError("the inputs of the product are too large")
     order = in_order(np.diagonal(moments))
-    # cholesky() gives C C^T, C lower; of the matrix with its order reversed that is R R^T, R upper
-    last_first = order[::-1]
-    shrunk = moments[last_first[:, None], last_first]
-    diagonal = np.diagonal(shrunk).copy()
-    shrunk *= np.float32(1 - shrinkage(len(moments), tokens))
+    diagonal = np.diagonal(moments)[order]
     damping = np.float32(DAMPING) * diagonal.mean()
     while True:
+        shrunk = moments[order[:, None], order]
+        shrunk *= np.float32(1 - shrinkage(len(moments), tokens))
         np.fill_diagonal(shrunk, diagonal + damping)
-        try:
-            upper = np.linalg.cholesky(shrunk)[::-1, ::-1]
-            break
-        except np.linalg.LinAlgError:  # only what is nearly singular, and rounded to float32
-            damping *= 10
-    root = np.diagonal(upper).copy()
-    upper /= root
-    return Feedback(np.ascontiguousarray(upper.T), np.square(root), order + np.uint32(first))
+        weight = factor_in_place(shrunk, each)
+        if weight is not None:
+            return Feedback(shrunk, weight, order + np.uint32(first))
+        damping *= 10  # only what is nearly singular, and rounded to float32
+
+
+def factor_in_place(h: Floats, each: Map) -> Floats | None:
+    """Makes L of a matrix (n, n), H = L^T D L, and returns D (n,); None: it is not positive definite. What is
+    above L's diagonal is left as it was."""
+    n, data = len(h), floats(h)
+    weight = np.empty(n, np.float32)
+    for stop in range(n, 0, -lib.ROUND_DEPTH):
+        start = max(stop - lib.ROUND_DEPTH, 0)
+        if lib.round_factor_block(data, n, start, stop, floats(weight)):
+            return None
+
+        def columns(first: int, last: int, start: int = start, stop: int = stop) -> None:
+            lib.round_factor_columns(data, n, start, stop, floats(weight), first, last)
+
+        shares(each, start, columns)
+        add_squares(h, start, h[start:stop], each, -weight[start:stop])
+    return weight
+
+
+def add_squares(h: Floats, n: int, x: Floats, each: Map = map, weight: Floats | None = None) -> None:
+    """h += x^T diag(weight) x in the lower triangle of h's first n rows and columns, x (rows, at least n)
+    float32, of which each row lies in one piece. Not by BLAS, whose sums depend on the processor."""
+    stride = x.strides[0] // x.itemsize
+    rows = np.lib.stride_tricks.as_strided(x, ((len(x) - 1) * stride + n,), x.strides[1:]) if len(x) else x
+    weights = ffi.NULL if weight is None else floats(weight)
+
+    def work(start: int, stop: int) -> None:
+        room = np.empty(lib.ROUND_DEPTH * n, np.float32)
+        lib.round_add_squares(
+            floats(h), n, h.shape[1], start, stop, floats(rows), len(x), stride, weights, floats(room)
+        )
+
+    shares(each, n, work)
+
+
+def shares(each: Map, n: int, work: Callable[[int, int], None]) -> None:
+    """work(start, stop) for shares of n columns, each of which may be done by a thread of its own."""
+    list(each(lambda start: work(start, min(start + SHARE, n)), range(0, n, SHARE)))
 
 
 # ---------------------------------------------------------------------------------------------------------
