@@ -17,14 +17,14 @@ enum {
     ROUND_DEPTH = 128 /* vectors that are multiplied at a time, so that they stay in a core's first cache */
 };
 
+/* For a scale, candidates are tried: those with which the group's largest weight is the value that is farthest from 0,
+ * divided by a span, and some close to the best of these. */
 typedef struct round_grid {
     const int8_t *values; /* (n_values,), rising */
-    size_t n_values;      /* 2 to 256; faster if they are consecutive integers, and above 16 they should be */
+    size_t n_values;      /* 2 to 256; above 16 they should be consecutive integers, which are faster */
     size_t group;         /* 1 to ROUND_GROUP */
-    const float *
-        spans; /* (n_spans,) positive or negative. A scale is tried with which the group's largest weight is */
-    size_t
-        n_spans; /*   the value that is farthest from 0, divided by a span; and some close to the best of these */
+    const float *spans;   /* (n_spans,), positive or negative */
+    size_t n_spans;
 } round_grid;
 
 /* Rounds n columns of weights (rows, width), finite, to index (rows, width) and scale (rows, ceil(width / group)), numbers
@@ -44,6 +44,7 @@ size_t round_room(size_t n);
  * are any share of them; shares may be done at once, and give the same bits whatever they are. */
 
 /* h += sum_k weight_k x_k^T x_k, of vectors x_k (n,), `stride` floats from one to the next
+ *   ldh     floats from one row of h to the next
  *   weight  (vectors,); NULL: ones
  *   room    ROUND_DEPTH * n floats for its own use */
 void round_add_squares(float *h, size_t n, size_t ldh, size_t from, size_t to, const float *x, size_t vectors,

@@ -135,7 +135,7 @@ class Calibration:
     """Turns the inputs of products into encoders, in the order in which a model runs.
 
     Memory, beside the inputs: 8 bytes times cols times the width of a block (a dense 8B model: 0.5 GB), and
-    12 times its square (0.2 GB); with experts 4 times cols times width more."""
+    8 times its square (0.1 GB); with experts 4 times cols times width more."""
 
     width: int = WIDTH
     prior: int = PRIOR
