@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pyllm._llm import ffi, lib
@@ -25,6 +25,8 @@ from .calibrate import Calibration, Encoder
 from .flatfile import Error, Job, Place
 from .sources import ConvertError, Grid, Tensor
 
+T = TypeVar("T")
+R = TypeVar("R")
 NUMBERS = {name: number for number, name in flatfile.TENSOR_IDS}
 SPOTS = 8  # places in a matrix that its codebook is fitted to
 
@@ -129,11 +131,21 @@ class Writer:
         self.waiting = {
             (NUMBERS[place.tensor], place.layer, place.expert): (place, parts) for place, parts in tensors
         }
-        self.calibration = Calibration(each=pool.map)
+        self.calibration = Calibration(each=self.map)
         self.layer = 0  # the one at work
         self.routed = False  # whether it has experts
         self.errors: dict[str, Error] = {}
         self.stopped = threading.Event()
+
+    def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """pool.map(), which ends once stopped is set."""
+
+        def unless_stopped(item: T) -> R:
+            if self.stopped.is_set():
+                raise ConvertError("the conversion was stopped")
+            return work(item)
+
+        return self.pool.map(unless_stopped, items)
 
     def see(self, tensor: int, layer: int, expert: int, x: np.ndarray) -> None:
         """The input of a product, for run()."""
@@ -170,7 +182,7 @@ class Writer:
         pieces = self.on_grid(place, parts, jobs)
         if pieces is None:
             rounder = encoder.rounder(sample(place, parts))
-            pieces = self.pool.map(lambda job: self.write(job, rounder.rows), jobs)
+            pieces = self.map(lambda job: self.write(job, rounder.rows), jobs)
         for job, errors in zip(jobs, pieces, strict=True):
             for (part, _, _), error in zip(job.pieces, errors, strict=True):
                 self.errors.setdefault(part.name, Error()).add(error)
@@ -195,12 +207,10 @@ class Writer:
         def grids_of(job: Job) -> list[Grid]:
             return [grid for part, _, _ in job.pieces if (grid := part.grid()) is not None]
 
-        return list(self.pool.map(lambda job: self.write(job, lambda _: rows(job)), jobs))
+        return list(self.map(lambda job: self.write(job, lambda _: rows(job)), jobs))
 
     def write(self, job: Job, rounded: Callable[[np.ndarray], int4.Int4]) -> list[Error]:
         """Reads, rounds and writes some rows; the error made in each piece."""
-        if self.stopped.is_set():
-            raise ConvertError("the conversion was stopped")
         place = job.place
         pieces = [part.read(first, last) for part, first, last in job.pieces]
         for (part, _, _), w in zip(job.pieces, pieces, strict=True):
