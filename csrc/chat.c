@@ -302,12 +302,13 @@ static int encode_what_fits(chat *c) {
     return status;
 }
 
-/* How many of the tokens sequence 0 holds already. The last one has to run again: it gives the logits. */
+/* How many of the tokens sequence 0 holds already, if it can be cut back to them. The last one has to run again: it
+ * gives the logits. */
 static size_t count_cached(const run *r) {
     size_t n = 0, most = smaller(llm_length(r->session, 0), r->n - 1);
     while (n < most && r->tokens[n] == r->cached[n])
         n++;
-    return n;
+    return n < llm_oldest(r->session, 0) ? 0 : n;
 }
 
 /* Answers the last turn, reusing the keys and values of what did not change since the turn before. */

@@ -130,6 +130,8 @@ static int catch_up(drafts *d, const uint32_t *tokens, size_t n) {
     size_t same = 0, most = smaller(llm_length(d->session, 0), n - 1);
     while (same < most && d->held[same] == tokens[same])
         same++;
+    if (same < llm_oldest(d->session, 0))
+        same = 0;
     if (llm_truncate(d->session, 0, same, NULL, 0))
         return 0;
     for (size_t at = same; at < n; at += CHUNK)

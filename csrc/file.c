@@ -386,6 +386,27 @@ static uint64_t kv_bytes_of(const llm_header *h, const llm_layer *layers, uint32
     return bytes;
 }
 
+uint32_t kv_window(const llm_header *h, const llm_layer *layers, size_t layer) {
+    uint32_t widest = layers[layer].window;
+    for (size_t i = layer + 1; widest && i < h->n_layers; i++) {
+        const uint32_t window = layers[i].window;
+        if (layers[i].kv_layer == layer && (!window || window > widest))
+            widest = window;
+    }
+    return widest;
+}
+
+uint64_t llm_kv_size(
+    const llm_header *h, const llm_layer *layers, uint32_t kv, uint64_t length, uint64_t oldest) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < h->n_layers; i++) {
+        const uint64_t skipped = first_page(kv_window(h, layers, i), oldest) * LLM_PAGE;
+        if (layers[i].kv_layer == i)
+            bytes += kv_bytes(&layers[i], llm_kv_kind(layers, kv)) * (align(length, LLM_PAGE) - skipped);
+    }
+    return bytes;
+}
+
 static void count_tensor(
     llm_counts *counts, const llm_header *h, const llm_layer *l, uint32_t id, const llm_tensor *t) {
     const uint64_t active = t->experts > 1 ? l->n_active : 1;

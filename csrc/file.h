@@ -37,6 +37,15 @@ struct llm_model {
 /* The bytes that a position's key, or value, of one head takes */
 size_t kv_head_bytes(const llm_layer *l, uint32_t kv, int is_value);
 
+/* How many of a layer's own keys and values the next token needs: the widest window of the layers that use them; 0:
+ * all */
+uint32_t kv_window(const llm_header *h, const llm_layer *layers, size_t layer);
+
+/* The first of the pages of LLM_PAGE positions that they need of sequences of `length` positions and more */
+static inline size_t first_page(uint32_t window, size_t length) {
+    return window && length + 1 > window ? (length + 1 - window) / LLM_PAGE : 0;
+}
+
 static inline uint64_t align(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
 /* Tensor `id` of a layer; its size is 0 if there is none. */

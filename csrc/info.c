@@ -273,16 +273,20 @@ static void print_chat(run *r) {
 
 typedef struct needs {
     double context; /* positions */
-    double kv;      /* bytes of keys and values then */
+    double kv;      /* bytes that keys and values take then */
     double weights; /* bytes of weights that are read for a token ... */
     double with_kv; /* ... and with the keys and values that are read for the last one */
 } needs;
 
 static needs count_needs(const run *r, const llm_counts *n) {
     const llm_header *h = r->h;
-    double context = r->o->context ? r->o->context : h->context;
-    double seen = (double)llm_kv_read(h, llm_model_layers(r->model), LLM_KV_DEFAULT, (uint64_t)context);
-    return (needs){context, (double)n->kv * context, (double)n->read, (double)n->read + seen};
+    const llm_layer *layers = llm_model_layers(r->model);
+    const llm_options *o = llm_session_options(r->session);
+    const uint64_t context = r->o->context ? r->o->context : h->context, back = o->rewind + o->batch;
+    const uint64_t oldest = context > back ? context - back : 0;
+    double kept = (double)llm_kv_size(h, layers, LLM_KV_DEFAULT, context, oldest);
+    double seen = (double)llm_kv_read(h, layers, LLM_KV_DEFAULT, context);
+    return (needs){(double)context, kept, (double)n->read, (double)n->read + seen};
 }
 
 static void print_needs(const run *r, const llm_counts *n, const needs *x) {

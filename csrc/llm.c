@@ -47,6 +47,7 @@ static int check_tokens(
 static void place_token(llm_session *s, size_t i, uint32_t seq) {
     s->seqs[i] = seq;
     s->pos[i] = (uint32_t)s->length[seq]++;
+    forget(s, seq);
     const int follows = i > 0 && seq == s->seqs[i - 1];
     if (!follows || i == s->runs[s->n_runs - 1] + s->run) {
         s->runs[s->n_runs] = (uint32_t)i;
@@ -86,6 +87,15 @@ static batch next_batch(llm_session *s, size_t n, const uint32_t *tokens, const 
 /* Once it is, a pass leaves out what takes long, and its result is nobody's. */
 static int stopped(const llm_session *s) { return atomic_load_explicit(&s->stopped, memory_order_relaxed); }
 
+/* Takes n tokens back; sequences that they took too far for that are dropped. */
+static void take_back(llm_session *s, size_t n, const uint32_t *seqs) {
+    for (size_t i = 0; i < n; i++)
+        s->length[seqs ? seqs[i] : 0]--;
+    for (uint32_t seq = 0; seq < s->o.n_seqs; seq++)
+        if (s->length[seq] < s->oldest[seq])
+            llm_truncate(s, seq, 0, NULL, 0);
+}
+
 int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs, const uint8_t *want,
     float *logits, char *err, size_t errlen) {
     const size_t vocab = s->m->h.vocab_size;
@@ -97,8 +107,7 @@ int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t
         team(s->o.threads, forward, (void *)&b);
         const size_t bad = first_bad_row(&b, vocab);
         if (bad < b.n_rows || stopped(s)) {
-            for (size_t i = 0; i < at + b.n; i++)
-                s->length[seqs ? seqs[i] : 0]--;
+            take_back(s, at + b.n, seqs);
             REQUIRE(!stopped(s), "the session was stopped");
             return FAIL("the logits after token %zu are not finite: a number in the model or in what its "
                         "sequence keeps is not, or grew too large",

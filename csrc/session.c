@@ -43,20 +43,36 @@ static widths measure(const llm_model *m) {
     return w;
 }
 
-/* Bytes of a sequence's keys and values in one layer */
-static size_t layer_kv_size(const llm_session *s, const llm_layer *l) {
-    return l->n_kv_heads * (s->span / SPAN) * (page_size(s, l, KEYS) + page_size(s, l, VALUES));
+/* Positions that a layer's keys and values have room for: all; or those that its window needs when the sequence is cut
+ * `back` positions before the end of its last page. */
+static size_t room_of(const llm_session *s, size_t layer) {
+    const uint32_t window = kv_window(&s->m->h, s->m->layers, s->m->layers[layer].kv_layer);
+    const size_t room = align(window + s->back, SPAN);
+    return window && room < s->span ? room : s->span;
+}
+
+/* A whole batch can come, be taken back, and then the sequence be cut by `rewind`; or by all where no layer's room is
+ * short of that. */
+static void find_back(llm_session *s) {
+    s->back = (size_t)s->o.rewind + s->o.batch + SPAN;
+    for (size_t i = 0; i < s->m->h.n_layers; i++)
+        if (room_of(s, i) < s->span)
+            return;
+    s->back = s->span;
 }
 
 /* Where each layer's keys begin, once there is memory to write it to; returns how many bytes all take. */
-static size_t place_layers(const llm_session *s, size_t *layer_kv) {
+static size_t place_layers(llm_session *s) {
     size_t size = 0;
     for (size_t i = 0; i < s->m->h.n_layers; i++) {
         const llm_layer *l = &s->m->layers[i];
         const int own = l->kv_layer == i;
-        if (layer_kv)
-            layer_kv[i] = own ? size : layer_kv[l->kv_layer];
-        size += own ? layer_kv_size(s, l) : 0;
+        const size_t page = l->n_kv_heads * (page_size(s, l, KEYS) + page_size(s, l, VALUES));
+        if (s->layer_kv) {
+            s->layer_kv[i] = own ? size : s->layer_kv[l->kv_layer];
+            s->layer_span[i] = room_of(s, i);
+        }
+        size += own ? room_of(s, i) / SPAN * page : 0;
     }
     return size;
 }
@@ -75,7 +91,8 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->hidden.stride = w.ffn;
     s->router.stride = w.experts + 1;
     s->span = align(s->o.context, SPAN);
-    s->seq_size = align(place_layers(s, NULL), 1 << 16);
+    find_back(s);
+    s->seq_size = align(place_layers(s), 1 << 16);
     s->run = align((48 + w.group - 1) / w.group, 8);
     s->unit_rows = s->run * w.group;
     s->unit_groups = larger(align(w.width, LLM_GROUP), BLOCK) / LLM_GROUP;
@@ -91,7 +108,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     } buffers[] = {
         {&s->kv, n_seqs * s->seq_size},
         {&s->layer_kv, h->n_layers * sizeof(size_t)},
+        {&s->layer_span, h->n_layers * sizeof(size_t)},
         {&s->length, n_seqs * sizeof(size_t)},
+        {&s->oldest, n_seqs * sizeof(size_t)},
         {&s->new_length, n_seqs * sizeof(size_t)},
         {&s->seqs, b * f},
         {&s->pos, b * f},
@@ -138,7 +157,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         REQUIRE(!GUARD || !mprotect(at, GUARD, PROT_NONE), "no memory for guard pages");
         at += GUARD;
     }
-    place_layers(s, s->layer_kv);
+    place_layers(s);
     return 0;
 }
 
@@ -166,6 +185,8 @@ static llm_options with_defaults(const llm_options *options, const llm_model *m)
         o.threads = llm_default_threads();
     if (!o.batch)
         o.batch = 256;
+    if (!o.rewind)
+        o.rewind = LLM_REWIND;
     o.kv = llm_kv_kind(m->layers, o.kv);
     if (m->layers[0].dtype[LLM_QKV - LLM_ATTN_NORM] != LLM_FP16 && !o.exact)
         o.exact = 1;
@@ -218,56 +239,81 @@ const char *llm_session_isa(const llm_session *s) { return s->k->name; }
 
 size_t llm_length(const llm_session *s, uint32_t seq) { return seq < s->o.n_seqs ? s->length[seq] : 0; }
 
+size_t llm_oldest(const llm_session *s, uint32_t seq) { return seq < s->o.n_seqs ? s->oldest[seq] : 0; }
+
 static int check_sequence(const llm_session *s, uint32_t seq, size_t length, char *err, size_t errlen) {
     REQUIRE(seq < s->o.n_seqs, "there is no sequence %u: the session has %u", seq, s->o.n_seqs);
     REQUIRE(length <= s->length[seq], "sequence %u has %zu positions, not %zu", seq, s->length[seq], length);
+    REQUIRE(!length || length >= s->oldest[seq],
+        "sequence %u can be cut to 0 or to %zu positions and more, not to %zu: its windows have moved on",
+        seq, s->oldest[seq], length);
     return 0;
 }
 
 int llm_truncate(llm_session *s, uint32_t seq, size_t length, char *err, size_t errlen) {
     TRY(check_sequence(s, seq, length, err, errlen));
-    if (length == 0 && s->length[seq])
-        madvise(s->kv + seq * s->seq_size, s->seq_size, MADV_DONTNEED);
+    if (length == 0) {
+        if (s->length[seq])
+            madvise(s->kv + seq * s->seq_size, s->seq_size, MADV_DONTNEED);
+        s->oldest[seq] = 0;
+    }
     s->length[seq] = length;
     return 0;
-}
-
-/* The first `length` positions of all heads of a sequence, whose pages follow each other in the order of layers,
- * keys and values, and kv heads: `from_span` and `to_span` positions from a head to the next. */
-static void copy_pages(
-    const llm_session *s, size_t length, const uint8_t *from, size_t from_span, uint8_t *to, size_t to_span) {
-    for (size_t layer = 0; layer < s->m->h.n_layers; layer++) {
-        const llm_layer *l = &s->m->layers[layer];
-        const size_t heads = l->kv_layer == layer ? 2 * (size_t)l->n_kv_heads : 0;
-        for (size_t a = 0; a < heads; a++) {
-            const size_t size = kv_head_bytes(l, s->o.kv, a >= l->n_kv_heads);
-            memcpy(to, from, align(length, SPAN) * size);
-            from += from_span * size;
-            to += to_span * size;
-        }
-    }
 }
 
 int llm_copy(llm_session *s, uint32_t from, uint32_t to, size_t length, char *err, size_t errlen) {
     TRY(check_sequence(s, from, length, err, errlen) || check_sequence(s, to, 0, err, errlen));
-    if (from != to) {
-        llm_truncate(s, to, 0, err, errlen);
-        copy_pages(s, length, s->kv + from * s->seq_size, s->span, s->kv + to * s->seq_size, s->span);
+    if (from == to || !length)
+        return llm_truncate(s, to, length, err, errlen);
+    llm_truncate(s, to, 0, err, errlen);
+    for (size_t layer = 0; layer < s->m->h.n_layers; layer++) {
+        const llm_layer *l = &s->m->layers[layer];
+        const size_t span = s->layer_span[layer], used = align(length, SPAN);
+        const size_t heads = l->kv_layer == layer ? 2 * (size_t)l->n_kv_heads : 0;
+        for (size_t a = 0; a < heads; a++) {
+            const int kind = a < l->n_kv_heads ? KEYS : VALUES;
+            const size_t size = (used < span ? used : span) / SPAN * page_size(s, l, kind);
+            memcpy(cache(s, to, layer, kind, a % l->n_kv_heads, 0),
+                cache(s, from, layer, kind, a % l->n_kv_heads, 0), size);
+        }
     }
     s->length[to] = length;
+    s->oldest[to] = s->oldest[from];
     return 0;
 }
 
-int llm_state(llm_session *s, uint32_t seq, size_t length, void *state, int set, char *err, size_t errlen) {
+/* The pages of one head that lengths from `oldest` to `length` need, to or from `state`; returns where it goes on. */
+static uint8_t *move_pages(const llm_session *s, uint32_t seq, size_t layer, int kind, size_t head,
+    size_t length, size_t oldest, uint8_t *state, int set) {
+    const size_t size = page_size(s, &s->m->layers[layer], kind);
+    for (size_t i = first_page(kv_window(&s->m->h, s->m->layers, layer), oldest); i * SPAN < length; i++) {
+        uint8_t *page = cache(s, seq, layer, kind, head, i * SPAN);
+        memcpy(set ? page : state, set ? state : page, size);
+        state += size;
+    }
+    return state;
+}
+
+int llm_state(llm_session *s, uint32_t seq, size_t length, size_t oldest, void *state, int set, char *err,
+    size_t errlen) {
+    uint8_t *at = state;
     TRY(check_sequence(s, seq, set ? 0 : length, err, errlen));
     REQUIRE(length <= s->o.context, "%zu positions do not fit into a context of %u", length, s->o.context);
-    uint8_t *kv = s->kv + seq * s->seq_size;
-    if (!set) {
-        copy_pages(s, length, kv, s->span, state, align(length, SPAN));
-        return 0;
+    REQUIRE(oldest <= length, "%zu positions cannot be cut back to %zu", length, oldest);
+    REQUIRE(set || !length || oldest >= s->oldest[seq], "sequence %u can be cut back to %zu, not to %zu", seq,
+        s->oldest[seq], oldest);
+    if (set)
+        llm_truncate(s, seq, 0, err, errlen);
+    for (size_t layer = 0; layer < s->m->h.n_layers; layer++) {
+        const llm_layer *l = &s->m->layers[layer];
+        const size_t heads = l->kv_layer == layer ? l->n_kv_heads : 0;
+        for (size_t a = 0; a < 2 * heads; a++)
+            at = move_pages(s, seq, layer, a < heads ? KEYS : VALUES, a % heads, length, oldest, at, set);
     }
-    llm_truncate(s, seq, 0, err, errlen);
-    copy_pages(s, length, state, align(length, SPAN), kv, s->span);
-    s->length[seq] = length;
+    if (set) {
+        s->length[seq] = length;
+        s->oldest[seq] = oldest;
+        forget(s, seq);
+    }
     return 0;
 }

@@ -26,12 +26,17 @@ struct llm_session {
      *     fp16   as a matrix of fp16
      *     int8   keys as one of int8r, with their scales; values as one of int8, but their scales are float32 (SPAN,),
      *            a position's each, and multiply its weight */
-    uint8_t *kv;        /* (n_seqs, seq_size) bytes */
-    size_t *layer_kv;   /* (n_layers,) where a layer's keys begin in a sequence */
+    uint8_t *kv;      /* (n_seqs, seq_size) bytes */
+    size_t *layer_kv; /* (n_layers,) where a layer's keys begin in a sequence, */
+    size_t *
+        layer_span; /* (n_layers,) and for how many positions there is room, in whole pages. With a window it may
+                           be less than the context: then a page takes the place of the one so many positions before */
     size_t *length;     /* (n_seqs,) positions of each sequence */
+    size_t *oldest;     /* (n_seqs,) the least length besides 0 whose windows are whole */
     size_t *new_length; /* (n_seqs,) to count ahead in */
     size_t seq_size;    /* bytes of a sequence */
-    size_t span;        /* positions that a sequence has room for: the context in whole pages */
+    size_t span;        /* positions that a sequence may have: the context in whole pages */
+    size_t back;        /* how far before the end of its last page a sequence can be cut back */
 
     /* the batch */
     uint32_t *seqs, *pos; /* (B,) sequence and position of each token */
@@ -102,11 +107,18 @@ static inline size_t page_size(const llm_session *s, const llm_layer *l, int kin
 static inline uint8_t *cache(
     const llm_session *s, size_t seq, size_t layer, int kind, size_t head, size_t pos) {
     const llm_layer *l = &s->m->layers[layer];
-    const size_t n_pages = s->span / SPAN;
+    const size_t n_pages = s->layer_span[layer] / SPAN;
     uint8_t *kv = s->kv + seq * s->seq_size + s->layer_kv[layer];
     if (kind == VALUES)
         kv += l->n_kv_heads * n_pages * page_size(s, l, KEYS);
-    return kv + (head * n_pages + pos / SPAN) * page_size(s, l, kind);
+    return kv + (head * n_pages + pos / SPAN % n_pages) * page_size(s, l, kind);
+}
+
+/* Sequence seq has grown: the places of its oldest pages may be taken now. */
+static inline void forget(llm_session *s, size_t seq) {
+    const size_t end = align(s->length[seq], SPAN);
+    if (end > s->back)
+        s->oldest[seq] = larger(s->oldest[seq], end - s->back);
 }
 
 #endif

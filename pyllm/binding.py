@@ -113,11 +113,11 @@ KV = {None: lib.LLM_KV_DEFAULT, "fp16": lib.LLM_KV_FP16, "int8": lib.LLM_KV_INT8
 
 
 class Model:
-    """An open file, and its tokenizer when it has one. Immutable: any thread may use it. kv and exact are
+    """An open file, and its tokenizer when it has one. Immutable: any thread may use it. kv, exact and rewind are
     those of the sessions that are opened for it."""
 
-    def __init__(self, path: str, kv: str | None = None, exact: bool = False) -> None:
-        self.path, self.kv, self.exact = path, KV[kv], exact
+    def __init__(self, path: str, kv: str | None = None, exact: bool = False, rewind: int = 0) -> None:
+        self.path, self.kv, self.exact, self.rewind = path, KV[kv], exact, rewind
         model = ffi.gc(call(lib.llm_open, os.fsencode(path)), lib.llm_close)
         self.ptr = model
         self.header = lib.llm_model_header(model)
@@ -245,7 +245,7 @@ class Cache:
 
     def __init__(self, model: Model, context: int, threads: int, n_seqs: int = 1) -> None:
         options = dict(context=context, n_seqs=n_seqs, threads=1 if Cache.forked else threads, batch=CHUNK)
-        options |= dict(kv=model.kv, exact=model.exact)
+        options |= dict(kv=model.kv, exact=model.exact, rewind=model.rewind)
         session = call(lib.llm_session_open, model.ptr, ffi.new("llm_options *", options))
         self.ptr = ffi.gc(session, lambda ptr, model=model.ptr: lib.llm_session_close(ptr))
         self.context: int = lib.llm_session_options(session).context
@@ -304,6 +304,16 @@ class Cache:
             logits = self.forward(part, [0] * len(part), want)
             if out is not None and len(logits):
                 out[at if every else 0 :][: len(logits)] = logits
+
+    def oldest(self, seq: int) -> int:
+        """The least length besides 0 that a sequence can be cut back to."""
+        length: int = lib.llm_oldest(self.ptr, seq)
+        return length
+
+    def reusable(self, seq: int, ids: Sequence[int], most: int) -> int:
+        """How many of the first `most` ids a sequence, cut back, holds."""
+        n = min(shared_prefix(self.tokens[seq], ids), most)
+        return n if n >= self.oldest(seq) else 0
 
     def truncate(self, seq: int, length: int) -> None:
         call(lib.llm_truncate, self.ptr, seq, length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyllm._llm import ffi, lib
-from pyllm.binding import CHUNK, Cache, LLMError, Model, call, shared_prefix
+from pyllm.binding import CHUNK, Cache, LLMError, Model, call
 from pyllm.scheduler import MAX_DRAFTED, MAX_DRAFTING
 
 MAX_OWN = 0.3  # what running a draft model counts for at most, in steps: who gives one wants it used
@@ -92,7 +92,7 @@ class DraftModel:
     def _seq_of(self, user: object, ids: list[int]) -> int:
         """A sequence that holds as much of ids as there is, but for the last one."""
         assert self.cache is not None
-        shared = [min(shared_prefix(tokens, ids), len(ids) - 1) for tokens in self.cache.tokens]
+        shared = [self.cache.reusable(seq, ids, len(ids) - 1) for seq in range(len(self.cache.tokens))]
         seq = next((seq for other, seq in self.users if other is user), self.users[0][1])
         self.users = [*((other, used) for other, used in self.users if used != seq), (user, seq)]
         best = max(range(len(shared)), key=shared.__getitem__)

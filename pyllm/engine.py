@@ -56,6 +56,9 @@ class LLM:
              none are made; an LLM: a smaller one with the same tokens makes them
     kv       how keys and values are kept: "fp16" or "int8", half as large; None: "int8" for int8 and int4
              files, "fp16" for fp16 files
+    rewind   tokens by which a text can be cut back and go on another way without being computed from its
+             start; None: 4096. It matters in models with sliding windows only: of a layer with a window keys
+             and values are kept for that many tokens beyond it
     exact    of an fp16 file: whether all is computed in float32. False: from 16 tokens at once on, weights
              and what they are multiplied with are rounded to 13 bits, so that a prompt's last bits depend on
              what runs beside it. int8 and int4 files give the same bits in any batch, whatever this says
@@ -76,6 +79,7 @@ class LLM:
         verify: bool = False,
         draft: LLM | Literal["lookup", False] | None = None,
         kv: Literal["fp16", "int8"] | None = None,
+        rewind: int | None = None,
         exact: bool = False,
     ) -> None:
         if kv not in list(KV):  # what has no hash is not in a list
@@ -85,13 +89,14 @@ class LLM:
         self._model: Model | None = None
         self.path: str = str(BUILT_IN) if path is None else os.path.abspath(os.fsdecode(path))
         arguments: dict[str, Any] = dict(threads=threads, context=context, verify=bool(verify), draft=draft)
-        arguments |= dict(kv=kv, exact=bool(exact))
+        arguments |= dict(kv=kv, rewind=rewind, exact=bool(exact))
         self._arguments = (None if path is None else self.path, arguments)
         self._threads = 0 if threads is None else integer("threads", threads, 1, 2**32 - 1)
         positions = 0 if context is None else integer("context", context, 1, 2**32 - 1)
         if "\0" in self.path:
             raise ValueError(f"path must not contain NUL: {self.path!r}")
-        self._model = model = Model(self.path, kv, bool(exact))
+        back = 0 if rewind is None else integer("rewind", rewind, 1, 2**32 - 1)
+        self._model = model = Model(self.path, kv, bool(exact), back)
         if verify:
             model.verify()
         self.context: int = positions or model.header.context

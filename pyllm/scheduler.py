@@ -317,17 +317,19 @@ class Scheduler:
             other, length = request.after
             if other.seq >= 0 and len(self._tokens(other.seq)) < length:
                 return
-        shared = [min(shared_prefix(tokens, request.ids), request.first) for tokens in self._batch.tokens]
-        best = max(range(len(shared)), key=lambda seq: (shared[seq], seq in self._idle))
+        seqs = range(len(self._batch.tokens))
+        shared = [self._batch.reusable(seq, request.ids, request.first) for seq in seqs]
+        best = max(seqs, key=lambda seq: (shared[seq], seq in self._idle))
         placed = [other for other in self._running if other.seq >= 0]
         for other in placed:
             length = min(shared_prefix(other.ids, request.ids), request.first)
-            if length - shared[best] >= MIN_SHARED:
+            to_come = length > len(self._tokens(other.seq))
+            if to_come and length - shared[best] >= MIN_SHARED:
                 request.after = other, length
                 return
         request.after = None
         used = {other.seq for other in placed}
-        empty = [seq for seq in range(len(shared)) if seq not in used and seq not in self._idle]
+        empty = [seq for seq in seqs if seq not in used and seq not in self._idle]
         length = shared[best]
         if best in self._idle and len(self._tokens(best)) <= 2 * length:  # less is lost than won
             seq = best

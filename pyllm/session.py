@@ -19,11 +19,11 @@ from pyllm.binding import Cache, ContextError, LLMError, call, integer, token_id
 if TYPE_CHECKING:
     from pyllm.engine import LLM
 
-# The head of a saved session: magic, version, 0, the model's fingerprint, the checksum of what follows, the
-# number of tokens, the bytes of keys and values a token. Then the ids as uint32, and the keys and values as
-# llm_state() gives them. Little-endian.
+# The head of a saved session: magic, version, the least number of tokens that it can be cut back to (0 in version
+# 2), the model's fingerprint, the checksum of what follows, the number of tokens, the bytes of keys and values a
+# token. Then the ids as uint32, and the keys and values as llm_state() gives them. Little-endian.
 HEAD = struct.Struct("<8sII32s32sQQ")
-MAGIC, VERSION = b"PYLLMKV\n", 2
+MAGIC, VERSION = b"PYLLMKV\n", 3
 
 
 P = ParamSpec("P")
@@ -107,14 +107,22 @@ class Session:
 
     @_locked
     def truncate(self, length: int) -> None:
-        """Forgets all but the first `length` tokens."""
-        self._cache.truncate(0, integer("length", length, 0, len(self._cache.tokens[0])))
+        """Forgets all but the first `length` tokens. Where a layer's window has moved on by more than `rewind`
+        of LLM(), these are computed anew."""
+        tokens = self._cache.tokens[0]
+        length = integer("length", length, 0, len(tokens))
+        if length >= self._cache.oldest(0):
+            self._cache.truncate(0, length)
+            return
+        again = tokens[:length]
+        self._cache.truncate(0, 0)
+        self._cache.extend(again)
 
     @_locked
     def fork(self) -> Session:
         """A copy that goes its own way from here."""
         other = Session(self._llm)
-        other._set(self._cache.tokens[0], self._state())
+        other._set(self._cache.tokens[0], self._state(), self._cache.oldest(0))
         return other
 
     @property
@@ -128,16 +136,21 @@ class Session:
         size: int = lib.llm_kv_bytes(self._model.ptr, kind)
         return size
 
+    def _state_size(self, length: int, oldest: int) -> int:
+        """The bytes of keys and values of that many tokens that can be cut back to `oldest`."""
+        size: int = lib.llm_kv_size(self._model.header, self._model.layers, self._kv, length, oldest)
+        return size
+
     def _state(self) -> np.ndarray:
         """The keys and values, uint8, in whole pages."""
-        tokens = self._cache.tokens[0]
-        state = np.empty(_pages(len(tokens)) * self._kv_bytes(self._kv), np.uint8)
-        call(lib.llm_state, self._cache.ptr, 0, len(tokens), ffi.from_buffer(state), 0)
+        length, oldest = len(self._cache.tokens[0]), self._cache.oldest(0)
+        state = np.empty(self._state_size(length, oldest), np.uint8)
+        call(lib.llm_state, self._cache.ptr, 0, length, oldest, ffi.from_buffer(state), 0)
         return state
 
-    def _set(self, tokens: list[int], state: np.ndarray) -> None:
+    def _set(self, tokens: list[int], state: np.ndarray, oldest: int) -> None:
         self._cache.tokens[0] = []
-        call(lib.llm_state, self._cache.ptr, 0, len(tokens), ffi.from_buffer(state), 1)
+        call(lib.llm_state, self._cache.ptr, 0, len(tokens), oldest, ffi.from_buffer(state), 1)
         self._cache.tokens[0] = list(tokens)
 
     def _how_kept(self, kv_bytes: int) -> str:
@@ -153,7 +166,8 @@ class Session:
         only when all is written; what is no regular file is an OSError."""
         ids, state = np.array(self._cache.tokens[0], "<u4"), self._state()
         kv_bytes = self._kv_bytes(self._kv)
-        head = (MAGIC, VERSION, 0, self._model.fingerprint, _digest(ids, state), len(ids), kv_bytes)
+        digest, oldest = _digest(ids, state), self._cache.oldest(0)
+        head = (MAGIC, VERSION, oldest, self._model.fingerprint, digest, len(ids), kv_bytes)
         parts, at = (HEAD.pack(*head), ids.tobytes(), state.data), 0
         with files.replacing(path, sum(map(len, parts))) as (fd, _):
             for part in parts:
@@ -170,8 +184,8 @@ class Session:
             head = file.read(HEAD.size)
             if len(head) < HEAD.size or not head.startswith(MAGIC):
                 raise LLMError(f"{path} is not a saved session")
-            _, version, reserved, model, digest, n, stored = HEAD.unpack(head)
-            if (version, reserved) != (VERSION, 0):
+            _, version, oldest, model, digest, n, stored = HEAD.unpack(head)
+            if version != VERSION and (version, oldest) != (2, 0):
                 raise LLMError(f"{path}: version {version} of saved sessions is not known here")
             if model != self._model.fingerprint:
                 raise LLMError(f"{path}: the session was saved from another model than {self._llm.path}")
@@ -181,16 +195,17 @@ class Session:
                 )
             if n > self._cache.context:
                 raise ContextError(f"{path}: {n} tokens, more than the context of {self._cache.context}")
-            if os.fstat(file.fileno()).st_size != HEAD.size + n * 4 + _pages(n) * kv_bytes:
+            if oldest > n:
+                raise LLMError(f"{path}: {n} tokens cannot be cut back to {oldest}")
+            size = self._state_size(n, oldest)
+            if os.fstat(file.fileno()).st_size != HEAD.size + n * 4 + size:
                 raise LLMError(f"{path}: the file is cut short or too long")
-            ids, state = (
-                np.frombuffer(file.read(size), kind)
-                for size, kind in ((n * 4, "<u4"), (_pages(n) * kv_bytes, np.uint8))
-            )
-        if len(ids) != n or len(state) != _pages(n) * kv_bytes or _digest(ids, state) != digest:
+            ids = np.frombuffer(file.read(n * 4), "<u4")
+            state = np.frombuffer(file.read(size), np.uint8)
+        if len(ids) != n or len(state) != size or _digest(ids, state) != digest:
             raise LLMError(f"{path}: the file is damaged: its checksum is wrong")
         try:
-            self._set(token_ids(ids, self._model.vocab_size), state)
+            self._set(token_ids(ids, self._model.vocab_size), state, oldest)
         except ValueError as error:
             raise LLMError(f"{path}: {error}") from None
 
@@ -199,12 +214,6 @@ def _kv_name(kind: int) -> str:
     """fp16 or int8."""
     name: str = ffi.string(lib.llm_kv_name(kind)).decode()
     return name
-
-
-def _pages(n: int) -> int:
-    """n positions rounded up to whole pages, which llm_state() deals in."""
-    page: int = lib.LLM_PAGE
-    return -(-n // page) * page
 
 
 def _digest(ids: np.ndarray, state: np.ndarray) -> bytes:

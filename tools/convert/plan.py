@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from pyllm._llm import ffi, lib
+from pyllm.binding import CHUNK
 
 from . import flatfile, huggingface, sources
 from .configuration import Config
@@ -29,6 +30,7 @@ class Need:
     file: int  # without texts and tokenizer
     read: int  # of weights, for a token
     kv: int  # of keys and values of a token
+    kept: int  # of them, at the end of the context; of layers with a window, what is kept by default
     seen: int  # of them, read for the last token of the context; of layers with a window, its
 
 
@@ -55,7 +57,9 @@ def make(config: Config, context: int | None = None) -> Plan:
         if lib.llm_count(layout.header, layout.layers, counts, err, len(err)):
             raise ConvertError(f"the model does not fit the format: {ffi.string(err).decode()}")
         seen = lib.llm_kv_read(layout.header, layout.layers, lib.LLM_KV_DEFAULT, context)
-        needs[dtype] = Need(layout.header.file_size, counts.read, counts.kv, seen)
+        oldest = max(0, context - lib.LLM_REWIND - CHUNK)
+        kept = lib.llm_kv_size(layout.header, layout.layers, lib.LLM_KV_DEFAULT, context, oldest)
+        needs[dtype] = Need(layout.header.file_size, counts.read, counts.kv, kept, seen)
     return Plan(
         model.family.name,
         model.architecture,
@@ -124,10 +128,10 @@ def report(plan: Plan, speed: float, threads: int) -> str:
 
     row("file", lambda need: size_text(need.file), "and a few MiB of tokenizer")
     row("keys and values", lambda need: f"{need.kv:,}", "bytes a token")
-    row("", lambda need: size_text(need.kv * plan.context), f"at a context of {plan.context}")
+    row("", lambda need: size_text(need.kept), f"at a context of {plan.context}")
     row(
         "memory",
-        lambda need: size_text(need.file + need.kv * plan.context),
+        lambda need: size_text(need.file + need.kept),
         f"with those; here are {size_text(memory)}",
     )
     row("decode reads", lambda need: size_text(need.read), "of weights a token")
