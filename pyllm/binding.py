@@ -113,8 +113,8 @@ KV = {None: lib.LLM_KV_DEFAULT, "fp16": lib.LLM_KV_FP16, "int8": lib.LLM_KV_INT8
 
 
 class Model:
-    """An open file, and its tokenizer when it has one. Immutable: any thread may use it. kv, exact and rewind are
-    those of the sessions that are opened for it."""
+    """An open file, and its tokenizer when it has one. Immutable: any thread may use it. kv, exact and rewind
+    are those of the sessions that are opened for it."""
 
     def __init__(self, path: str, kv: str | None = None, exact: bool = False, rewind: int = 0) -> None:
         self.path, self.kv, self.exact, self.rewind = path, KV[kv], exact, rewind

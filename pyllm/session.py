@@ -19,9 +19,9 @@ from pyllm.binding import Cache, ContextError, LLMError, call, integer, token_id
 if TYPE_CHECKING:
     from pyllm.engine import LLM
 
-# The head of a saved session: magic, version, the least number of tokens that it can be cut back to (0 in version
-# 2), the model's fingerprint, the checksum of what follows, the number of tokens, the bytes of keys and values a
-# token. Then the ids as uint32, and the keys and values as llm_state() gives them. Little-endian.
+# The head of a saved session: magic, version, the least number of tokens that it can be cut back to (0 in
+# version 2), the model's fingerprint, the checksum of what follows, the number of tokens, the bytes of keys
+# and values a token. Then the ids as uint32, and the keys and values as llm_state() gives them. Little-endian.
 HEAD = struct.Struct("<8sII32s32sQQ")
 MAGIC, VERSION = b"PYLLMKV\n", 3
 
@@ -107,8 +107,8 @@ class Session:
 
     @_locked
     def truncate(self, length: int) -> None:
-        """Forgets all but the first `length` tokens. Where a layer's window has moved on by more than `rewind`
-        of LLM(), these are computed anew."""
+        """Forgets all but the first `length` tokens. In a model with sliding windows these are computed anew
+        when more tokens are cut than LLM's `rewind`."""
         tokens = self._cache.tokens[0]
         length = integer("length", length, 0, len(tokens))
         if length >= self._cache.oldest(0):

@@ -1074,6 +1074,17 @@ def test_info_measures_speed_when_asked_to(run, tiny):
     assert float(rates[2]) == pytest.approx(bandwidth / last, rel=0.01)
 
 
+def test_info_counts_what_is_kept(run, tmp_path):
+    path = tmp_path / "windows.llm"
+    path.write_bytes(tiny_model(CHATML, context=8000, windows=(20, 0)))
+    out, _ = run("info", "-m", str(path))
+    (a_token,) = re.findall(rb"keys and values +(\d+) bytes a token, ", out)
+    all_layers = int(a_token) * 8000
+    (kept,) = re.findall(rb"a token, ([\d.]+) MiB at a context of 8000", out)
+    first = (8000 - lib.LLM_REWIND - 256 - 19) // 64 * 64  # that the layer with a window keeps
+    assert float(kept) == pytest.approx((all_layers - first * int(a_token) / 2) / (1 << 20), abs=0.06)
+
+
 def test_info_says_why_a_model_cannot_chat(run, tmp_path):
     path = tmp_path / "nochat.llm"
     path.write_bytes(
@@ -1291,6 +1302,16 @@ def test_chat_reset_forgets_and_exit_leaves(run, chatty):
     )
     assert err == b""
     assert out == expected_chat(chatty, CHATML, None, ["Hello"]) * 2
+
+
+def test_a_chat_that_begins_again_after_a_long_one_answers_as_a_new_one(run, tmp_path):
+    path = tmp_path / "windows.llm"
+    path.write_bytes(tiny_model(CHATML, context=8000, windows=(20, 0)))
+    long = b"x" * 5500
+    out, err = run("chat", "-m", str(path), "-t", "0", "-n", "6", "-v", input=long + b"\n/reset\nHello\n")
+    assert out.endswith(expected_chat(str(path), CHATML, None, ["Hello"]))
+    (n1, ran1), (n2, ran2) = re.findall(rb"prompt of (\d+) tokens, (\d+) of them run", err)
+    assert int(n1) > 5500 and n2 == ran2
 
 
 def test_chat_help_goes_to_stderr(run, chatty):

@@ -531,12 +531,12 @@ def test_state_moves_between_sessions(name, kv):
     s, other = model.session(**how), model.session(n_seqs=2, context=77, **how)
     s.forward(ids[:30])
     state = bytearray(lib.LLM_PAGE * lib.llm_kv_bytes(model.c, lib.LLM_KV_DEFAULT))  # of one page
-    s.check(lib.llm_state(s.c, 0, 28, ffi.from_buffer(state), 0, s.err, 512))
-    other.check(lib.llm_state(other.c, 1, 28, ffi.from_buffer(state), 1, other.err, 512))
+    s.check(lib.llm_state(s.c, 0, 28, 0, ffi.from_buffer(state), 0, s.err, 512))
+    other.check(lib.llm_state(other.c, 1, 28, 0, ffi.from_buffer(state), 1, other.err, 512))
     assert other.length(1) == 28 and (other.forward(ids[28:], [1] * 12) == whole[28:]).all()
     with pytest.raises(ValueError, match="28"):
         small = model.session(context=20, **how)
-        small.check(lib.llm_state(small.c, 0, 28, ffi.from_buffer(state), 1, small.err, 512))
+        small.check(lib.llm_state(small.c, 0, 28, 0, ffi.from_buffer(state), 1, small.err, 512))
 
 
 @every_dtype

@@ -127,7 +127,7 @@ def test_a_state_of_nan_is_an_error(dtype, kv):
     session = model.session(context=400, batch=50, kv=KV[kv])
     word = 0x7E00 if kv == "fp16" else 0x7FFF
     state = np.full(lib.LLM_PAGE * lib.llm_kv_bytes(model.c, KV[kv]) // 2, word, "<u2")
-    session.check(lib.llm_state(session.c, 0, 60, ffi.from_buffer(state), 1, session.err, 512))
+    session.check(lib.llm_state(session.c, 0, 60, 0, ffi.from_buffer(state), 1, session.err, 512))
     with pytest.raises(ValueError, match="not finite"):
         session.forward(some_ids(300, 96))
     assert session.length() == 60
@@ -147,7 +147,7 @@ def test_pages_of_int8_hold_whatever_bits(word, part, isa):
     assert len(values) == 64 * (80 + 4)
     chosen = {"all": page, "key scales": keys[64 * 80 :], "value scales": values[64 * 80 :]}[part]
     chosen[:] = np.tile(np.array([word], "<u2").view(np.uint8), len(chosen) // 2)
-    session.check(lib.llm_state(session.c, 0, 60, ffi.from_buffer(page), 1, session.err, 512))
+    session.check(lib.llm_state(session.c, 0, 60, 0, ffi.from_buffer(page), 1, session.err, 512))
     try:
         assert np.isfinite(session.forward(ids := some_ids(70, 96))).all()
     except ValueError as error:

@@ -279,8 +279,8 @@ def test_keys_and_values_lie_beyond_2_32_elements(folder):
         assert (forward(wide, vocab, ids[:30], seq) == want[:30]).all()
     assert lib.llm_copy(wide, 3, 1, 30, err, 256) == 0, ffi.string(err)
     state = bytearray(lib.llm_kv_bytes(model, lib.LLM_KV_DEFAULT) * up(30, lib.LLM_PAGE))
-    assert lib.llm_state(wide, 3, 30, ffi.from_buffer(state), 0, err, 256) == 0, ffi.string(err)
-    assert lib.llm_state(wide, 2, 30, ffi.from_buffer(state), 1, err, 256) == 0, ffi.string(err)
+    assert lib.llm_state(wide, 3, 30, 0, ffi.from_buffer(state), 0, err, 256) == 0, ffi.string(err)
+    assert lib.llm_state(wide, 2, 30, 0, ffi.from_buffer(state), 1, err, 256) == 0, ffi.string(err)
     for seq in range(4):
         assert (forward(wide, vocab, ids[30:], seq) == want[30:]).all(), seq
     assert own_memory() - before < 1 << 26
@@ -297,7 +297,7 @@ def test_a_token_after_a_million_others_attends_to_all_of_them(folder, dtype):
     session = open_session(model, context=1 << 28)
     state = np.zeros(lib.llm_kv_bytes(model, lib.LLM_KV_DEFAULT) * up(length, lib.LLM_PAGE), np.uint8)
     data = ffi.cast("void *", state.ctypes.data)
-    assert lib.llm_state(session, 0, length, data, 1, planted.err, 256) == 0, ffi.string(planted.err)
+    assert lib.llm_state(session, 0, length, 0, data, 1, planted.err, 256) == 0, ffi.string(planted.err)
     logits = forward(session, planted.h.vocab_size, [planted.h.vocab_size - 1])
     assert lib.llm_length(session, 0) == length + 1
     check(logits[0], planted.expected(length))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from pyllm._llm import ffi, lib
+
 from pyllm.binding import CHUNK
 
 from . import flatfile, huggingface, sources
