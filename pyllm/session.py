@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # The head of a saved session: magic, version, the least number of tokens that it can be cut back to (0 in
 # version 2), the model's fingerprint, the checksum of what follows, the number of tokens, the bytes of keys
-# and values a token. Then the ids as uint32, and the keys and values as llm_state() gives them. Little-endian.
+# and values a token. Then the ids as uint32, and keys and values as llm_state() gives them. Little-endian.
 HEAD = struct.Struct("<8sII32s32sQQ")
 MAGIC, VERSION = b"PYLLMKV\n", 3
 

@@ -259,7 +259,7 @@ static void damage(dice *d, uint8_t *data) {
  * Runs */
 
 typedef struct counts {
-    unsigned long runs, forwards, refused, states, tokens, experts, shared, damaged, unsound;
+    unsigned long runs, forwards, refused, states, tokens, experts, shared, damaged, unsound, gone, dropped;
 } counts;
 
 static int has_isa(const llm_model *m, const char *name) {
@@ -299,18 +299,32 @@ static void sample(dice *d, const float *logits, size_t vocab) {
     CHECK(top[0] < vocab);
 }
 
-/* A random state for sequence seq: bits, NaN, or sound numbers */
+/* A random state for sequence seq: bits, NaN, or sound numbers. What the session keeps of it comes out again. */
 static void load_state(dice *d, llm_session *s, const llm_model *m, uint32_t seq, size_t *length) {
-    const size_t n = from_to(d, 0, llm_session_options(s)->context), pages = (n + LLM_PAGE - 1) / LLM_PAGE;
-    const size_t bytes = pages * LLM_PAGE * llm_kv_bytes(m, llm_session_options(s)->kv);
-    uint8_t *state = malloc(bytes + 4);
+    const llm_options *o = llm_session_options(s);
+    const llm_header *h = llm_model_header(m);
+    const uint32_t n = from_to(d, 0, o->context), oldest = chance(d, 2) ? from_to(d, 0, n) : 0;
+    const size_t bytes = llm_kv_size(h, llm_model_layers(m), o->kv, n, oldest);
+    uint8_t *state = malloc(bytes + 4), *again = malloc(bytes + 4);
     char err[256];
-    CHECK(state);
+    CHECK(state && again);
     fill(d, state, bytes, LLM_FP16, 3);
-    CHECK(!llm_state(s, seq, n, state, 1, err, sizeof err));
+    CHECK(!llm_state(s, seq, n, oldest, state, 1, err, sizeof err));
     length[seq] = n;
-    CHECK(!llm_state(s, seq, n, state, 0, err, sizeof err));
+    const size_t kept = llm_oldest(s, seq);
+    CHECK(kept >= oldest && kept <= n);
+    CHECK(llm_kv_size(h, llm_model_layers(m), o->kv, n, kept) <= bytes);
+    CHECK(!llm_state(s, seq, n, kept, again, 0, err, sizeof err));
+    CHECK(kept > oldest || !memcmp(state, again, bytes));
     free(state);
+    free(again);
+}
+
+/* Whether sequence seq can be cut to a length, as llm_oldest() says */
+static int is_there(const llm_session *s, uint32_t seq, size_t length) {
+    const size_t oldest = llm_oldest(s, seq), now = llm_length(s, seq), most = llm_session_options(s)->rewind;
+    CHECK(oldest <= (now > most ? now - most : 0));
+    return !length || length >= oldest;
 }
 
 static void forward(dice *d, llm_session *s, const llm_model *m, size_t *length, float *logits, counts *c) {
@@ -338,9 +352,13 @@ static void forward(dice *d, llm_session *s, const llm_model *m, size_t *length,
     CHECK(failed || fits);
     for (size_t i = 0; !failed && i < n_want * vocab; i++)
         CHECK(isfinite(logits[i]));
-    memcpy(length, failed ? length : ahead, sizeof ahead);
-    for (uint32_t q = 0; q < o->n_seqs; q++)
-        CHECK(llm_length(s, q) == length[q]);
+    for (uint32_t q = 0; q < o->n_seqs; q++) {
+        const size_t now = llm_length(s, q);
+        const int may_be_dropped = ahead[q] - length[q] > (size_t)o->rewind + o->batch;
+        CHECK(now == (failed ? length : ahead)[q] || (failed && may_be_dropped && !now));
+        c->dropped += failed && now < length[q];
+        length[q] = now;
+    }
     if (!failed && n_want)
         sample(d, logits, vocab);
     c->forwards++;
@@ -383,7 +401,8 @@ static void one_run(counts *c, int setup_isa) {
         .threads = chance(&d, 4) ? from_to(&d, 2, 3) : 1, /* more cost time where others run too */
         .batch = chance(&d, 20) ? 0 : from_to(&d, 1, 64),
         .kv = from_to(&d, LLM_KV_DEFAULT, LLM_KV_INT8),
-        .exact = chance(&d, 3)};
+        .exact = chance(&d, 3),
+        .rewind = chance(&d, 3) ? from_to(&d, 0, 200) : 1};
     llm_session *s = llm_session_open(m, &o, err, sizeof err);
     float *logits = malloc(MAX_TOKENS * (size_t)h.vocab_size * sizeof *logits);
     CHECK(s && logits);
@@ -394,11 +413,15 @@ static void one_run(counts *c, int setup_isa) {
             load_state(&d, s, m, from, length);
             c->states++;
         } else if (chance(&d, 6)) {
-            CHECK(!llm_copy(s, from, to, part, err, sizeof err));
-            length[to] = part;
-        } else if (chance(&d, 6)) {
-            CHECK(!llm_truncate(s, from, part, err, sizeof err));
-            length[from] = part;
+            const int there = is_there(s, from, part);
+            CHECK(there == !llm_copy(s, from, to, part, err, sizeof err));
+            length[to] = there ? part : length[to];
+            c->gone += !there;
+        } else if (chance(&d, 4)) {
+            const int there = is_there(s, from, part);
+            CHECK(there == !llm_truncate(s, from, part, err, sizeof err));
+            length[from] = there ? part : length[from];
+            c->gone += !there;
         }
         forward(&d, s, m, length, logits, c);
     }
@@ -461,11 +484,12 @@ int main(int argc, char **argv) {
         all.runs += c->runs, all.forwards += c->forwards, all.refused += c->refused, all.states += c->states;
         all.tokens += c->tokens, all.experts += c->experts, all.shared += c->shared;
         all.damaged += c->damaged, all.unsound += c->unsound;
+        all.gone += c->gone, all.dropped += c->dropped;
     }
     printf("%lu runs (%lu with experts, %lu with shared keys), %lu of %lu damaged files refused, %lu states, "
-           "%lu calls with %lu tokens, %lu of them not finite;",
-        all.runs, all.experts, all.shared, all.unsound, all.damaged, all.states, all.forwards, all.tokens,
-        all.refused);
+           "%lu lengths gone, %lu calls with %lu tokens, %lu of them not finite (%lu sequences dropped);",
+        all.runs, all.experts, all.shared, all.unsound, all.damaged, all.states, all.gone, all.forwards,
+        all.tokens, all.refused, all.dropped);
     for (uint32_t i = 0; i < n_isas; i++)
         printf(" %s", isas[i]);
     putchar('\n');
