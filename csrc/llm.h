@@ -252,10 +252,10 @@ uint32_t llm_kv_kind(const llm_layer *layers, uint32_t kv);
  * those in its window. Header and layers are ones that llm_layout takes. */
 uint64_t llm_kv_read(const llm_header *header, const llm_layer *layers, uint32_t kv, uint64_t context);
 
-/* The bytes of keys and values, in whole pages of LLM_PAGE positions, of a sequence of `length` positions that can be
- * cut back to `oldest` and more, at most length: of layers with a window those before it are not kept. A session takes
- * no more than with oldest = length - rewind - batch, see llm_options, and a page. Header and layers are ones that
- * llm_layout takes. */
+/* The bytes of keys and values, in whole pages of LLM_PAGE positions, of a sequence of `length` positions that can
+ * be cut back to `oldest` and more, at most length: of layers with a window those before it are not kept. A session
+ * takes as much as with oldest = length - rewind - batch, see llm_options, and a page or two a head more. Header
+ * and layers are ones that llm_layout takes. */
 uint64_t llm_kv_size(
     const llm_header *header, const llm_layer *layers, uint32_t kv, uint64_t length, uint64_t oldest);
 
@@ -368,8 +368,8 @@ typedef struct llm_options {
      * tokens on they are rounded to 13 bits and a sign, with a scale for 64 numbers. Only for models whose first
      * layer's LLM_QKV is fp16; others always are exact in this sense. */
     uint32_t exact;
-    /* Positions by which a sequence can be cut back at any time, see llm_oldest(); 0: LLM_REWIND. Of a layer with a
-     * window keys and values are kept that far before it, the context at most. */
+    /* Positions by which a sequence can be cut back, see llm_oldest(); 0: LLM_REWIND. Of a layer with a window
+     * keys and values are kept that far before it, the context at most. */
     uint32_t rewind;
 } llm_options;
 
@@ -395,7 +395,7 @@ const char *llm_session_isa(const llm_session *session);
  *   logits  (number wanted, vocab_size) float32, rows in the order of the tokens; NULL: none are computed
  * Returns 0; or -1 and changes nothing when an argument is out of range, a sequence would grow past the
  * session's context, or logits that are wanted are not finite (a model with NaN, or numbers too large for it);
- * `logits` then holds anything, and a sequence that has got more tokens than options.rewind + options.batch by then
+ * `logits` then holds anything, and a sequence that was to get more tokens than options.rewind + options.batch
  * may be dropped, see llm_oldest(). A key or value beyond fp16's range is kept as the largest number of fp16. */
 int llm_forward(llm_session *session, size_t n, const uint32_t *tokens, const uint32_t *seqs,
     const uint8_t *want, float *logits, char *err, size_t errlen);
@@ -418,7 +418,8 @@ void llm_stop(llm_session *session);
 size_t llm_length(const llm_session *session, uint32_t seq);
 
 /* The least length besides 0 that sequence `seq` can be cut back to: layers with a window keep no more than what it
- * needs from there on. At most its length less options.rewind; 0 in a model without windows. */
+ * needs from there on. At most options.rewind less than the greatest length that it had, but for what llm_state()
+ * sets; 0 in a model without windows. */
 size_t llm_oldest(const llm_session *session, uint32_t seq);
 
 /* Shortens sequence `seq` to its first `length` positions; 0 drops it and gives its memory back.
@@ -436,9 +437,9 @@ int llm_copy(llm_session *session, uint32_t from, uint32_t to, size_t length, ch
 size_t llm_kv_bytes(const llm_model *model, uint32_t kv);
 
 /* Copies the keys and values of the first `length` positions of sequence `seq` out to `state` (set = 0), or
- * makes the sequence those in `state` (set = 1). `state` has llm_kv_size(length, oldest) bytes of the session's kind:
- * what lengths from `oldest` on need, [layer][k, v][kv head][page], each as session.h describes it. A sequence that is
- * set can be cut back to `oldest`, as far as the session keeps so much.
+ * makes the sequence those in `state` (set = 1). `state` has llm_kv_size(length, oldest) bytes of the session's
+ * kind: what lengths from `oldest` on need, [layer][k, v][kv head][page], each as session.h describes it. A
+ * sequence that is set can be cut back to `oldest`, as far as the session keeps so much.
  * Returns -1 and changes nothing when there is no such sequence; it cannot be cut to length, or not to oldest
  * (set = 0); oldest is more than length; or length is more than the session's context. */
 int llm_state(llm_session *session, uint32_t seq, size_t length, size_t oldest, void *state, int set,

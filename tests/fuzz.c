@@ -322,20 +322,21 @@ static void load_state(dice *d, llm_session *s, const llm_model *m, uint32_t seq
 
 /* Whether sequence seq can be cut to a length, as llm_oldest() says */
 static int is_there(const llm_session *s, uint32_t seq, size_t length) {
-    const size_t oldest = llm_oldest(s, seq), now = llm_length(s, seq), most = llm_session_options(s)->rewind;
-    CHECK(oldest <= (now > most ? now - most : 0));
-    return !length || length >= oldest;
+    return !length || length >= llm_oldest(s, seq);
 }
 
 static void forward(dice *d, llm_session *s, const llm_model *m, size_t *length, float *logits, counts *c) {
     const llm_options *o = llm_session_options(s);
     const uint32_t vocab = llm_model_header(m)->vocab_size;
-    size_t n = from_to(d, 1, chance(d, 3) ? 2 * o->batch + 3 : 12), n_want = 0, ahead[MAX_SEQS];
+    size_t n = from_to(d, 1, chance(d, 3) ? 2 * o->batch + 3 : 12), n_want = 0, ahead[MAX_SEQS],
+           oldest[MAX_SEQS];
     uint32_t tokens[MAX_TOKENS], seqs[MAX_TOKENS];
     uint8_t want[MAX_TOKENS];
     char err[256] = "";
     n = n < MAX_TOKENS ? n : MAX_TOKENS;
     memcpy(ahead, length, sizeof ahead);
+    for (uint32_t q = 0; q < o->n_seqs; q++)
+        oldest[q] = llm_oldest(s, q);
     const int together = chance(d, 2);
     for (size_t i = 0; i < n; i++) {
         tokens[i] = from_to(d, 0, vocab - 1);
@@ -350,6 +351,11 @@ static void forward(dice *d, llm_session *s, const llm_model *m, size_t *length,
     const int failed = llm_forward(s, n, tokens, seqs, want, logits, err, sizeof err);
     CHECK(!failed || *err);
     CHECK(failed || fits);
+    for (uint32_t q = 0; q < o->n_seqs; q++) {
+        const size_t most = ahead[q] > o->rewind ? ahead[q] - o->rewind : 0;
+        CHECK(llm_oldest(s, q) <= (most > oldest[q] ? most : oldest[q]));
+        CHECK(llm_oldest(s, q) <= llm_length(s, q));
+    }
     for (size_t i = 0; !failed && i < n_want * vocab; i++)
         CHECK(isfinite(logits[i]));
     for (uint32_t q = 0; q < o->n_seqs; q++) {
