@@ -252,10 +252,10 @@ uint32_t llm_kv_kind(const llm_layer *layers, uint32_t kv);
  * those in its window. Header and layers are ones that llm_layout takes. */
 uint64_t llm_kv_read(const llm_header *header, const llm_layer *layers, uint32_t kv, uint64_t context);
 
-/* The bytes of keys and values, in whole pages of LLM_PAGE positions, of a sequence of `length` positions that can
- * be cut back to `oldest` and more, at most length: of layers with a window those before it are not kept. A session
- * takes as much as with oldest = length - rewind - batch, see llm_options, and a page or two a head more. Header
- * and layers are ones that llm_layout takes. */
+/* The bytes of keys and values, in whole pages of LLM_PAGE positions, of a sequence of `length` positions that
+ * can be cut back to `oldest` and more, at most length: of layers with a window those before it are not kept. A
+ * session takes as much as with oldest = length - rewind - batch, see llm_options, and a page or two a head more.
+ * Header and layers are ones that llm_layout takes. */
 uint64_t llm_kv_size(
     const llm_header *header, const llm_layer *layers, uint32_t kv, uint64_t length, uint64_t oldest);
 
@@ -417,8 +417,8 @@ void llm_stop(llm_session *session);
 /* The number of positions in sequence `seq`; 0 when there is no such sequence. */
 size_t llm_length(const llm_session *session, uint32_t seq);
 
-/* The least length besides 0 that sequence `seq` can be cut back to: layers with a window keep no more than what it
- * needs from there on. At most options.rewind less than the greatest length that it had, but for what llm_state()
+/* The least length besides 0 that sequence `seq` can be cut back to: layers with a window keep no more than what
+ * it needs from there on. At most options.rewind less than the greatest length that it had, but for what llm_state()
  * sets; 0 in a model without windows. */
 size_t llm_oldest(const llm_session *session, uint32_t seq);
 
