@@ -113,6 +113,9 @@ int run_tokenize(run *r);   /* look.c */
 int run_perplexity(run *r); /* measure.c */
 int run_bench(run *r);      /* measure.c */
 
+/* n words of memory for read_speed(), in huge pages where there are such; NULL: was reported */
+uint64_t *take_words(run *r, size_t n); /* measure.c */
+
 /* Bytes a second that the session's threads read from n words of memory, which were written before */
 double read_speed(const run *r, const uint64_t *words, size_t n); /* measure.c */
 

@@ -303,10 +303,9 @@ static void print_needs(const run *r, const llm_counts *n, const needs *x) {
 static int print_speed(run *r, const needs *x) {
     enum { N = 1 << 25 }; /* more than caches hold */
     double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE), speed = 0;
-    uint64_t *words = take(r, N, sizeof *words);
+    uint64_t *words = take_words(r, N);
     if (!words)
         return FAILED;
-    memset(words, 1, N * sizeof *words);
     for (int i = 0; i < 3; i++)
         speed = fmax(speed, read_speed(r, words, N));
     printf("%-18s%.2f GB/s\n", "read bandwidth", speed / 1e9);

@@ -1,11 +1,15 @@
 /* measure.c - the commands that measure: `perplexity`, how well a model predicts a text, and `bench`, how fast
  * it runs here. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* madvise */
+#endif
 #include "command.h"
 #include "threads.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* ---------------------------------------------------------------------------------------------------------
  * perplexity */
@@ -135,6 +139,22 @@ static void read_part(void *context) {
     all->sum += sum;
 }
 
+uint64_t *take_words(run *r, size_t n) {
+    enum { HUGE = 1 << 21 };
+    const size_t size = (n * sizeof(uint64_t) + HUGE - 1) / HUGE * HUGE;
+    uint64_t *words = aligned_alloc(HUGE, size);
+    if (!words) {
+        report(FAILED, "out of memory");
+        return NULL;
+    }
+    r->taken[r->n_taken++] = words;
+#ifdef MADV_HUGEPAGE
+    madvise(words, size, MADV_HUGEPAGE); /* with small pages looking them up is what would be measured */
+#endif
+    memset(words, 1, size); /* pages that nobody has written are all one page of zeros */
+    return words;
+}
+
 double read_speed(const run *r, const uint64_t *words, size_t n) {
     reading all = {.words = words, .n = n};
     double start = seconds();
@@ -162,7 +182,7 @@ typedef struct bench {
 static int open_bench(run *r, bench *b, uint64_t weights) {
     size_t n = b->n_prompt + b->n_made;
     b->n_words = (size_t)fmin(fmax((double)weights, 0x1p28), 0x1p30) / sizeof *b->words;
-    b->words = take(r, b->n_words, sizeof *b->words);
+    b->words = take_words(r, b->n_words);
     if (!b->words)
         return FAILED;
     b->tokens = take(r, n, sizeof *b->tokens);
@@ -174,7 +194,6 @@ static int open_bench(run *r, bench *b, uint64_t weights) {
     b->read = numbers + 2 * b->repeat;
     for (size_t i = 0; i < n; i++) /* no text, but the same work */
         b->tokens[i] = (uint32_t)((i * 2654435761u) % r->h->vocab_size);
-    memset(b->words, 1, b->n_words * sizeof *b->words); /* unwritten pages are all one page of zeros */
     return OK;
 }
 
