@@ -26,11 +26,10 @@ struct llm_session {
      *     fp16   as a matrix of fp16
      *     int8   keys as one of int8r, with their scales; values as one of int8, but their scales are float32 (SPAN,),
      *            a position's each, and multiply its weight */
-    uint8_t *kv;      /* (n_seqs, seq_size) bytes */
-    size_t *layer_kv; /* (n_layers,) where a layer's keys begin in a sequence, */
-    size_t *
-        layer_span; /* (n_layers,) and for how many positions there is room, in whole pages. With a window it may
-                           be less than the context: then a page takes the place of the one so many positions before */
+    uint8_t *kv;        /* (n_seqs, seq_size) bytes */
+    size_t *layer_kv;   /* (n_layers,) where a layer's keys begin in a sequence, */
+    size_t *layer_span; /* (n_layers,) and how many positions there is room for, in whole pages. With a window
+                           they may be fewer than the context: a page takes the place of one so far before */
     size_t *length;     /* (n_seqs,) positions of each sequence */
     size_t *oldest;     /* (n_seqs,) the least length besides 0 whose windows are whole */
     size_t *new_length; /* (n_seqs,) to count ahead in */
