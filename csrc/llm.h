@@ -418,8 +418,8 @@ void llm_stop(llm_session *session);
 size_t llm_length(const llm_session *session, uint32_t seq);
 
 /* The least length besides 0 that sequence `seq` can be cut back to: layers with a window keep no more than what
- * it needs from there on. At most options.rewind less than the greatest length that it had, but for what llm_state()
- * sets; 0 in a model without windows. */
+ * it needs from there on. At most options.rewind less than the greatest length that it had, but for what
+ * llm_state() sets; 0 in a model without windows. */
 size_t llm_oldest(const llm_session *session, uint32_t seq);
 
 /* Shortens sequence `seq` to its first `length` positions; 0 drops it and gives its memory back.
