@@ -58,7 +58,7 @@ def blocks(cols: int, width: int) -> list[slice]:
     quarter."""
     count = -(-cols // width)
     each = -(-cols // count) if count else 0
-    each = -(-each // int4.GROUP) * int4.GROUP
+    each = -(-each // int4.STRIDE) * int4.STRIDE
     return [slice(first, min(first + each, cols)) for first in range(0, cols, each or 1)]
 
 
@@ -117,14 +117,14 @@ class Encoder:
             codebook = int4.fit_codebook(int4.sample(rows), mean_squares)
         return Rounder(codebook, mean_squares, self.feedback())
 
-    def feedback(self) -> list[Feedback]:
-        """The moments, factored block by block."""
+    def feedback(self, group: int = int4.GROUP) -> list[Feedback]:
+        """The moments, factored block by block, for so many columns a scale."""
         if self.moments is None or not self.moments.mean_squares.any():
             return []
         found, first = [], 0
         while self.moments.blocks:
             block = self.moments.blocks.pop(0)  # so that no more than one is there beside its factor
-            found.append(int4.factor(block, self.moments.tokens, first, self.each))
+            found.append(int4.factor(block, self.moments.tokens, first, group, self.each))
             first += len(block)
         self.moments = None
         return found

@@ -30,6 +30,7 @@ from pyllm import files
 from . import calibrate as calibration
 from . import (
     chat_parts,
+    eight_bits,
     flatfile,
     four_bits,
     gguf_file,
@@ -47,6 +48,7 @@ from .tensors import BIASES, canonical, named, parts_of, renamed
 from .vocabulary import added_ids
 
 DTYPES = tuple(flatfile.DTYPES)
+CALIBRATED = ("int8", "int4")
 MAX_LINE = 2000  # characters of an error
 MAX_MISSING = 1000  # tensors; a configuration may name millions
 
@@ -287,8 +289,8 @@ def convert(
     Raises ConvertError (a ValueError) or OSError, and then no file has been written."""
     if dtype not in flatfile.DTYPES:
         raise ConvertError(f"dtype {dtype!r} is not known; {', '.join(DTYPES)} are")
-    if calibrate is not None and dtype != "int4":
-        raise ConvertError(f"calibrate is for int4, not for {dtype}")
+    if calibrate is not None and dtype not in CALIBRATED:
+        raise ConvertError(f"calibrate is for {' and '.join(CALIBRATED)}, not for {dtype}")
     given = None if tokenizer is None or isinstance(tokenizer, bool) else Path(tokenizer)
     with documented_errors(source):
         opened = open_source(source)
@@ -381,10 +383,12 @@ def convert_source(
     layout = flatfile.finish_layout(model.shape, dtype, sections)
     plan = collect(source, model, layout, tensors)
     threads = max(1, lib.llm_default_threads())
-    text = calibration_text(calibrate, tokenizer is not False, model.notes) if dtype == "int4" else None
-    first = flatfile.finish_layout(model.shape, "int8", sections) if text is not None else None
+    text = calibration_text(calibrate, tokenizer is not False, model.notes) if dtype in CALIBRATED else None
+    first = flatfile.finish_layout(model.shape, "int8", sections) if text and dtype == "int4" else None
+    again = [item for item in plan if in_a_layer(item[0])] if text and dtype == "int8" else []
     size = layout.header.file_size + (first.header.file_size if first else 0)
-    with progress_bar(size, quiet) as progress, ExitStack() as stack:
+    work = size + sum(place.size for place, _ in again)
+    with progress_bar(work, quiet) as progress, ExitStack() as stack:
         path = None
         if first is not None:  # the model that runs over the text
             folder = files.destination(out)[0].parent
@@ -394,14 +398,20 @@ def convert_source(
                 path, first, model.angles, collect(source, model, first, tensors), threads, progress
             )
 
-        def in_four_bits(
-            fd: int, matrices: list[tuple[flatfile.Place, list[sources.Tensor]]]
-        ) -> dict[str, Any]:
+        def later(fd: int, temporary: Path) -> dict[str, Any]:
+            if again:
+                return eight_bits.write(fd, again, threads, progress, temporary, text or "", model.notes)
+            matrices = [item for item in plan if item[0].dtype == lib.LLM_INT4]
             return four_bits.write(fd, matrices, threads, progress, path, text or "", model.notes)
 
-        later = in_four_bits if dtype == "int4" else None
         errors = flatfile.write(out, layout, model.angles, plan, threads, progress, check, later)
     return report(out, layout, plan, errors, model.notes)
+
+
+def in_a_layer(place: flatfile.Place) -> bool:
+    """Whether it is an int8 matrix of a layer: embedding and output are not shown to who calibrates."""
+    number = four_bits.NUMBERS[place.tensor]
+    return place.dtype == lib.LLM_INT8_ROTATED and number >= lib.LLM_ATTN_NORM
 
 
 def calibration_text(
@@ -750,8 +760,8 @@ def command(argv: Sequence[str] | None) -> int:
         p.error("--tokenizer and --no-tokenizer exclude each other")
     if args.context is not None and args.context < 1:
         p.error(f"--context {args.context} is not a positive number")
-    if args.calibrate is not None and args.dtype != "int4":
-        p.error("--calibrate is for --dtype int4")
+    if args.calibrate is not None and args.dtype not in CALIBRATED:
+        p.error(f"--calibrate is for --dtype {' and '.join(CALIBRATED)}")
     if args.plan and args.out:
         p.error("--plan writes no file")
     try:

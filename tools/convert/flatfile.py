@@ -292,8 +292,8 @@ def to_fp16(w: np.ndarray) -> np.ndarray:
     return w.astype(np.float16)
 
 
-def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Groups w (n, 64) float32 with top = max|w| (n,) to int8 (n, 64) and scales (n,) float16, w = q * scale.
+def to_scale(top: np.ndarray) -> np.ndarray:
+    """The scales float16 of groups whose largest magnitudes are top.
 
     A scale among fp16's subnormals can be rounded down so far that the largest weight would not fit in 127
     steps; then the next larger one is taken. So only a group of zeros has the scale 0."""
@@ -301,6 +301,13 @@ def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     clips = scale.astype(np.float32) * np.float32(127.5) < top
     if clips.any():
         scale[clips] = np.nextafter(scale[clips], np.float16(np.inf))
+    return scale
+
+
+def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Groups w (n, 64) float32 with top = max|w| (n,) to int8 (n, 64) and scales (n,) float16, w = q *
+    scale."""
+    scale = to_scale(top)
     divisor = scale.astype(np.float32)
     divisor[divisor == 0] = 1
     q = w / divisor[:, None]
@@ -309,7 +316,25 @@ def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return q.astype(np.int8), scale
 
 
-def encode(w: np.ndarray, cols: int, dtype: int, tensor: Tensor) -> tuple[list[np.ndarray], Error]:
+def rotate(x: np.ndarray) -> np.ndarray:
+    """x (n, cols) as int8 matrices and what they are multiplied with are rotated: (n, stride)."""
+    padded = np.pad(x, ((0, 0), (0, -x.shape[1] % GROUP)))
+    return np.asarray((padded.reshape(-1, GROUP) @ ROTATION).reshape(padded.shape))
+
+
+def round_apart(rotated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Groups (n, 64) float32, rotated, to int8 (n, 64) and scales (n,) float16, each weight for itself."""
+    firsts = np.arange(0, rotated.size, GROUP)
+    # 5 times as fast as max(axis=1)
+    return to_int8(rotated, np.maximum.reduceat(np.abs(rotated).reshape(-1), firsts))
+
+
+Rounding = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # as round_apart(), of all groups of a row
+
+
+def encode(
+    w: np.ndarray, cols: int, dtype: int, tensor: Tensor, rounding: Rounding = round_apart
+) -> tuple[list[np.ndarray], Error]:
     """Weights (rows, stride) float32, zeros from column `cols` on, to what the file stores of these rows:
     halves (rows, stride), or four int8 at a time (rows, stride / 4) as int32 and scales (rows, stride / 64);
     and the error made."""
@@ -325,10 +350,7 @@ def encode(w: np.ndarray, cols: int, dtype: int, tensor: Tensor) -> tuple[list[n
         what = "the largest int8 weight with an fp16 scale" if eight_bits else "fp16's largest number"
         raise ConvertError(f"{tensor.name} has a weight of magnitude {largest:g}, above {what}, {limit:g}")
     if eight_bits:
-        rotated = groups @ ROTATION
-        firsts = np.arange(0, w.size, GROUP)
-        top = np.maximum.reduceat(np.abs(rotated).reshape(-1), firsts)  # 5 times as fast as max(axis=1)
-        q, scale = to_int8(rotated, top)
+        q, scale = rounding(groups @ ROTATION)
         stored = (q * scale.astype(np.float32)[:, None]) @ ROTATION
         arrays = [q.reshape(w.shape).view(np.int32), scale.reshape(len(w), -1)]
     else:
@@ -420,14 +442,15 @@ def write_vector(fd: int, job: Job) -> None:
         offset += 4 * w.size
 
 
-def run_job(fd: int, job: Job) -> list[Error]:
+def run_job(fd: int, job: Job, rounding: Rounding = round_apart) -> list[Error]:
     """Reads, converts and writes one job's rows; the error made in each piece, none for a vector."""
     place, encoded, errors = job.place, [], []
     if place.dtype == lib.LLM_FP32:
         write_vector(fd, job)
         return []
     for part, first, last in job.pieces:
-        arrays, error = encode(read_piece(place, part, first, last), place.cols, place.dtype, part)
+        w = read_piece(place, part, first, last)
+        arrays, error = encode(w, place.cols, place.dtype, part, rounding)
         error.count = (last - first) * place.cols
         encoded.append(arrays)
         errors.append(error)
@@ -495,10 +518,11 @@ def write(
     threads: int = 1,
     progress: Callable[[int], None] = lambda n: None,
     check: Callable[[Path], None] = lambda path: None,
-    four_bits: Callable[[int, list[tuple[Place, list[Tensor]]]], dict[str, Error]] | None = None,
+    later: Callable[[int, Path], dict[str, Error]] | None = None,
 ) -> dict[str, Error]:
     """Writes a flat file under a temporary name, lets `check` look at it, and renames it to `path`. `angles`
-    (n_rope, rope_dim / 2, 2) are the rotary tables. What is int4 is left to four_bits(fd, tensors)."""
+    (n_rope, rope_dim / 2, 2) are the rotary tables. What is int4 is left to later(fd, temporary), which may
+    also write again what is there."""
     header = layout.header
     head = bytes(ffi.buffer(header)) + layout.text + bytes(ffi.buffer(layout.layers))
     head += np.ascontiguousarray(angles, "<f4").tobytes()
@@ -509,8 +533,8 @@ def write(
         write_at(fd, np.frombuffer(head, np.uint8), 0)
         rest = [item for item in tensors if item[0].dtype != lib.LLM_INT4]
         errors = write_tensors(fd, rest, threads, progress)
-        if four_bits is not None:
-            errors |= four_bits(fd, [item for item in tensors if item[0].dtype == lib.LLM_INT4])
+        if later is not None:
+            errors |= later(fd, temporary)
         write_checksums(fd, temporary, layout)
         check(temporary)
     return errors

@@ -147,6 +147,17 @@ class Writer:
 
         return self.pool.map(unless_stopped, items)
 
+    def calibrate(self, model: Path, text: str, notes: list[str]) -> None:
+        """Rounds what the model at `model` shows of itself over a text; what is to be said about the text is
+        added to notes."""
+        tokens = run(model, text, self.see, self.stopped.set)
+        self.finish_layer()
+        if tokens < calibrate.FEW:
+            notes.append(
+                f"the text to calibrate with has only {tokens} tokens: of a longer one "
+                f"{calibrate.TOKENS} would be used, and tell more"
+            )
+
     def see(self, tensor: int, layer: int, expert: int, x: np.ndarray) -> None:
         """The input of a product, for run()."""
         if layer != self.layer:
@@ -154,7 +165,7 @@ class Writer:
             self.layer, self.routed = layer, False
         if tensor == lib.LLM_ROUTER:
             self.routed = True
-            self.calibration.layer_inputs(layer, x)
+            self.calibration.layer_inputs(layer, self.multiplied(x))
         if (tensor, layer, expert) in self.waiting:
             self.encode(tensor, layer, expert, self.encoder(tensor, layer, expert, x))
 
@@ -162,7 +173,11 @@ class Writer:
         """How a matrix with these inputs is rounded. What all experts of a layer are given, an expert that
         sees little of it is rounded by, too; its second matrix is not."""
         of_expert = expert if self.routed and tensor == lib.LLM_GATE_UP else None
-        return self.calibration.observe(tensor, layer, of_expert, x)
+        return self.calibration.observe(tensor, layer, of_expert, self.multiplied(x))
+
+    def multiplied(self, x: np.ndarray) -> np.ndarray:
+        """What the stored weights are multiplied with."""
+        return x
 
     def finish_layer(self) -> None:
         """Experts that no token came to, by what their layer has seen."""
@@ -179,14 +194,20 @@ class Writer:
         """Rounds one matrix and writes it."""
         place, parts = self.waiting.pop((tensor, layer, expert))
         jobs = list(flatfile.jobs([(place, parts)]))
-        pieces = self.on_grid(place, parts, jobs)
-        if pieces is None:
-            rounder = encoder.rounder(sample(place, parts))
-            pieces = self.map(lambda job: self.write(job, rounder.rows), jobs)
-        for job, errors in zip(jobs, pieces, strict=True):
+        for job, errors in zip(jobs, self.rounded(place, parts, jobs, encoder), strict=True):
             for (part, _, _), error in zip(job.pieces, errors, strict=True):
                 self.errors.setdefault(part.name, Error()).add(error)
             self.progress(place.size * (job.stop - job.start) // place.rows)
+
+    def rounded(
+        self, place: Place, parts: list[Tensor], jobs: list[Job], encoder: Encoder
+    ) -> Iterable[list[Error]]:
+        """Rounds and writes a matrix; the errors of each job's pieces."""
+        done = self.on_grid(place, parts, jobs)
+        if done is not None:
+            return done
+        rounder = encoder.rounder(sample(place, parts))
+        return self.map(lambda job: self.write(job, rounder.rows), jobs)
 
     def on_grid(self, place: Place, parts: list[Tensor], jobs: list[Job]) -> Iterable[list[Error]] | None:
         """Writes a matrix that has four bits already as it is; None: it has not."""
@@ -275,12 +296,6 @@ def write(
     with ThreadPoolExecutor(threads) as pool:
         writer = Writer(fd, tensors, pool, progress)
         if model is not None:
-            tokens = run(model, text, writer.see, writer.stopped.set)
-            writer.finish_layer()
-            if tokens < calibrate.FEW and notes is not None:
-                notes.append(
-                    f"the text to calibrate with has only {tokens} tokens: of a longer one "
-                    f"{calibrate.TOKENS} would be used, and tell more"
-                )
+            writer.calibrate(model, text, [] if notes is None else notes)
         writer.finish()
     return writer.errors

@@ -99,26 +99,28 @@ def shrinkage(cols: int, tokens: float) -> float:
     return cols / (cols + BELIEF * tokens)
 
 
-def in_order(mean_squares: Floats) -> Columns:
+def in_order(mean_squares: Floats, group: int = GROUP) -> Columns:
     """Columns (cols,) by groups, those of the largest mean squares first: what is rounded later makes up for
     it. A group of fewer columns is the last."""
-    whole = len(mean_squares) // GROUP
-    sums = mean_squares[: whole * GROUP].reshape(whole, GROUP).sum(axis=1)
+    whole = len(mean_squares) // group
+    sums = mean_squares[: whole * group].reshape(whole, group).sum(axis=1)
     order = np.argsort(-sums, kind="stable")
-    columns = (order[:, None] * GROUP + np.arange(GROUP)).ravel()
-    return np.concatenate([columns, np.arange(whole * GROUP, len(mean_squares))]).astype(np.uint32)
+    columns = (order[:, None] * group + np.arange(group)).ravel()
+    return np.concatenate([columns, np.arange(whole * group, len(mean_squares))]).astype(np.uint32)
 
 
-def factor(moments: Floats, tokens: float, first: int = 0, each: Map = map) -> Feedback:
+def factor(
+    moments: Floats, tokens: float, first: int = 0, group: int = GROUP, each: Map = map
+) -> Feedback:
     """Factors the mean second moments (cols, cols) of so many inputs; first is the number of their first
-    column. `each` is map(), or that of a pool of threads.
+    column, and so many columns have a scale together. `each` is map(), or that of a pool of threads.
 
     What is off the diagonal is shrunk, since moments of a few thousand inputs fit these inputs more closely
     than others: with all columns and no shrinkage GPTQ can be worse on another text than rounding each weight
     apart."""
     if not np.isfinite(np.diagonal(moments)).all():
         raise ValueError("the inputs of the product are too large")
-    order = in_order(np.diagonal(moments))
+    order = in_order(np.diagonal(moments), group)
     diagonal = np.diagonal(moments)[order]
     damping = np.float32(DAMPING) * diagonal.mean()
     while True:
@@ -180,19 +182,25 @@ def round_rows(
     weight: Floats,
     feedback: Feedback | None = None,
     found: tuple[Bytes, Floats] | None = None,
+    group: int = GROUP,
+    spans: Floats = SPANS,
 ) -> tuple[Bytes, Floats]:
-    """Rounds weights (rows, cols) to indices (rows, cols) in a rising codebook and scales (rows, groups).
+    """Rounds weights (rows, cols) to indices (rows, cols) in a rising codebook and scales (rows, groups), each of
+    `group` columns and chosen among those of the spans (see round.h).
 
     Each becomes the value nearest to it, where weight (cols,) says how much the square of a column's error
     counts; with feedback its columns, in its order, become what is nearest to them and what makes up for the
     errors before them. `found` has room for the result, and keeps that of other columns."""
     rows, cols = weights.shape
-    index, scale = found or (np.empty((rows, cols), np.uint8), np.empty((rows, groups(cols)), np.float32))
+    if found is None:
+        found = np.empty((rows, cols), np.uint8), np.empty((rows, -(-cols // group)), np.float32)
+    index, scale = found
     columns = np.arange(cols, dtype=np.uint32)
     if feedback is not None:
         columns, weight = feedback.columns, feedback.weight
-    values, spans = (ffi.from_buffer(kind, a) for kind, a in (("int8_t[]", codebook), ("float[]", SPANS)))
-    grid = ffi.new("round_grid *", (values, len(codebook), GROUP, spans, len(SPANS)))
+    values = ffi.from_buffer("int8_t[]", codebook)
+    candidates = floats(spans)
+    grid = ffi.new("round_grid *", (values, len(codebook), group, candidates, len(spans)))
     room = np.empty(lib.round_room(len(columns)), np.float32)
     lib.round_rows(
         grid,
