@@ -71,15 +71,15 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "TOKENS", 500)
 
 
-def matrices(path: Path) -> dict[tuple[str, int, int], np.ndarray]:
-    """The matrices of a file, float64 (rows, cols), by name, layer and expert; those of four bits."""
+def matrices(path: Path, dtype: int = INT4) -> dict[tuple[str, int, int], np.ndarray]:
+    """The layers' matrices of a dtype in a file, float64 (rows, cols), by name, layer and expert."""
     file = Reference(path.read_bytes())
     return {
         (name, layer, expert): matrix.w
         for layer, tensors in enumerate(file.layers)
         for name in LAYER
         for expert, matrix in enumerate(tensors[name])
-        if matrix.dtype == INT4
+        if matrix.dtype == dtype
     }
 
 
@@ -317,21 +317,21 @@ def test_texts_that_cannot_be_read_are_refused_first(tmp_path, monkeypatch, cont
     assert os.listdir(folder) == []
 
 
-def test_calibrate_is_for_int4(tmp_path, text, capsys):
+def test_calibrate_is_not_for_fp16(tmp_path, text, capsys):
     source, _, _ = make(tmp_path)
-    for dtype in ("int8", "fp16"):
-        with pytest.raises(ConvertError, match=f"calibrate is for int4, not for {dtype}"):
-            convert(source, tmp_path / "out.llm", dtype=dtype, calibrate=text)
-        with pytest.raises(SystemExit) as stopped:
-            command.main([str(source), str(tmp_path / "out.llm"), "--dtype", dtype, "--calibrate", str(text)])
-        assert stopped.value.code == 2 and "--calibrate is for --dtype int4" in capsys.readouterr().err
+    with pytest.raises(ConvertError, match="calibrate is for int8 and int4, not for fp16"):
+        convert(source, tmp_path / "out.llm", dtype="fp16", calibrate=text)
+    with pytest.raises(SystemExit) as stopped:
+        command.main([str(source), str(tmp_path / "out.llm"), "--dtype", "fp16", "--calibrate", str(text)])
+    assert stopped.value.code == 2 and "--calibrate is for --dtype int8 and int4" in capsys.readouterr().err
     assert not (tmp_path / "out.llm").exists()
 
 
-def test_the_command_calibrates(tmp_path, text, capsys):
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_the_command_calibrates(tmp_path, text, capsys, dtype):
     source, _, _ = make(tmp_path)
-    convert(source, tmp_path / "want.llm", dtype="int4", calibrate=text)
-    line = [str(source), str(tmp_path / "out.llm"), "--dtype", "int4", "--calibrate", str(text)]
+    convert(source, tmp_path / "want.llm", dtype=dtype, calibrate=text)
+    line = [str(source), str(tmp_path / "out.llm"), "--dtype", dtype, "--calibrate", str(text)]
     assert command.main(line) == 0
     assert (tmp_path / "out.llm").read_bytes() == (tmp_path / "want.llm").read_bytes()
     assert "largest error" in capsys.readouterr().out
@@ -346,10 +346,11 @@ def test_the_plan_has_int4(tmp_path, capsys):
     assert "int4" in capsys.readouterr().out.split()
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), MemoryError(), OSError(28, "No space left on device")]
 )
-def test_an_error_while_the_model_runs_leaves_nothing(tmp_path, text, monkeypatch, error):
+def test_an_error_while_the_model_runs_leaves_nothing(tmp_path, text, monkeypatch, dtype, error):
     source, _, _ = make(tmp_path)
     calls = []
 
@@ -364,11 +365,12 @@ def test_an_error_while_the_model_runs_leaves_nothing(tmp_path, text, monkeypatc
     folder.mkdir()
     expected = ConvertError if isinstance(error, MemoryError) else type(error)
     with pytest.raises(expected):
-        convert(source, folder / "out.llm", dtype="int4", calibrate=text)
+        convert(source, folder / "out.llm", dtype=dtype, calibrate=text)
     assert len(calls) == 3 and os.listdir(folder) == []
 
 
-def test_inputs_too_large_are_an_error(tmp_path, text):
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_inputs_too_large_are_an_error(tmp_path, text, dtype):
     """Activations that overflow while the model runs; each weight is finite."""
     source, config, tensors = make(tmp_path)
     tensors["model.layers.0.input_layernorm.weight"][:] = 3e38
@@ -376,7 +378,7 @@ def test_inputs_too_large_are_an_error(tmp_path, text):
     folder = tmp_path / "folder"
     folder.mkdir()
     with pytest.raises(ConvertError, match="not finite|too large"):
-        convert(source, folder / "out.llm", dtype="int4", calibrate=text)
+        convert(source, folder / "out.llm", dtype=dtype, calibrate=text)
     assert os.listdir(folder) == []
 
 
@@ -393,12 +395,12 @@ sys.exit(convert.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_while_the_model_runs_leaves_nothing(tmp_path, text, name):
+@pytest.mark.parametrize(("name", "dtype"), [("SIGINT", "int4"), ("SIGTERM", "int8")])
+def test_a_signal_while_the_model_runs_leaves_nothing(tmp_path, text, name, dtype):
     source, _, _ = make(tmp_path)
     folder, number = tmp_path / "folder", getattr(signal, name)
     folder.mkdir()
-    line = [sys.executable, "-c", SLOWLY, source, folder / "out.llm", "--dtype", "int4", "--calibrate", text]
+    line = [sys.executable, "-c", SLOWLY, source, folder / "out.llm", "--dtype", dtype, "--calibrate", text]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen([str(word) for word in line], cwd="/", **pipes)
     assert process.stdout is not None and process.stdout.readline() == "\n"  # it has begun
