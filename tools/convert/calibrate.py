@@ -1,4 +1,5 @@
-"""Calibration: what a model's products see of a text decides how its weights are rounded to four bits.
+"""Calibration: what a model's products see of a text decides how its weights are rounded to eight or four
+bits.
 
 A model runs once over a text, all of it as one batch, and shows the input of each of its products to
 observe(). What arrives there is a product's whole input, so the caller encodes the tensor at once with the

@@ -274,9 +274,9 @@ def convert(
                    current directory
     dtype          of the matrices: "fp16", "int8", or "int4", which leaves embedding, output and a twelfth of
                    the layers, the first ones, in 8 bits
-    calibrate      int4: a text, UTF-8, that shows what the model's products are to be good at; None: one that
-                   comes with pyllm; "none": weights are rounded without data. What has four bits in the
-                   source is taken as it is where its grid fits.
+    calibrate      int8 and int4: a text, UTF-8, that shows what the model's products are to be good at; None:
+                   one that comes with pyllm; "none": weights are rounded without data, which is faster and
+                   less exact. What has four bits in the source is taken as it is where its grid fits.
     tokenizer      None: the source's own, which must exist; False: none; a path: a tokenizer directory, or
                    llama2.c's tokenizer.bin
     lora           PEFT adapter directories, merged in this order
@@ -410,8 +410,8 @@ def convert_source(
 
 def in_a_layer(place: flatfile.Place) -> bool:
     """Whether it is an int8 matrix of a layer: embedding and output are not shown to who calibrates."""
-    number = four_bits.NUMBERS[place.tensor]
-    return place.dtype == lib.LLM_INT8_ROTATED and number >= lib.LLM_ATTN_NORM
+    is_int8: bool = place.dtype == lib.LLM_INT8_ROTATED
+    return is_int8 and four_bits.NUMBERS[place.tensor] >= lib.LLM_ATTN_NORM
 
 
 def calibration_text(
@@ -635,8 +635,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--calibrate",
         metavar="FILE",
-        help="with --dtype int4, a text of the kind that the model is for, instead of the one that comes "
-        "with pyllm; none: weights are rounded without looking at a text, which is faster and less exact",
+        help="with --dtype int8 and int4, a text of the kind that the model is for, instead of the one that "
+        "comes with pyllm; none: weights are rounded without looking at a text, which is faster and less exact",
     )
     p.add_argument(
         "--plan",

@@ -3,9 +3,9 @@ numbers become is decided here.
 
 fp16 matrices are rounded to the nearest half. int8 matrices are rotated, each 64 columns of a row by
 Hadamard's matrix, which spreads large numbers over all of them; they have one scale for 64 columns, max|w| /
-127 rounded to a half, and weights rounded to the nearest multiple of that rounded scale. Both are stored in
-tiles of 16 rows (see llm.h). int4 matrices are left to four_bits.py. Work is cut into jobs, whole tiles of
-about half a million weights, which threads take."""
+127 rounded to a half, and weights rounded to the nearest multiple of that rounded scale; eight_bits.py rounds
+those of layers once more, by a text. Both are stored in tiles of 16 rows (see llm.h). int4 matrices are left
+to four_bits.py. Work is cut into jobs, whole tiles of about half a million weights, which threads take."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def to_scale(top: np.ndarray) -> np.ndarray:
     clips = scale.astype(np.float32) * np.float32(127.5) < top
     if clips.any():
         scale[clips] = np.nextafter(scale[clips], np.float16(np.inf))
-    return scale
+    return np.asarray(scale)
 
 
 def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
