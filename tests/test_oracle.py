@@ -52,7 +52,7 @@ def windows(tokenizer: object) -> list[list[int]]:
 @pytest.mark.parametrize("dtype", ["fp16", "fp16, exact", "int8"])
 def test_smollm2_is_exact(smollm2, dtype, tmp_path):
     """fp16: mean KL <= 1e-5 (exact: 5e-6) for every text, the same most likely token for 99.8 %, the same
-    greedy text of 200 tokens. int8: mean KL <= 0.0025, for every text 0.003, perplexity within 0.3 % over the
+    greedy text of 200 tokens. int8: mean KL <= 0.002, for every text 0.0024, perplexity within 0.3 % over the
     6,000 tokens. (Over
     1,000 tokens the perplexity is not sharp enough to say that: a KL of 0.002 lets the log-probability of a
     token vary by 0.06, so the perplexity of 1,000 by 0.2 % either way.)"""
@@ -75,7 +75,7 @@ def test_smollm2_is_exact(smollm2, dtype, tmp_path):
               f"{np.mean(agree):.2%}, perplexity {change:+.3%} (texts {np.expm1(min(shift)):+.2%} to "
               f"{np.expm1(max(shift)):+.2%})")  # fmt: skip
         if dtype == "int8":
-            assert np.mean(kl) <= 0.0025 and max(kl) <= 0.003 and abs(change) <= 0.003
+            assert np.mean(kl) <= 0.002 and max(kl) <= 0.0024 and abs(change) <= 0.003
             return
         assert max(kl) <= (5e-6 if "exact" in dtype else 1e-5) and np.mean(agree) >= 0.998
         prompt = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
@@ -94,7 +94,7 @@ def test_smollm2_is_exact(smollm2, dtype, tmp_path):
 def test_smollm2_on_amx(smollm2, tmp_path, tmp_path_factory):
     """Tiles in software, on 100 tokens: the bits of this processor's kernels."""
     model, tokenizer, gguf = smollm2
-    convert(gguf, tmp_path / "smollm2.llm", dtype="int8")
+    convert(gguf, tmp_path / "smollm2.llm", dtype="int8", calibrate="none")
     ids = tokenizer(PROSE.read_text())["input_ids"][:100]
     program = build_logits(tmp_path_factory, *SOFT)
     got = logits_of([program, tmp_path / "smollm2.llm"], "amx", model.config.vocab_size, ids)
@@ -105,7 +105,7 @@ def test_smollm2_on_amx(smollm2, tmp_path, tmp_path_factory):
 def test_smollm2_chat_is_the_template_of_transformers(smollm2, tmp_path):
     _, tokenizer, gguf = smollm2
     out = tmp_path / "smollm2.llm"
-    convert(gguf, out, dtype="int8")
+    convert(gguf, out, dtype="int8", calibrate="none")
     messages = [{"role": "user", "content": "Hi there"}, {"role": "assistant", "content": "Hello!"}]
     messages.append({"role": "user", "content": "What is 2+2? "})
     with pyllm.LLM(out) as llm:
