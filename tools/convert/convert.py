@@ -636,7 +636,8 @@ def parser() -> argparse.ArgumentParser:
         "--calibrate",
         metavar="FILE",
         help="with --dtype int8 and int4, a text of the kind that the model is for, instead of the one that "
-        "comes with pyllm; none: weights are rounded without looking at a text, which is faster and less exact",
+        "comes with pyllm; none: weights are rounded without looking at a text, which is faster and less "
+        "exact",
     )
     p.add_argument(
         "--plan",
