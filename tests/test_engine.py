@@ -878,8 +878,9 @@ def test_default_threads_follow_the_cgroup_quota():
 @every_dtype
 @pytest.mark.parametrize("name", MODELS)
 def test_newer_instructions_in_software_give_the_bits_of_avx2(tmp_path_factory, name, dtype):
-    """The code for AVX-VNNI, AVX-512 and AMX as it is, whatever the processor: tests/avx512.h and tests/tiles.h
-    have their instructions in C. 40 tokens and 17: two of AMX's blocks of 32, and a part of one; 3: no block."""
+    """The code for AVX-VNNI, AVX-512 and AMX as it is, whatever the processor: tests/avx512.h and
+    tests/tiles.h have their instructions in C. 40 tokens and 17: two of AMX's blocks of 32, and a part of
+    one; 3: no block."""
     program = build_logits(tmp_path_factory, *SOFT)
     path = tmp_path_factory.mktemp("soft") / "m.llm"
     path.write_bytes(make_model(3, dtype=dtype, **MODELS[name]))

@@ -24,7 +24,9 @@ from .int4 import Feedback, Floats
 from .sources import Tensor
 
 VALUES = np.arange(-127, 128, dtype=np.int8)
-SPANS = np.ones(1, np.float32)  # a scale is close to max|w| / 127: whether 3 % less or more is better is tried
+SPANS = np.ones(
+    1, np.float32
+)  # a scale is close to max|w| / 127: whether 3 % less or more is better is tried
 
 
 class Rounder:

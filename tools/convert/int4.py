@@ -109,9 +109,7 @@ def in_order(mean_squares: Floats, group: int = GROUP) -> Columns:
     return np.concatenate([columns, np.arange(whole * group, len(mean_squares))]).astype(np.uint32)
 
 
-def factor(
-    moments: Floats, tokens: float, first: int = 0, group: int = GROUP, each: Map = map
-) -> Feedback:
+def factor(moments: Floats, tokens: float, first: int = 0, group: int = GROUP, each: Map = map) -> Feedback:
     """Factors the mean second moments (cols, cols) of so many inputs; first is the number of their first
     column, and so many columns have a scale together. `each` is map(), or that of a pool of threads.
 
@@ -185,8 +183,8 @@ def round_rows(
     group: int = GROUP,
     spans: Floats = SPANS,
 ) -> tuple[Bytes, Floats]:
-    """Rounds weights (rows, cols) to indices (rows, cols) in a rising codebook and scales (rows, groups), each of
-    `group` columns and chosen among those of the spans (see round.h).
+    """Rounds weights (rows, cols) to indices (rows, cols) in a rising codebook and scales (rows, groups), each
+    of `group` columns and chosen among those of the spans (see round.h).
 
     Each becomes the value nearest to it, where weight (cols,) says how much the square of a column's error
     counts; with feedback its columns, in its order, become what is nearest to them and what makes up for the
