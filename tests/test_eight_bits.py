@@ -31,7 +31,7 @@ def decoded(q: np.ndarray, scale: np.ndarray, rows: int) -> np.ndarray:
 
 
 def one_by_one(weights: np.ndarray, feedback: int4.Feedback) -> np.ndarray:
-    """GPTQ row by row and in float64, with scales of max|place| / 127; what the weights become, (rows, cols)."""
+    """GPTQ row by row and in float64, with scales of max|place| / 127; the weights that come of it."""
     lower = feedback.lower.astype(np.float64)
     found = np.zeros(weights.shape)
     for w, row in zip(weights.astype(np.float64), found, strict=True):
@@ -78,7 +78,7 @@ def test_inputs_that_do_not_go_together_are_rounded_apart() -> None:
     feedback = int4.factor(np.eye(128, dtype=np.float32), 1e9, group=64)
     q, scale = eight_bits.Rounder([feedback])(groups_of(weights))
     steps = groups_of(weights) / scale.astype(np.float32)[:, None]
-    assert np.abs(q - np.clip(steps, -127, 127)).max() <= 0.5 + 1e-4
+    assert np.abs(q - np.clip(steps, -127, 127)).max() <= 0.5 + 127 * 2**-11  # of the scale as fp16
     plain = decoded(*flatfile.round_apart(groups_of(weights)), 30) - weights
     error = decoded(q, scale, 30) - weights
     assert (np.square(groups_of(error)).sum(1) <= np.square(groups_of(plain)).sum(1) * (1 + 1e-6)).all()

@@ -183,8 +183,8 @@ def round_rows(
     group: int = GROUP,
     spans: Floats = SPANS,
 ) -> tuple[Bytes, Floats]:
-    """Rounds weights (rows, cols) to indices (rows, cols) in a rising codebook and scales (rows, groups), each
-    of `group` columns and chosen among those of the spans (see round.h).
+    """Rounds weights (rows, cols) to indices (rows, cols) in a rising codebook and scales (rows, groups), of
+    `group` columns each and chosen among those of the spans (see round.h).
 
     Each becomes the value nearest to it, where weight (cols,) says how much the square of a column's error
     counts; with feedback its columns, in its order, become what is nearest to them and what makes up for the
