@@ -108,23 +108,32 @@ static inline float to_half(float x) {
 /* to (cols, ROUND_DEPTH) = x (rows, cols)^T, each row times its weight, if there are any */
 static void transpose(
     float *to, const float *x, size_t rows, size_t cols, size_t stride, const float *weight) {
-    for (size_t c = 0; c < cols; c += LANES)
-        for (size_t row = 0; row < rows; row++)
-            for (size_t i = c; i < cols && i < c + LANES; i++)
-                to[i * ROUND_DEPTH + row] = weight ? weight[row] * x[row * stride + i] : x[row * stride + i];
+    for (size_t row = 0; row < rows; row += 8)
+        for (size_t i = 0; i < cols; i++)
+            for (size_t k = row; k < rows && k < row + 8; k++)
+                to[i * ROUND_DEPTH + k] = weight ? weight[k] * x[k * stride + i] : x[k * stride + i];
+}
+
+/* Copies up to LANES numbers. Nearly always it is all of them, which are a few instructions. */
+static inline void copy_lanes(float *to, const float *from, size_t width) {
+    if (width == LANES)
+        memcpy(to, from, sizeof(lanes));
+    else
+        memcpy(to, from, width * sizeof *to);
 }
 
 /* Some columns of a matrix, and zeros to fill up */
 static void copy_in(lanes *to, const float *from, size_t rows, size_t stride, size_t width) {
     for (size_t row = 0; row < rows; row++) {
-        memset(to[row] + width, 0, (LANES - width) * sizeof **to);
-        memcpy(to[row], from + row * stride, width * sizeof **to);
+        if (width < LANES)
+            memset(to[row], 0, sizeof(lanes));
+        copy_lanes(to[row], from + row * stride, width);
     }
 }
 
 static void copy_out(float *to, const lanes *from, size_t rows, size_t stride, size_t width) {
     for (size_t row = 0; row < rows; row++)
-        memcpy(to + row * stride, from[row], width * sizeof **from);
+        copy_lanes(to + row * stride, from[row], width);
 }
 
 #define ISA plain
