@@ -230,6 +230,13 @@ void llm_observe(llm_session *s, llm_observer observer, void *context) {
 
 void llm_stop(llm_session *s) { atomic_store(&s->stopped, 1); }
 
+void llm_rotate(float *x, size_t n) {
+    const kernels *k = pick_kernels(NULL, 0);
+    if (!k)
+        k = &kernels_plain;
+    k->hadamard(x, n);
+}
+
 const llm_options *llm_session_options(const llm_session *s) { return &s->o; }
 
 const char *llm_session_isa(const llm_session *s) { return s->k->name; }

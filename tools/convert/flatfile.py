@@ -276,15 +276,11 @@ class Error:
         self.weight += other.weight
 
 
-def hadamard(n: int) -> np.ndarray:
-    """Hadamard's matrix (n, n) float32 in Sylvester's order, over its square root: its own inverse."""
-    h = np.ones((1, 1), np.float32)
-    while len(h) < n:
-        h = np.block([[h, h], [h, -h]])
-    return np.asarray(h / np.float32(n**0.5), np.float32)
-
-
-ROTATION = hadamard(GROUP)
+def rotated(groups: np.ndarray) -> np.ndarray:
+    """Numbers (n, a multiple of 64), each 64 times Hadamard's matrix over 8 (llm_rotate), its own inverse: float32."""
+    result = np.array(groups, np.float32, order="C")
+    lib.llm_rotate(ffi.from_buffer("float[]", result, require_writable=True), result.size)
+    return result
 
 
 def to_fp16(w: np.ndarray) -> np.ndarray:
@@ -319,7 +315,7 @@ def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def rotate(x: np.ndarray) -> np.ndarray:
     """x (n, cols) as int8 matrices and what they are multiplied with are rotated: (n, stride)."""
     padded = np.pad(x, ((0, 0), (0, -x.shape[1] % GROUP)))
-    return np.asarray((padded.reshape(-1, GROUP) @ ROTATION).reshape(padded.shape))
+    return rotated(padded)
 
 
 def round_apart(rotated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -350,8 +346,8 @@ def encode(
         what = "the largest int8 weight with an fp16 scale" if eight_bits else "fp16's largest number"
         raise ConvertError(f"{tensor.name} has a weight of magnitude {largest:g}, above {what}, {limit:g}")
     if eight_bits:
-        q, scale = rounding(groups @ ROTATION)
-        stored = (q * scale.astype(np.float32)[:, None]) @ ROTATION
+        q, scale = rounding(rotated(groups))
+        stored = rotated(q * scale.astype(np.float32)[:, None])
         arrays = [q.reshape(w.shape).view(np.int32), scale.reshape(len(w), -1)]
     else:
         half = to_fp16(w)
