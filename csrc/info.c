@@ -26,8 +26,8 @@ static unsigned dtypes_of(const llm_header *h, const llm_layer *layers) {
     return bits;
 }
 
-/* What pyllm-convert makes of a model: the dtype of the matrices that occur once and of the first layers', one of
- * FIRST; and of the others' */
+/* What pyllm-convert makes of a model: the dtype of the matrices that occur once and of LLM_DOWN in the first layers,
+ * one of FIRST; and of the others' */
 enum { FIRST = 12 };
 
 static const struct precision {
@@ -50,8 +50,10 @@ static uint64_t size_as(run *r, const struct precision *p) {
     if (!(h.required & LLM_TIED))
         h.dtype[LLM_OUTPUT] = p->once;
     for (uint32_t i = 0; i < h.n_layers; i++)
-        for (size_t k = 0; k < count_matrices(&layers[i]); k++)
-            layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = i < h.n_layers / FIRST ? p->once : p->layer;
+        for (size_t k = 0; k < count_matrices(&layers[i]); k++) {
+            const int exact = MATRICES[k] == LLM_DOWN && i < h.n_layers / FIRST;
+            layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = exact ? p->once : p->layer;
+        }
     return llm_file_size(&h, layers, r->err, sizeof r->err);
 }
 

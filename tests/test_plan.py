@@ -130,8 +130,9 @@ def test_parameters_are_those_that_were_published(name, parameters, active, kv):
     assert found.needs["int8"].file == pytest.approx(parameters * 66 / 64, rel=1e-3)
     config = CONFIGS[name]
     once = config["vocab_size"] * config["hidden_size"] * (1 if config["tie_word_embeddings"] else 2)
-    layers = config["num_hidden_layers"]
-    eight = once + (parameters - once) * (layers // 12) / layers  # of int4 files the first layers have 8 bits
+    width = config.get("moe_intermediate_size", config["intermediate_size"])
+    down = config.get("num_local_experts", config.get("num_experts", 1)) * width * config["hidden_size"]
+    eight = once + down * (config["num_hidden_layers"] // 12)  # of int4 files these have 8 bits
     assert found.needs["int4"].file == pytest.approx(
         eight * 66 / 64 + (parameters - eight) * 36 / 64, rel=2e-3
     )

@@ -272,8 +272,8 @@ def convert(
     source         a Hugging Face directory or hub name, a GGUF file, or a llama2.c checkpoint
     out            the file to write, replaced only when complete; None: the source's name + ".llm" in the
                    current directory
-    dtype          of the matrices: "fp16", "int8", or "int4", which leaves embedding, output and a twelfth of
-                   the layers, the first ones, in 8 bits
+    dtype          of the matrices: "fp16", "int8", or "int4", which leaves embedding, output and the down
+                   projections of the first twelfth of the layers in 8 bits
     calibrate      int8 and int4: a text, UTF-8, that shows what the model's products are to be good at; None:
                    one that comes with pyllm; "none": weights are rounded without data, which is faster and
                    less exact. What has four bits in the source is taken as it is where its grid fits.
