@@ -280,7 +280,7 @@ class Error:
 
 
 def rotated(groups: np.ndarray) -> np.ndarray:
-    """Numbers (n, a multiple of 64), each 64 times Hadamard's matrix over 8 (llm_rotate), its own inverse: float32."""
+    """Numbers (n, a multiple of 64), each 64 times Hadamard's matrix over 8, its own inverse: float32."""
     result = np.array(groups, np.float32, order="C")
     lib.llm_rotate(ffi.from_buffer("float[]", result, require_writable=True), result.size)
     return result
