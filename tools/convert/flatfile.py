@@ -199,8 +199,8 @@ def dtype_of(tensor: str, dtype: str, layer: int, n_layers: int) -> int:
     """The dtype of a matrix in a file of `dtype`. A router is small, and decides: it has 16 bits. In int4
     files embedding and output have 8, of which a row is a token or a logit, and so have the last matrices of
     the first layers: what they get wrong all others get. With all matrices of these layers the KL divergence
-    of SmolLM2 135M is 6 % less for 3 % more bytes, that of Gemma 3 270M 9 % less for 1 %, which makes its file
-    larger than llama.cpp's IQ4_NL."""
+    of SmolLM2 135M is 6 % less for 3 % more bytes, that of Gemma 3 270M 9 % less for 1 %, which makes its
+    file larger than llama.cpp's IQ4_NL."""
     number: int = DTYPES[dtype]
     if tensor == "LLM_ROUTER":
         number = lib.LLM_FP16
