@@ -9,11 +9,11 @@
 #define KERNELS_H
 #include "file.h"
 
-#define SPAN LLM_PAGE    /* positions of a page of keys or values */
-#define BLOCK (4 * SPAN) /* positions that a softmax takes at a time */
-#define MAX_BATCH 8192   /* tokens that go through the layers together */
-#define MANY 16          /* tokens from which on other kernels are worth their while */
-#define SUM_LANES 16     /* partial sums of a sum over a vector, whatever the instruction set */
+#define SPAN LLM_PAGE     /* positions of a page of keys or values */
+#define SCORES (4 * SPAN) /* positions that a softmax takes at a time */
+#define MAX_BATCH 8192    /* tokens that go through the layers together */
+#define MANY 16           /* tokens from which on other kernels are worth their while */
+#define SUM_LANES 16      /* partial sums of a sum over a vector, whatever the instruction set */
 
 typedef uint32_t any_uint __attribute__((may_alias));
 typedef float any_float __attribute__((may_alias));

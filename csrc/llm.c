@@ -339,9 +339,10 @@ static void store_key_int8(llm_session *s, size_t width, uint8_t *page, size_t r
     }
 }
 
-static void store_value_int8(size_t width, uint8_t *page, size_t row, const float *value) {
+static void store_value_int8(llm_session *s, size_t width, uint8_t *page, size_t row, float *value) {
     float *scales = (float *)(page + SPAN * width);
     int8_t q[MAX_HEAD];
+    s->k->hadamard(value, width);
     scales[row] = scale_to(127, value, width);
     round_by(scales[row], q, value, width);
     for (size_t c = 0; c < width; c++)
@@ -364,7 +365,7 @@ static void store_head(llm_session *s, size_t layer, int kind, size_t a, size_t 
     else if (kind == KEYS)
         store_key_int8(s, width, page, row, head);
     else
-        store_value_int8(width, page, row, head);
+        store_value_int8(s, width, page, row, head);
     if (s->o.kv == LLM_KV_INT8 && kind == VALUES && s->pos[i] + 1 == s->length[s->seqs[i]])
         clear_behind(page, width, row);
 }
@@ -526,10 +527,10 @@ static void add_values(llm_session *s, size_t layer, const attention_unit *u, co
  * out (n, width + 2) += softmax(q K^T) V, see kernels.h */
 static void attend_block(llm_session *s, size_t layer, const attention_unit *u, const activations *queries,
     size_t block, size_t from, size_t n, vectors out) {
-    const vectors scores = {s->scores + THREAD * s->unit_rows * BLOCK, BLOCK};
+    const vectors scores = {s->scores + THREAD * s->unit_rows * SCORES, SCORES};
     const activations weights = unit_room(s, 1, queries->n, scores);
     for (size_t c = from; c < n; c += SPAN)
-        score_page(s, layer, u, queries, block + c, (vectors){scores.data + c, BLOCK});
+        score_page(s, layer, u, queries, block + c, (vectors){scores.data + c, SCORES});
     weigh_block(s, layer, u, block, from, n, &weights, out);
     for (size_t c = from; c < n; c += SPAN)
         add_values(s, layer, u, &weights, block + c, c, out);
@@ -559,10 +560,10 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
     if (start >= window && p < start + 1 - window)
         p = (start + 1 - window) / SPAN * SPAN; /* the first page that anyone attends to */
     while (p < part_end) {
-        const size_t block = p / BLOCK * BLOCK;
-        const size_t n_positions = part_end - block < BLOCK ? align(part_end - block, SPAN) : BLOCK;
+        const size_t block = p / SCORES * SCORES;
+        const size_t n_positions = part_end - block < SCORES ? align(part_end - block, SPAN) : SCORES;
         attend_block(s, layer, &u, &queries, block, p - block, n_positions, out);
-        p = block + BLOCK;
+        p = block + SCORES;
     }
 }
 
@@ -576,6 +577,8 @@ static void merge_parts(llm_session *s, size_t layer, size_t i) {
         float *out = s->parts + query_row(s, group_of(l), a, i) * (width + 2);
         for (size_t part = 1; part * s->part <= s->pos[i]; part++)
             s->k->merge(out, out + part * s->part_size, width);
+        if (s->o.kv == LLM_KV_INT8)
+            s->k->hadamard(out, width); /* as the values are, and its own inverse */
         for (size_t c = 0; c < head_dim; c++)
             att[a * head_dim + c] = out[c] / out[width + 1];
     }

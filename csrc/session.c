@@ -95,9 +95,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->seq_size = align(place_layers(s), 1 << 16);
     s->run = align((48 + w.group - 1) / w.group, 8);
     s->unit_rows = s->run * w.group;
-    s->unit_groups = larger(align(w.width, LLM_GROUP), BLOCK) / LLM_GROUP;
+    s->unit_groups = larger(align(w.width, LLM_GROUP), SCORES) / LLM_GROUP;
     s->unit_ldq = 2 * s->unit_groups * LLM_GROUP + 64;
-    s->part = s->span > 8 * 512 ? align(s->span / 8, BLOCK) : 512;
+    s->part = s->span > 8 * 512 ? align(s->span / 8, SCORES) : 512;
     s->part_size = b * w.parts;
     s->n_parts = (s->span + s->part - 1) / s->part;
     const size_t columns = larger(dim, larger(w.att, w.ffn));
@@ -122,7 +122,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->rotation, b * h->n_rope * h->rope_dim * f},
         {&s->qkv.data, b * w.qkv * f},
         {&s->q, b * w.q * f},
-        {&s->scores, s->o.threads * s->unit_rows * BLOCK * f},
+        {&s->scores, s->o.threads * s->unit_rows * SCORES * f},
         {&s->unit_q, s->o.threads * 2 * (s->unit_rows + 32) * s->unit_ldq},
         {&s->unit_scales, s->o.threads * 2 * (s->unit_rows + 32) * s->unit_groups * f},
         {&s->unit_offsets, s->o.threads * 2 * (s->unit_rows + 32) * s->unit_groups * f},

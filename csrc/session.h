@@ -24,8 +24,8 @@ struct llm_session {
      * of SPAN positions. Keys (SPAN, width) or transposed values (width, SPAN) are a matrix in tiles, as weights are,
      * so that both are multiplied as they are:
      *     fp16   as a matrix of fp16
-     *     int8   keys as one of int8r, with their scales; values as one of int8, but their scales are float32 (SPAN,),
-     *            a position's each, and multiply its weight */
+     *     int8   keys as one of int8r, with their scales; values, rotated as well, as one of int8, but their scales are
+     *            float32 (SPAN,), a position's each, and multiply its weight */
     uint8_t *kv;        /* (n_seqs, seq_size) bytes */
     size_t *layer_kv;   /* (n_layers,) where a layer's keys begin in a sequence, */
     size_t *layer_span; /* (n_layers,) and how many positions there is room for, in whole pages. With a window
@@ -51,7 +51,7 @@ struct llm_session {
     /* attention */
     vectors qkv; /* (B, q_dim + 2 kv_dim) projections: queries, keys, values */
     float *q; /* (n_kv_heads, B, group, width) queries, rotated and scaled; width: a head's, padded to 16 */
-    float *scores;    /* (threads, run * group, BLOCK); group: query heads that share a kv head */
+    float *scores;    /* (threads, run * group, SCORES); group: query heads that share a kv head */
     size_t unit_rows; /* queries of a unit of attention at most: run * group */
     size_t unit_ldq;  /* bytes of a query, or of its weights, as a product wants them, and its groups: */
     size_t unit_groups;
