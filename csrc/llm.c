@@ -339,10 +339,9 @@ static void store_key_int8(llm_session *s, size_t width, uint8_t *page, size_t r
     }
 }
 
-static void store_value_int8(llm_session *s, size_t width, uint8_t *page, size_t row, float *value) {
+static void store_value_int8(size_t width, uint8_t *page, size_t row, const float *value) {
     float *scales = (float *)(page + SPAN * width);
     int8_t q[MAX_HEAD];
-    s->k->hadamard(value, width);
     scales[row] = scale_to(127, value, width);
     round_by(scales[row], q, value, width);
     for (size_t c = 0; c < width; c++)
@@ -365,7 +364,7 @@ static void store_head(llm_session *s, size_t layer, int kind, size_t a, size_t 
     else if (kind == KEYS)
         store_key_int8(s, width, page, row, head);
     else
-        store_value_int8(s, width, page, row, head);
+        store_value_int8(width, page, row, head);
     if (s->o.kv == LLM_KV_INT8 && kind == VALUES && s->pos[i] + 1 == s->length[s->seqs[i]])
         clear_behind(page, width, row);
 }
@@ -577,8 +576,6 @@ static void merge_parts(llm_session *s, size_t layer, size_t i) {
         float *out = s->parts + query_row(s, group_of(l), a, i) * (width + 2);
         for (size_t part = 1; part * s->part <= s->pos[i]; part++)
             s->k->merge(out, out + part * s->part_size, width);
-        if (s->o.kv == LLM_KV_INT8)
-            s->k->hadamard(out, width); /* as the values are, and its own inverse */
         for (size_t c = 0; c < head_dim; c++)
             att[a * head_dim + c] = out[c] / out[width + 1];
     }

@@ -410,13 +410,13 @@ typedef void (*llm_observer)(void *context, uint32_t tensor, uint32_t layer, uin
  * order in which they are computed. NULL: to nobody. */
 void llm_observe(llm_session *session, llm_observer observer, void *context);
 
-/* x (n,) = H x by groups of 64 numbers, n a multiple of 64: as the weights of LLM_INT8_ROTATED are stored, and what they
- * are multiplied with. H is Hadamard's matrix (Sylvester 1867) over 8, its own inverse. The same bits on every
- * processor. */
+/* x (n,) = H x by groups of 64 numbers, n a multiple of 64: as the weights of LLM_INT8_ROTATED are stored, and
+ * what they are multiplied with. H is Hadamard's matrix (Sylvester 1867) over 8, its own inverse. The same bits
+ * on every processor. */
 void llm_rotate(float *x, size_t n);
 
-/* Ends llm_forward() of this session, which another thread is in: it returns -1 within a moment, as every later one
- * does. The session can only be closed then, after that. */
+/* Ends llm_forward() of this session, which another thread is in: it returns -1 within a moment, as every later
+ * one does. The session can only be closed then, after that. */
 void llm_stop(llm_session *session);
 
 /* The number of positions in sequence `seq`; 0 when there is no such sequence. */

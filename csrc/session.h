@@ -24,8 +24,8 @@ struct llm_session {
      * of SPAN positions. Keys (SPAN, width) or transposed values (width, SPAN) are a matrix in tiles, as weights are,
      * so that both are multiplied as they are:
      *     fp16   as a matrix of fp16
-     *     int8   keys as one of int8r, with their scales; values, rotated as well, as one of int8, but their scales are
-     *            float32 (SPAN,), a position's each, and multiply its weight */
+     *     int8   keys as one of int8r, with their scales; values as one of int8, but their scales are float32 (SPAN,),
+     *            a position's each, and multiply its weight */
     uint8_t *kv;        /* (n_seqs, seq_size) bytes */
     size_t *layer_kv;   /* (n_layers,) where a layer's keys begin in a sequence, */
     size_t *layer_span; /* (n_layers,) and how many positions there is room for, in whole pages. With a window

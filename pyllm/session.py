@@ -193,8 +193,6 @@ class Session:
                 raise LLMError(
                     f"{path}: {self._how_kept(stored)}, not {_kv_name(self._kv)} as in this session"
                 )
-            if version == 2 and self._kv == lib.LLM_KV_INT8:
-                raise LLMError(f"{path}: version 2 of saved sessions kept int8 values in another way")
             if n > self._cache.context:
                 raise ContextError(f"{path}: {n} tokens, more than the context of {self._cache.context}")
             if oldest > n:

@@ -999,10 +999,10 @@ def test_info_counts_experts(run, tmp_path):
 
 
 def test_info_names_the_size_in_the_other_precisions(run, tmp_path):
-    """Of the same model and texts, to the byte; int4 files have an embedding, an output and first layers of
-    int8r."""
+    """Of the same model and texts, to the byte; int4 files have an embedding, an output and the first layers'
+    down projections of int8r."""
     files, once = {}, {"embed": INT8R, "output": INT8R}
-    first = [dict(dtype=INT8R)] * 2  # of 25 layers
+    first = [dict(dtypes={**once, "down": INT8R})] * 2  # of 25 layers
     for name, dtype, others in (("fp16", FP16, {}), ("int8", INT8R, {}), ("int4", INT4, once)):
         files[name] = tmp_path / name
         kind = dict(dim=40, ffn_dim=30, n_layers=25, layers=first if name == "int4" else ())

@@ -249,7 +249,7 @@ def limited(limits: str, *command: str, user: str | None = None) -> subprocess.C
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 @pytest.mark.skipif("san" in os.environ.get("PYLLM_CFLAGS", ""), reason="sanitizers need address space")
-@pytest.mark.parametrize("limits", ["ulimit -v 3000000", "ulimit -v 700000"])
+@pytest.mark.parametrize("limits", ["ulimit -v 3000000", "ulimit -v 800000"])
 def test_threads_that_cannot_be_had_are_done_without(limits):
     """512 of 8 MB do not fit into 3 GB; OpenMP itself would end the process."""
     if not COMMAND or os.environ.get("PYLLM_EMULATED"):

@@ -310,13 +310,13 @@ def test_info_knows_a_large_file_from_its_header(folder):
     assert done.returncode == 0, done.stderr
     lines = {line[:18].strip(): line[18:] for line in done.stdout.splitlines()}
     assert lines["parameters"] == "68976648192"
-    # numbers of 2 bytes, in int4 files of 36 / 64 with 64 before each matrix; but embeddings, and of 80
-    # layers the first 6, of 66 / 64
-    layer = (68976648192 - 2 * 32000 * 8192 - 161 * 8192) // 80
-    eight = 2 * 32000 * 8192 + 6 * layer
-    four_bits = planted.h.file_size - eight * 31 // 32 - 74 * (layer * 23 // 16 - 4 * 64)
+    # numbers of 2 bytes, in int4 files of 36 / 64 with 64 before each matrix; but embeddings, and the down
+    # projections of the first 6 of 80 layers, of 66 / 64
+    eight = 2 * 32000 * 8192 + 6 * 28672 * 8192
+    four = 68976648192 - 161 * 8192 - eight
+    four_bits = planted.h.file_size - eight * 31 // 32 - four * 23 // 16 + (4 * 80 - 6) * 64
     assert lines["weights"] == (
-        f"fp16; 71136109184 bytes (66.3 GiB) as int8, {four_bits} bytes (38.6 GiB) as int4"
+        f"fp16; 71136109184 bytes (66.3 GiB) as int8, {four_bits} bytes (37.0 GiB) as int4"
     )
     assert lines["keys and values"] == "327680 bytes a token, 1.2 GiB at a context of 4096"
     assert planted.path.stat().st_blocks * 512 < 1 << 20
