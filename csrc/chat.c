@@ -302,15 +302,6 @@ static int encode_what_fits(chat *c) {
     return status;
 }
 
-/* How many of the tokens sequence 0 holds already, if it can be cut back to them. The last one has to run again: it
- * gives the logits. */
-static size_t count_cached(const run *r) {
-    size_t n = 0, most = smaller(llm_length(r->session, 0), r->n - 1);
-    while (n < most && r->tokens[n] == r->cached[n])
-        n++;
-    return n < llm_oldest(r->session, 0) ? 0 : n;
-}
-
 /* Answers the last turn, reusing the keys and values of what did not change since the turn before. */
 static int answer(chat *c, uint64_t seed) {
     run *r = c->r;
@@ -324,7 +315,7 @@ static int answer(chat *c, uint64_t seed) {
         drop_turns(c, c->n_turns - 1);
         return OK;
     }
-    size_t cached = count_cached(r);
+    size_t cached = reusable(r->session, r->cached, r->tokens, r->n);
     if (llm_truncate(r->session, 0, cached, r->err, sizeof r->err))
         return engine_failed(r);
     w.place = c->begun ? REASONING : START;

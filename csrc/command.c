@@ -56,13 +56,16 @@ void close_run(run *r) {
 
 int engine_failed(run *r) { return report(FAILED, "%s", r->err); }
 
-void *take(run *r, size_t n, size_t size) {
-    void *memory = n < SIZE_MAX / size ? malloc(n * size + 1) : NULL;
+void *keep(run *r, void *memory) {
     if (!memory)
         report(FAILED, "out of memory");
     else
         r->taken[r->n_taken++] = memory;
     return memory;
+}
+
+void *take(run *r, size_t n, size_t size) {
+    return keep(r, n < SIZE_MAX / size ? malloc(n * size + 1) : NULL);
 }
 
 int has_section(const run *r, uint32_t tag) {
@@ -105,6 +108,14 @@ int open_session(run *r, uint32_t context) {
         return FAILED;
     r->cached = take(r, r->context, sizeof *r->cached);
     return r->cached ? OK : FAILED;
+}
+
+size_t reusable(const llm_session *session, const uint32_t *held, const uint32_t *tokens, size_t n) {
+    size_t same = 0;
+    const size_t most = smaller(llm_length(session, 0), n - 1);
+    while (same < most && held[same] == tokens[same])
+        same++;
+    return same < llm_oldest(session, 0) ? 0 : same;
 }
 
 int extend(run *r, const uint32_t *tokens, size_t n) {

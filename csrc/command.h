@@ -57,6 +57,13 @@ int engine_failed(run *r);
 /* Memory until close_run; NULL, reported, if there is none. At most 8 times a run. */
 void *take(run *r, size_t n, size_t size);
 
+/* The same of memory that free() takes; NULL: there was none. */
+void *keep(run *r, void *memory);
+
+/* How many of the first tokens (n,) sequence 0, cut back, holds, whose tokens are `held`. The last one never counts: it
+ * has to run again, for its logits. */
+size_t reusable(const llm_session *session, const uint32_t *held, const uint32_t *tokens, size_t n);
+
 /* Appends n tokens to sequence 0, looking at Ctrl-C between chunks. Fills r->logits (1, vocab_size): those after
  * the last. */
 int extend(run *r, const uint32_t *tokens, size_t n);

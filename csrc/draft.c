@@ -127,11 +127,7 @@ static int run_model(drafts *d, const uint32_t *tokens, size_t n) {
 /* Makes the model's sequence the n tokens of the text, and its logits those after the last. Returns whether that
  * went well. */
 static int catch_up(drafts *d, const uint32_t *tokens, size_t n) {
-    size_t same = 0, most = smaller(llm_length(d->session, 0), n - 1);
-    while (same < most && d->held[same] == tokens[same])
-        same++;
-    if (same < llm_oldest(d->session, 0))
-        same = 0;
+    const size_t same = reusable(d->session, d->held, tokens, n);
     if (llm_truncate(d->session, 0, same, NULL, 0))
         return 0;
     for (size_t at = same; at < n; at += CHUNK)

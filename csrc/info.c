@@ -51,8 +51,8 @@ static uint64_t size_as(run *r, const struct precision *p) {
         h.dtype[LLM_OUTPUT] = p->once;
     for (uint32_t i = 0; i < h.n_layers; i++)
         for (size_t k = 0; k < count_matrices(&layers[i]); k++) {
-            const int exact = MATRICES[k] == LLM_DOWN && i < h.n_layers / FIRST;
-            layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = exact ? p->once : p->layer;
+            const int first = MATRICES[k] == LLM_DOWN && i < h.n_layers / FIRST;
+            layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = first ? p->once : p->layer;
         }
     return llm_file_size(&h, layers, r->err, sizeof r->err);
 }

@@ -142,12 +142,9 @@ static void read_part(void *context) {
 uint64_t *take_words(run *r, size_t n) {
     enum { HUGE = 1 << 21 };
     const size_t size = (n * sizeof(uint64_t) + HUGE - 1) / HUGE * HUGE;
-    uint64_t *words = aligned_alloc(HUGE, size);
-    if (!words) {
-        report(FAILED, "out of memory");
+    uint64_t *words = keep(r, aligned_alloc(HUGE, size));
+    if (!words)
         return NULL;
-    }
-    r->taken[r->n_taken++] = words;
 #ifdef MADV_HUGEPAGE
     madvise(words, size, MADV_HUGEPAGE); /* with small pages looking them up is what would be measured */
 #endif
