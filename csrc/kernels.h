@@ -13,6 +13,7 @@
 #define SCORES (4 * SPAN) /* positions that a softmax takes at a time */
 #define MAX_BATCH 8192    /* tokens that go through the layers together */
 #define MANY 16           /* tokens from which on other kernels are worth their while */
+#define BEYOND 32         /* vectors behind the last one that a product may read, and makes nothing of */
 #define SUM_LANES 16      /* partial sums of a sum over a vector, whatever the instruction set */
 
 typedef uint32_t any_uint __attribute__((may_alias));

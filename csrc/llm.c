@@ -413,10 +413,10 @@ static activations unit_room(const llm_session *s, int weights, size_t n, vector
     return (activations){
         .n = n,
         .x = x,
-        .q = s->unit_q + which * (s->unit_rows + 32) * s->unit_ldq,
+        .q = s->unit_q + which * (s->unit_rows + BEYOND) * s->unit_ldq,
         .ldq = s->unit_ldq,
-        .scales = s->unit_scales + which * (s->unit_rows + 32) * s->unit_groups,
-        .offsets = s->unit_offsets + which * (s->unit_rows + 32) * s->unit_groups,
+        .scales = s->unit_scales + which * (s->unit_rows + BEYOND) * s->unit_groups,
+        .offsets = s->unit_offsets + which * (s->unit_rows + BEYOND) * s->unit_groups,
         .n_groups = s->unit_groups,
     };
 }
@@ -493,16 +493,19 @@ static void weigh_block(llm_session *s, size_t layer, const attention_unit *u, s
     const size_t start = s->pos[u->first];
     const size_t window = l->window ? l->window : start + u->n_tokens;
     const product *p_values = page_product(s, VALUES, weights->n);
+    const float *scales[SCORES / SPAN]; /* of each page's values */
+    for (size_t c = from; c < n; c += SPAN) {
+        const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->a, block + c);
+        scales[c / SPAN] = (const float *)(values + SPAN * width_of(l));
+    }
     for (size_t m = queries_before(s, l, u, block); m < weights->n; m++) {
         float *scores = row_of(weights->x, m);
         if (l->attn_cap > 0)
             s->k->softcap(scores, n, l->attn_cap);
         mask(scores, n, block, start + m / group_of(l), window);
         s->k->online_softmax(scores, n, row_of(out, m), width_of(l));
-        for (size_t c = from; c < n && s->o.kv == LLM_KV_INT8; c += SPAN) {
-            const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->a, block + c);
-            scale_weights(scores + c, (const float *)(values + SPAN * width_of(l)));
-        }
+        for (size_t c = from; c < n && s->o.kv == LLM_KV_INT8; c += SPAN)
+            scale_weights(scores + c, scales[c / SPAN]);
         prepare(s, p_values, LLM_GROUP, weights, m, from, n);
     }
 }

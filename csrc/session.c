@@ -123,9 +123,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->qkv.data, b * w.qkv * f},
         {&s->q, b * w.q * f},
         {&s->scores, s->o.threads * s->unit_rows * SCORES * f},
-        {&s->unit_q, s->o.threads * 2 * (s->unit_rows + 32) * s->unit_ldq},
-        {&s->unit_scales, s->o.threads * 2 * (s->unit_rows + 32) * s->unit_groups * f},
-        {&s->unit_offsets, s->o.threads * 2 * (s->unit_rows + 32) * s->unit_groups * f},
+        {&s->unit_q, s->o.threads * 2 * (s->unit_rows + BEYOND) * s->unit_ldq},
+        {&s->unit_scales, s->o.threads * 2 * (s->unit_rows + BEYOND) * s->unit_groups * f},
+        {&s->unit_offsets, s->o.threads * 2 * (s->unit_rows + BEYOND) * s->unit_groups * f},
         {&s->parts, s->n_parts * s->part_size * f},
         {&s->att.data, b * w.att * f},
         {&s->gate.data, b * 2 * w.ffn * f},
@@ -138,9 +138,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->expert_x.data, mixed * dim * f},
         {&s->expert_gain, mixed * f},
         {&s->expert_out.data, mixed * dim * f},
-        {&s->quants, align(b + 8, 32) * (2 * columns + 64)},
-        {&s->scales, (b + 8) * columns / 32 * f},
-        {&s->offsets, (b + 8) * columns / 32 * f},
+        {&s->quants, (b + BEYOND) * (2 * columns + 64)},
+        {&s->scales, (b + BEYOND) * columns / 32 * f},
+        {&s->offsets, (b + BEYOND) * columns / 32 * f},
     };
     const size_t n = sizeof buffers / sizeof *buffers;
     for (size_t i = 0; i < n; i++)

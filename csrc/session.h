@@ -55,9 +55,9 @@ struct llm_session {
     size_t unit_rows; /* queries of a unit of attention at most: run * group */
     size_t unit_ldq;  /* bytes of a query, or of its weights, as a product wants them, and its groups: */
     size_t unit_groups;
-    uint8_t *unit_q;       /* (threads, 2, unit_rows + 32, unit_ldq) queries, weights */
-    float *unit_scales;    /* (threads, 2, unit_rows, unit_groups) */
-    int32_t *unit_offsets; /* (threads, 2, unit_rows, unit_groups) */
+    uint8_t *unit_q;       /* (threads, 2, unit_rows + BEYOND, unit_ldq) queries, weights */
+    float *unit_scales;    /* (threads, 2, unit_rows + BEYOND, unit_groups) */
+    int32_t *unit_offsets; /* (threads, 2, unit_rows + BEYOND, unit_groups) */
     float *parts; /* (n_parts, n_kv_heads, B, group, width + 2) attention over a part of the positions each: a
                       weighted sum of values, the largest score, the sum of weights */
     vectors att;  /* (B, q_dim) attention over all of them */
