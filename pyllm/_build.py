@@ -22,11 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNELS = [f"isa_{name}" for name in ("plain", "avx2", "avxvnni", "avx512", "neon", "dotprod")]
 ENGINE = ["llm", "session", "numbers", *KERNELS, "file", "verify", "threads"]
 LIBRARY = [f"csrc/{name}.c" for name in [*ENGINE, "tokenizer", "sampler", "lookup"]]
+CONVERTER = ["csrc/round.c"]  # of the extension alone
 COMMAND = ["main", "options", "command", "generate", "draft", "chat", "look", "info", "measure", "terminal"]
 CFLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", *os.environ.get("PYLLM_CFLAGS", "").split()]
-
-
-CONVERTER = ["csrc/round.c"]  # of the extension alone
 
 
 def declarations(header: str) -> str:

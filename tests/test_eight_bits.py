@@ -169,15 +169,3 @@ class Threads:
 
     def __getattr__(self, name: str) -> object:
         return getattr(lib, name)
-
-
-def test_int8_without_a_tokenizer_is_rounded_without_data(tmp_path: Path) -> None:
-    source, _, _ = make(tmp_path)
-    one = convert(source, tmp_path / "a.llm", dtype="int8", tokenizer=False)
-    other = convert(source, tmp_path / "b.llm", dtype="int8", tokenizer=False, calibrate="none")
-    assert [n for n in one.notes if n not in other.notes] == [
-        "weights are rounded without data: without a tokenizer there is no text to calibrate with"
-    ]
-    assert (tmp_path / "a.llm").read_bytes() == (tmp_path / "b.llm").read_bytes()
-    file = Reference((tmp_path / "a.llm").read_bytes())
-    assert all(tensors[name][0].dtype == INT8R for tensors in file.layers for name in LAYER)

@@ -263,14 +263,17 @@ def test_a_matrix_of_which_a_part_has_no_grid_is_rounded(tmp_path):
         assert np.square(w - want[key]).sum() < 0.02 * np.square(want[key]).sum()
 
 
-def test_without_a_tokenizer_there_is_no_data(tmp_path, text):
+@pytest.mark.parametrize(("dtype", "kind"), [("int8", INT8R), ("int4", INT4)])
+def test_without_a_tokenizer_there_is_no_data(tmp_path, dtype, kind):
     source, _, _ = make(tmp_path)
-    one = convert(source, tmp_path / "a.llm", dtype="int4", tokenizer=False)
-    other = convert(source, tmp_path / "b.llm", dtype="int4", tokenizer=False, calibrate="none")
+    one = convert(source, tmp_path / "a.llm", dtype=dtype, tokenizer=False)
+    other = convert(source, tmp_path / "b.llm", dtype=dtype, tokenizer=False, calibrate="none")
     assert [n for n in one.notes if n not in other.notes] == [
         "weights are rounded without data: without a tokenizer there is no text to calibrate with"
     ]
     assert (tmp_path / "a.llm").read_bytes() == (tmp_path / "b.llm").read_bytes()
+    file = Reference((tmp_path / "a.llm").read_bytes())
+    assert all(tensors[name][0].dtype == kind for tensors in file.layers for name in LAYER)
 
 
 def test_a_text_that_was_asked_for_needs_a_tokenizer(tmp_path, text, monkeypatch):

@@ -279,11 +279,12 @@ class Error:
         self.weight += other.weight
 
 
-def rotated(groups: np.ndarray) -> np.ndarray:
-    """Numbers (n, a multiple of 64), each 64 times Hadamard's matrix over 8, its own inverse: float32."""
-    result = np.array(groups, np.float32, order="C")
-    lib.llm_rotate(ffi.from_buffer("float[]", result, require_writable=True), result.size)
-    return result
+def rotate(x: np.ndarray) -> np.ndarray:
+    """Numbers (n, cols) float32 as int8 matrices and what they are multiplied with are rotated: (n, stride),
+    a copy. It is its own inverse."""
+    padded = np.pad(x, ((0, 0), (0, -x.shape[1] % GROUP)))
+    lib.llm_rotate(ffi.from_buffer("float[]", padded, require_writable=True), padded.size)
+    return padded
 
 
 def to_fp16(w: np.ndarray) -> np.ndarray:
@@ -291,8 +292,8 @@ def to_fp16(w: np.ndarray) -> np.ndarray:
     return w.astype(np.float16)
 
 
-def to_scale(top: np.ndarray) -> np.ndarray:
-    """The scales float16 of groups whose largest magnitudes are top.
+def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Groups w (n, 64) float32 with top = max|w| (n,) to int8 (n, 64) and scales (n,) float16, w = q * scale.
 
     A scale among fp16's subnormals can be rounded down so far that the largest weight would not fit in 127
     steps; then the next larger one is taken. So only a group of zeros has the scale 0."""
@@ -300,25 +301,12 @@ def to_scale(top: np.ndarray) -> np.ndarray:
     clips = scale.astype(np.float32) * np.float32(127.5) < top
     if clips.any():
         scale[clips] = np.nextafter(scale[clips], np.float16(np.inf))
-    return np.asarray(scale)
-
-
-def to_int8(w: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Groups w (n, 64) float32 with top = max|w| (n,) to int8 (n, 64) and scales (n,) float16, w = q *
-    scale."""
-    scale = to_scale(top)
     divisor = scale.astype(np.float32)
     divisor[divisor == 0] = 1
     q = w / divisor[:, None]
     np.rint(q, out=q)
     np.clip(q, -127, 127, out=q)
     return q.astype(np.int8), scale
-
-
-def rotate(x: np.ndarray) -> np.ndarray:
-    """x (n, cols) as int8 matrices and what they are multiplied with are rotated: (n, stride)."""
-    padded = np.pad(x, ((0, 0), (0, -x.shape[1] % GROUP)))
-    return rotated(padded)
 
 
 def round_apart(rotated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -349,8 +337,8 @@ def encode(
         what = "the largest int8 weight with an fp16 scale" if eight_bits else "fp16's largest number"
         raise ConvertError(f"{tensor.name} has a weight of magnitude {largest:g}, above {what}, {limit:g}")
     if eight_bits:
-        q, scale = rounding(rotated(groups))
-        stored = rotated(q * scale.astype(np.float32)[:, None])
+        q, scale = rounding(rotate(groups))
+        stored = rotate(q * scale.astype(np.float32)[:, None])
         arrays = [q.reshape(w.shape).view(np.int32), scale.reshape(len(w), -1)]
     else:
         half = to_fp16(w)

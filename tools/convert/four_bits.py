@@ -287,15 +287,15 @@ def write(
     tensors: Iterable[tuple[Place, list[Tensor]]],
     threads: int,
     progress: Callable[[int], None],
-    model: Path | None = None,
-    text: str = "",
-    notes: list[str] | None = None,
+    model: Path | None,
+    text: str,
+    notes: list[str],
 ) -> dict[str, Error]:
     """Writes matrices to an open flat file, by what the model at `model` sees of a text; None: without data.
     Returns the error by source tensor. What is to be said about the text is added to notes."""
     with ThreadPoolExecutor(threads) as pool:
         writer = Writer(fd, tensors, pool, progress)
         if model is not None:
-            writer.calibrate(model, text, [] if notes is None else notes)
+            writer.calibrate(model, text, notes)
         writer.finish()
     return writer.errors

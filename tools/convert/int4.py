@@ -216,6 +216,21 @@ def round_rows(
     return index, scale
 
 
+def round_in_turn(
+    weights: Floats,
+    codebook: Codebook,
+    feedback: Sequence[Feedback],
+    group: int = GROUP,
+    spans: Floats = SPANS,
+) -> tuple[Bytes, Floats]:
+    """round_rows() of all columns, which one or more feedbacks have between them."""
+    found = None
+    for part in feedback:
+        found = round_rows(weights, codebook, part.weight, part, found, group, spans)
+    assert found is not None
+    return found
+
+
 def floats(array: Floats) -> Any:
     """An array as C takes it."""
     return ffi.from_buffer("float[]", np.ascontiguousarray(array, np.float32))
@@ -253,11 +268,11 @@ class Rounder:
     def rows(self, weights: Floats) -> Int4:
         """Rounds rows (rows, cols)."""
         weights = np.ascontiguousarray(weights)
-        found = round_rows(weights, self.codebook, self.mean_squares) if not self.feedback else None
-        for part in self.feedback:
-            found = round_rows(weights, self.codebook, self.mean_squares, part, found)
-        assert found is not None
-        return Int4(self.codebook, found[0], found[1].astype(np.float16))
+        if self.feedback:
+            index, scale = round_in_turn(weights, self.codebook, self.feedback)
+        else:
+            index, scale = round_rows(weights, self.codebook, self.mean_squares)
+        return Int4(self.codebook, index, scale.astype(np.float16))
 
 
 def check(weights: Floats) -> None:

@@ -95,7 +95,6 @@ def by_qweight(
     return replaced(tensors, used, {f"{stem}.weight": matrix(stem) for stem in stems})
 
 
-
 def check_dtype(tensor: FileTensor, *known: str) -> FileTensor:
     if tensor.dtype not in known:
         raise ConvertError(f"{tensor.name} is {tensor.dtype}, expected {' or '.join(known)}")
