@@ -75,6 +75,11 @@ static void plain_round_words(uint8_t *q, float *scale, int32_t *offset, const f
     *offset = 0;
 }
 
+static void plain_round_int13(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n) {
+    plain_round(q, scale, x, n, 4095);
+    *offset = 0;
+}
+
 static void plain_round_positive(uint8_t *q, float *scale, int32_t *offset, const float *x, size_t n) {
     plain_round(q, scale, x, n, 255);
     *offset = 0;
@@ -207,6 +212,7 @@ const kernels kernels_plain = {
             [LLM_INT8] = {plain_round_words, 2, 0, plain_rows_integers},
             [LLM_INT8_ROTATED] = {plain_round_bytes, 2, 1, plain_rows_integers},
             [LLM_INT4] = {plain_round_bytes, 2, 0, plain_rows_integers},
+            [QUERIED_KEYS] = {plain_round_int13, 2, 1, plain_rows_integers},
             [WEIGHTED_VALUES] = {plain_round_positive, 2, 0, plain_rows_integers},
         },
     .hadamard = plain_hadamard,

@@ -70,9 +70,9 @@ typedef struct activations {
     size_t n_groups;  /* of the matrix */
 } activations;
 
-/* Kinds of products: a dtype's matrices; and int8 values, whose scales are in the numbers that multiply them, which are
- * not negative */
-enum { WEIGHTED_VALUES = LLM_N_DTYPES, N_PRODUCTS };
+/* Kinds of products: a dtype's matrices; int8 keys times queries as int13, both rotated; and int8 values, whose scales are
+ * in the numbers that multiply them, which are not negative */
+enum { QUERIED_KEYS = LLM_N_DTYPES, WEIGHTED_VALUES, N_PRODUCTS };
 
 /* How a kind of matrices is multiplied. Products of integers are exact, up to the end of a group; a sum over
  * groups then is fma(sum of integers, scale of the weights * scale of the activations, sum so far), from the first

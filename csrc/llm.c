@@ -852,7 +852,7 @@ static const product *page_product(const llm_session *s, int kind, size_t n) {
     const size_t tokens = s->runs[s->n_runs];
     if (s->o.kv == LLM_KV_FP16)
         return product_of(s, LLM_FP16, tokens < n ? tokens : n);
-    return product_of(s, kind == KEYS ? LLM_INT8_ROTATED : WEIGHTED_VALUES, n);
+    return product_of(s, kind == KEYS ? QUERIED_KEYS : WEIGHTED_VALUES, n);
 }
 
 /* All threads: first the activations, then rows of W */

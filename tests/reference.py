@@ -241,6 +241,7 @@ class Rounding:
     rotated: bool = True
     keys: int = 64  # numbers of a key, and of a query, that share a scale
     keys_rotated: bool = True
+    queries: int = 4095
     values: int = 1 << 20  # numbers of a value that share a scale: all
     page: int = 64  # positions whose weights share a scale, for which the largest integer is
     weights: int = 255
@@ -255,12 +256,12 @@ class Rounding:
             return rotated(to_integers(rotated(x), *self.int8r))
         return to_integers(x, *self.int8r) if dtype == INT8R else x
 
-    def keys_of(self, x: np.ndarray, half: bool) -> np.ndarray:
-        """Keys (n, heads, head_dim) as the cache has them; of queries the scale is not rounded to fp16."""
+    def keys_of(self, x: np.ndarray, most: int, half: bool) -> np.ndarray:
+        """Keys (n, heads, head_dim) as the cache has them, or queries, whose scale is not rounded to fp16."""
         padded = np.zeros((*x.shape[:-1], up(x.shape[-1], 16)))
         padded[..., : x.shape[-1]] = x
         turn = turned_by_groups if self.keys_rotated else np.copy
-        return turn(to_integers(turn(padded), self.keys, 127, half))
+        return turn(to_integers(turn(padded), self.keys, most, half))
 
     def weighted(self, p: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Values (n, heads, head_dim), weighted by p (heads, n, n), both rounded."""
@@ -434,9 +435,9 @@ class Reference:
             k, v = self.turned(split(k, "k_norm"), about), v.reshape(n, -1, head)
             if self.kv == "fp16":
                 k, v = to_half(k), to_half(v)
-            kept[number] = (self.rounding.keys_of(k, half=True) if self.kv == "int8" else k), v
+            kept[number] = (self.rounding.keys_of(k, 127, half=True) if self.kv == "int8" else k), v
         if self.kv == "int8":
-            q = self.rounding.keys_of(q, half=False)
+            q = self.rounding.keys_of(q, self.rounding.queries, half=False)
         k, v = (np.repeat(z, heads // about["n_kv_heads"], axis=1) for z in kept[about["kv_layer"]])
         scores = capped(np.einsum("ihd,jhd->hij", q, k) * about["attn_scale"], about["attn_cap"])
         past = np.arange(n)[:, None] - np.arange(n)  # how far position j lies before i
