@@ -121,9 +121,15 @@ def factor(moments: Floats, tokens: float, first: int = 0, group: int = GROUP, e
     order = in_order(np.diagonal(moments), group)
     diagonal = np.diagonal(moments)[order]
     damping = np.float32(DAMPING) * diagonal.mean()
+    share, shrunk = np.float32(1 - shrinkage(len(moments), tokens)), np.empty_like(moments)
+
+    def shrink(first: int, last: int) -> None:
+        rows = shrunk[first:last]
+        np.take(moments[order[first:last]], order, axis=1, out=rows, mode="clip")  # "raise" takes a copy
+        rows *= share
+
     while True:
-        shrunk = moments[order[:, None], order]
-        shrunk *= np.float32(1 - shrinkage(len(moments), tokens))
+        shares(each, len(order), shrink)
         np.fill_diagonal(shrunk, diagonal + damping)
         weight = factor_in_place(shrunk, each)
         if weight is not None:
