@@ -12,7 +12,8 @@
 #define SPAN LLM_PAGE     /* positions of a page of keys or values */
 #define SCORES (4 * SPAN) /* positions that a softmax takes at a time */
 #define MAX_BATCH 8192    /* tokens that go through the layers together */
-#define MANY 16           /* tokens from which on other kernels are worth their while */
+#define MANY 16           /* tokens from which on other kernels are worth their while; */
+#define MANY_HALVES 48    /* those of fp16, which is rounded first: half as fast with 16, as fast with 40 */
 #define BEYOND 32         /* vectors behind the last one that a product may read, and makes nothing of */
 #define SUM_LANES 16      /* partial sums of a sum over a vector, whatever the instruction set */
 
@@ -93,7 +94,7 @@ typedef struct kernels {
     int (*has)(void); /* whether the processor, the hypervisor and the system have it */
     size_t rows;      /* of a matrix that a product does at once */
     product few[N_PRODUCTS];
-    product many[N_PRODUCTS]; /* from MANY tokens on; without rows(): the same */
+    product many[N_PRODUCTS]; /* from MANY or MANY_HALVES tokens on; without rows(): the same */
 
     /* x (n,) = H x, where H is Hadamard's matrix (Sylvester 1867) over its square root, its own inverse, of each 64
      * numbers and then of each 16 that are left; n is a multiple of 16 */

@@ -126,7 +126,7 @@ int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t
  * numbers out between them, barrier() waits for all of them, and everything else is done by each of them alike. No
  * sum is split between threads, and the order of a sum does not depend on what else is computed: so results depend
  * neither on the number of threads nor on the batch; but for fp16 without o.exact, which is rounded to integers where
- * there are MANY tokens.
+ * there are MANY_HALVES tokens.
  *
  * In the comments, W (rows, cols) is a tensor of llm.h, and n the tokens of the batch. */
 
@@ -843,11 +843,12 @@ static void prepare(
 static const product *product_of(const llm_session *s, uint32_t kind, size_t n) {
     const product *few = &s->k->few[kind], *many = &s->k->many[kind];
     const int exact = kind == LLM_FP16 && s->o.exact;
-    return n >= MANY && many->rows && !exact ? many : few;
+    const size_t from = kind == LLM_FP16 ? MANY_HALVES : MANY;
+    return n >= from && many->rows && !exact ? many : few;
 }
 
 /* How n queries are multiplied with a page of keys, or their weights with its values. Where these are halves, the tokens
- * of the batch decide too, so that fewer than MANY of them round nothing. */
+ * of the batch decide too, so that fewer than MANY_HALVES of them round nothing. */
 static const product *page_product(const llm_session *s, int kind, size_t n) {
     const size_t tokens = s->runs[s->n_runs];
     if (s->o.kv == LLM_KV_FP16)

@@ -387,7 +387,7 @@ const char *llm_session_isa(const llm_session *session);
 /* Appends n tokens, tokens[i] to sequence seqs[i], in order, and computes logits. These depend, to the last
  * bit, on the tokens before in the same sequence only: not on how they came, what else is computed, the number
  * of threads, or the instruction set, as far as the C library's sin, cos, exp and tanh do not. Two exceptions:
- * without options.exact 16 or more tokens of an fp16 model that are multiplied together are rounded first, and
+ * without options.exact 48 or more tokens of an fp16 model that are multiplied together are rounded first, and
  * fewer are not; and the plain kernels ("scalar") round products of fp16 twice.
  *   tokens  (n,), each < vocab_size
  *   seqs    (n,), each < n_seqs; NULL: all are of sequence 0

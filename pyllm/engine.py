@@ -59,7 +59,7 @@ class LLM:
     rewind   tokens by which a text can be cut back and go on another way without being computed from its
              start; None: 4096. It matters in models with sliding windows only: of a layer with a window keys
              and values are kept for that many tokens beyond it
-    exact    of an fp16 file: whether all is computed in float32. False: from 16 tokens at once on, weights
+    exact    of an fp16 file: whether all is computed in float32. False: from 48 tokens at once on, weights
              and what they are multiplied with are rounded to 13 bits, so that a prompt's last bits depend on
              what runs beside it. int8 and int4 files give the same bits in any batch, whatever this says
 

@@ -35,8 +35,8 @@ MIN_SHARED = 32  # tokens that are worth waiting for another request to compute 
 MIN_COPIED = 8  # tokens that are worth a copy, which is made in pages of 64
 MAX_LOGITS = 1 << 24  # numbers in the logits of one step, but for small batches
 MAX_DRAFTING = 2  # requests that run at once, for drafts to be tried: with more a step has enough to do
-# Tokens of a step with drafts: from 16 on products may be computed in another way, which rounds differently,
-# and drafts must not change a result
+# Tokens of a step with drafts: products of fp16 with 48 or more are rounded otherwise (see llm.h), and drafts
+# must not change a result
 MAX_DRAFTED = 15
 IDLE = 5.0  # seconds without a request after which the thread ends
 CANCELLED = "the request was cancelled"

@@ -32,7 +32,7 @@ from tools import prove  # noqa: E402
 # The largest difference of a logit, in units of the logits' standard deviation. With exact=True nearly all of
 # it is the rounding of keys and values to fp16 in the engine's cache, 0.0007 at most:
 CLOSE = 1e-3
-# without, weights and activations of 16 tokens or more are rounded to 13 bits, and it is 0.0023 at most;
+# without, weights and activations of 48 tokens or more are rounded to 13 bits, and it is 0.0023 at most;
 ROUNDED = 3e-3
 # the NumPy forward pass over the same file, which does not round them, differs by float32's rounding in
 # transformers.

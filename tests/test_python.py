@@ -1097,7 +1097,7 @@ def test_sessions_whose_keys_are_kept_in_another_way_are_refused(tmp_path):
 def test_kinds_of_keys_and_exactness_are_chosen(tmp_path):
     """By default int8 for int8r, fp16 for fp16; of fp16 a prompt's logits without `exact` are other ones,
     closely."""
-    ids = list(range(40))
+    ids = list(range(60))
     for dtype, default in ((INT8R, "int8"), (FP16, "fp16")):
         (tmp_path / "m.llm").write_bytes(tiny(dtype=dtype))
         found = {kv: LLM(tmp_path / "m.llm", kv=kv, exact=True).logits(ids) for kv in (None, "fp16", "int8")}
