@@ -241,7 +241,7 @@ class Rounding:
     rotated: bool = True
     keys: int = 64  # numbers of a key, and of a query, that share a scale
     keys_rotated: bool = True
-    queries: int = 4095
+    queries: int = 4095  # the largest integer of a query
     values: int = 1 << 20  # numbers of a value that share a scale: all
     page: int = 64  # positions whose weights share a scale, for which the largest integer is
     weights: int = 255

@@ -84,7 +84,7 @@ def moments_of(x: Floats, width: int, each: Map = map) -> Moments:
     return Moments(result, tokens)
 
 
-def mirror(matrix: Floats, each: Map = map) -> None:
+def mirror(matrix: Floats, each: Map) -> None:
     """Makes a matrix symmetric, of which the lower triangle is there."""
 
     def work(start: int, stop: int) -> None:
