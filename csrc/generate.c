@@ -248,7 +248,7 @@ static int sample(run *r, llm_sampler *sampler, llm_decoder *d, writer *w, size_
     drafts *guessed = r->drafts;
     size_t row = 0; /* of r->logits: after how many right guesses */
     for (;;) {
-        uint32_t token = llm_sample(sampler, r->logits + row * r->h->vocab_size);
+        uint32_t token = llm_sample(sampler, r->logits + row * r->h->vocab_size, NULL);
         int right = row < guessed->n_guesses && guessed->guesses[row] == token;
         guessed->accepted += (size_t)right;
         if (is_stop(r, token))

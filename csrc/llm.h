@@ -682,8 +682,8 @@ int llm_token_is_special(const llm_tokenizer *tokenizer, uint32_t token);
 int64_t llm_token_find(const llm_tokenizer *tokenizer, const char *text, size_t len);
 
 /* ---------------------------------------------------------------------------------------------------------
- * Sampler (sampler.c): logits to a token. In this order: penalties, logit bias, temperature, top-k, top-p,
- * min-p. */
+ * Sampler (sampler.c): logits to a token. In this order: penalties, logit bias, mask, temperature, top-k,
+ * top-p, min-p. */
 
 typedef struct llm_sampling {
     float temperature; /* >= 0; 0: always the most likely token (the lowest id among equals) */
@@ -718,8 +718,14 @@ void llm_sampler_close(llm_sampler *sampler); /* NULL is allowed */
 void llm_sampler_accept(llm_sampler *sampler, uint32_t token, int generated);
 
 /* Draws a token from logits (vocab_size,), which are not changed. NaN counts as -infinity; if nothing is
- * left, the most likely token wins. */
-uint32_t llm_sample(llm_sampler *sampler, const float *logits);
+ * left, the most likely token wins.
+ *   mask  (vocab_size / 32 rounded up,), bit i % 32 of word i / 32 says whether token i may be drawn: what a
+ *         grammar allows; at least one may. Applied after the bias. NULL: all may */
+uint32_t llm_sample(llm_sampler *sampler, const float *logits, const uint32_t *mask);
+
+/* The probability under softmax(logits), before any penalty or temperature, of all tokens together that a mask
+ * lets through; NaN where no logit is finite, or one is infinite. */
+float llm_mass(const float *logits, size_t vocab_size, const uint32_t *mask);
 
 /* Natural-log probabilities under softmax(logits), before any penalty or temperature. Writes the n most
  * likely tokens, most likely first (lower id first among equals), to top_tokens and top_logprobs (both (n,);

@@ -9,8 +9,8 @@
  * order of the ids: one uniform number a token.
  *
  * Special values: NaN counts as -infinity; a logit of +infinity wins outright (the lowest id of several); if
- * all are -infinity once penalties and bias are applied, the most likely token before them wins (token 0 if
- * there is none either). */
+ * all are -infinity once penalties and bias are applied, the most likely token before them wins, of those that
+ * a mask lets through (the first of them if all are -infinity). */
 #include "fail.h"
 #include "llm.h"
 
@@ -28,7 +28,8 @@ struct llm_sampler {
     llm_sampling params; /* its bias arrays are the sampler's own */
     size_t vocab_size, n_blocks;
     uint64_t rng;
-    float *logits;    /* (vocab_size,) with penalties and bias; only when there are any */
+    int adjusts;      /* whether there are penalties or a bias */
+    float *logits;    /* (vocab_size,) with penalties, bias and mask */
     float *weights;   /* (vocab_size,) exp((logit - max) / temperature) */
     float *block_max; /* (n_blocks,) */
     uint32_t *ids;    /* (vocab_size,) candidates, ascending */
@@ -307,9 +308,8 @@ llm_sampler *llm_sampler_open(const llm_sampling *params, size_t vocab_size, cha
         return NULL;
     int penalties =
         params->repeat_penalty != 1 || params->presence_penalty != 0 || params->frequency_penalty != 0;
-    int adjusts = penalties || params->n_bias;
     size_t n_blocks = (vocab_size + BLOCK - 1) / BLOCK, n_bias = params->n_bias;
-    size_t arrays = 3 + (size_t)adjusts + 2 * (size_t)penalties;
+    size_t arrays = 4 + 2 * (size_t)penalties;
     llm_sampler *s = calloc(1, sizeof *s);
     uint32_t *memory = calloc(arrays * vocab_size + n_blocks + 2 * n_bias, sizeof *memory);
     if (!s || !memory) {
@@ -324,8 +324,8 @@ llm_sampler *llm_sampler_open(const llm_sampling *params, size_t vocab_size, cha
     s->weights = (float *)memory; /* all arrays have entries of 4 bytes and share one allocation */
     s->ids = memory + vocab_size;
     s->order = s->ids + vocab_size;
-    if (adjusts)
-        s->logits = (float *)s->order + vocab_size;
+    s->logits = (float *)s->order + vocab_size;
+    s->adjusts = penalties || n_bias;
     if (penalties) {
         s->counts = (uint32_t *)s->logits + vocab_size;
         s->seen = s->counts + vocab_size;
@@ -356,11 +356,22 @@ void llm_sampler_accept(llm_sampler *s, uint32_t token, int generated) {
         s->counts[token]++;
 }
 
-/* The logits (vocab_size,) with penalties and bias: the sampler's copy, or the argument itself when there
+/* Whether a mask, a bit a token, lets this one through. */
+static inline int allows(const uint32_t *mask, size_t token) {
+    return mask[token / 32] >> token % 32 & 1;
+}
+
+/* Makes x (n,) -infinity where the mask has no bit. */
+static void forbid(float *x, size_t n, const uint32_t *mask) {
+    for (size_t i = 0; i < n; i++)
+        x[i] = allows(mask, i) ? x[i] : -INFINITY;
+}
+
+/* The logits (vocab_size,) with penalties, bias and mask: the sampler's copy, or the argument itself when there
  * are none. */
-static const float *adjust(llm_sampler *s, const float *logits) {
+static const float *adjust(llm_sampler *s, const float *logits, const uint32_t *mask) {
     const llm_sampling *p = &s->params;
-    if (!s->logits)
+    if (!s->adjusts && !mask)
         return logits;
     memcpy(s->logits, logits, s->vocab_size * sizeof *logits);
     for (size_t i = 0; i < s->n_seen; i++) {
@@ -372,7 +383,24 @@ static const float *adjust(llm_sampler *s, const float *logits) {
     }
     for (uint32_t i = 0; i < p->n_bias; i++)
         s->logits[p->bias_tokens[i]] += p->bias_values[i];
+    if (mask)
+        forbid(s->logits, s->vocab_size, mask);
     return s->logits;
+}
+
+/* The most likely token, whatever penalties and bias say, of those that the mask lets through. */
+static size_t most_likely(llm_sampler *s, const float *logits, const uint32_t *mask) {
+    const size_t n = s->vocab_size;
+    if (mask) {
+        memcpy(s->logits, logits, n * sizeof *logits);
+        forbid(s->logits, n, mask);
+        logits = s->logits;
+    }
+    const float max = max_of(logits, n);
+    size_t token = first_index(logits, n, max);
+    while (mask && max == -INFINITY && token + 1 < n && !allows(mask, token))
+        token++;
+    return token;
 }
 
 /* The largest of all logits; fills block_max. */
@@ -398,12 +426,12 @@ static size_t draw(llm_sampler *s, const float *x, float max) {
     return s->ids[i];
 }
 
-uint32_t llm_sample(llm_sampler *s, const float *logits) {
-    const float *x = adjust(s, logits);
+uint32_t llm_sample(llm_sampler *s, const float *logits, const uint32_t *mask) {
+    const float *x = adjust(s, logits, mask);
     size_t token;
     float max = find_max(s, x);
     if (max == -INFINITY)
-        token = first_index(logits, s->vocab_size, max_of(logits, s->vocab_size));
+        token = most_likely(s, logits, mask);
     else if (s->params.temperature == 0 || max == INFINITY)
         token = first_index(x, s->vocab_size, max);
     else
@@ -499,4 +527,19 @@ float llm_logprobs(const float *logits, size_t vocab_size, uint32_t token, size_
     for (size_t i = 0; i < n; i++)
         top_logprobs[i] = logprob(top_logprobs[i], max, log_sum);
     return token < vocab_size ? logprob(logits[token], max, log_sum) : -INFINITY;
+}
+
+float llm_mass(const float *logits, size_t vocab_size, const uint32_t *mask) {
+    const float max = max_of(logits, vocab_size);
+    double all = 0, allowed = 0;
+    if (!(fabsf(max) < INFINITY))
+        return NAN;
+    for (size_t i = 0; i < vocab_size; i += BLOCK) {
+        float w[BLOCK];
+        size_t m = vocab_size - i < BLOCK ? vocab_size - i : BLOCK;
+        all += weigh(logits + i, m, max, 1.0f, w);
+        for (size_t j = 0; j < m; j++)
+            allowed += allows(mask, i + j) ? w[j] : 0.0f;
+    }
+    return (float)fmin(1.0, allowed / all);
 }

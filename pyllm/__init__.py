@@ -9,8 +9,10 @@ __all__ = [
     "ChatOptions",
     "Completion",
     "ContextError",
+    "GrammarError",
     "LLMError",
     "Logprob",
+    "Policy",
     "Reasoning",
     "SamplingParams",
     "Score",
@@ -26,7 +28,9 @@ if is_compiled(__path__):
     from pyllm.chat import ChatOptions, Reasoning
     from pyllm.chat_template import TemplateError
     from pyllm.engine import LLM
+    from pyllm.grammar import GrammarError
     from pyllm.sampling import Completion, Logprob, SamplingParams, StreamEvent, Usage
+    from pyllm.scheduler import Policy
     from pyllm.scoring import Score
     from pyllm.session import Session
 else:

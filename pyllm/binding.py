@@ -77,17 +77,17 @@ def real(name: str, value: Any) -> float:
         return math.nan
 
 
-def token_ids(ids: Sequence[int] | np.ndarray, limit: int) -> list[int]:
+def token_ids(ids: Sequence[int] | np.ndarray, limit: int, name: str = "ids") -> list[int]:
     """ids as a list of int, each below limit. Anything that NumPy sees as a row of integers will do."""
     try:
         array = np.asarray(ids)
     except ValueError:  # nested lists of several lengths
-        raise TypeError(f"ids must be a sequence of integers, not {ids!r:.60}") from None
+        raise TypeError(f"{name} must be a sequence of integers, not {ids!r:.60}") from None
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise TypeError(f"ids must be a sequence of integers, not {ids!r:.60}")
+        raise TypeError(f"{name} must be a sequence of integers, not {ids!r:.60}")
     if array.size and (array.min() < 0 or array.max() >= limit):
         wrong = array[(array < 0) | (array >= limit)][0]
-        raise ValueError(f"{wrong} is no token: ids are from 0 to {limit - 1}")
+        raise ValueError(f"{name}: {wrong} is no token: ids are from 0 to {limit - 1}")
     return [int(i) for i in array.tolist()]
 
 
@@ -123,6 +123,7 @@ class Model:
         self.header = lib.llm_model_header(model)
         self.layers = lib.llm_model_layers(model)
         self.vocab_size: int = self.header.vocab_size
+        self._kv_sizes: dict[int, int] = {}
         self._tokenizer = None
         if self.section(lib.LLM_TOKENIZER) is not None:
             tokenizer = call(lib.llm_tokenizer_open, model)
@@ -179,11 +180,39 @@ class Model:
         decoder = Decoder(self)
         return decoder.feed([token], special=True) + decoder.end()
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, which need not be whole characters; of a control token too."""
+        starts, data = self._tokens
+        return data[starts[token] : starts[token + 1]] if token + 1 < len(starts) else b""
+
+    @cached_property
+    def _tokens(self) -> tuple[np.ndarray, bytes]:
+        """LLM_TOKEN_STARTS and LLM_TOKEN_BYTES."""
+        starts = np.frombuffer(self.section(lib.LLM_TOKEN_STARTS) or b"", np.uint32)
+        return starts, self.section(lib.LLM_TOKEN_BYTES) or b""
+
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """All control tokens by their texts."""
+        count = lib.llm_token_count(self.tokenizer)
+        tokens = (token for token in range(count) if lib.llm_token_is_special(self.tokenizer, token))
+        return {text: token for token in tokens if (text := self.token_text(token))}
+
     @cached_property
     def stop_tokens(self) -> tuple[int, ...]:
         n = ffi.new("size_t *")
         stops = lib.llm_token_stops(self.tokenizer, n)
         return tuple(ffi.unpack(stops, n[0])) if n[0] else ()
+
+    def kv_size(self, length: int) -> int:
+        """The bytes of keys and values of a sequence of that many tokens, in whole pages."""
+        pages = -(-length // lib.LLM_PAGE)
+        if pages not in self._kv_sizes:
+            whole = pages * lib.LLM_PAGE
+            oldest = max(0, whole - (self.rewind or lib.LLM_REWIND) - CHUNK)
+            kind = lib.llm_kv_kind(self.layers, self.kv)
+            self._kv_sizes[pages] = lib.llm_kv_size(self.header, self.layers, kind, whole, oldest)
+        return self._kv_sizes[pages]
 
     @cached_property
     def counts(self) -> Any:
@@ -250,7 +279,7 @@ class Cache:
         self.ptr = ffi.gc(session, lambda ptr, model=model.ptr: lib.llm_session_close(ptr))
         self.context: int = lib.llm_session_options(session).context
         self.threads: int = lib.llm_session_options(session).threads
-        self.vocab_size = model.vocab_size
+        self.vocab_size, self._model = model.vocab_size, model
         self.tokens: list[list[int]] = [[] for _ in range(n_seqs)]
         self.rows = np.empty((1, self.vocab_size), np.float32)  # grows to the most logits asked for at once
 
@@ -304,6 +333,16 @@ class Cache:
             logits = self.forward(part, [0] * len(part), want)
             if out is not None and len(logits):
                 out[at if every else 0 :][: len(logits)] = logits
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        name: str = ffi.string(lib.llm_session_isa(self.ptr)).decode()
+        return name
+
+    def size(self, length: int) -> int:
+        """The bytes of keys and values of a sequence of that many tokens, in whole pages."""
+        return self._model.kv_size(length)
 
     def oldest(self, seq: int) -> int:
         """The least length besides 0 that a sequence can be cut back to."""

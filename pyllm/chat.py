@@ -38,6 +38,8 @@ class ChatOptions:
     reasoning               what becomes of the reasoning that a thinking model's reply begins with, up to
                             </think> (or [/THINK]): "show": it stays in the text, as it was generated; "hide":
                             it is left out; "apart": the Completion has it as reasoning_content
+    trust_messages          whether control tokens in messages, tools, documents and template_kwargs count as
+                            such, as transformers has it; False: they are text, and cannot forge a turn
     """
 
     chat_template: str | None = None
@@ -47,6 +49,7 @@ class ChatOptions:
     continue_final_message: bool | str = False
     template_kwargs: Mapping[str, Any] | None = None
     reasoning: Show = "show"
+    trust_messages: bool = True
 
     def __post_init__(self) -> None:
         if self.reasoning not in get_args(Show):

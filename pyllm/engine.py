@@ -10,7 +10,8 @@ import numbers
 import os
 import weakref
 from collections.abc import Generator, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -30,10 +31,12 @@ from pyllm.chat import (
     render_conversation,
 )
 from pyllm.drafts import Drafter, DraftModel, Lookup, ModelDrafts, texts_differ
+from pyllm.grammar import Grammars, Reasoning, State
 from pyllm.sampling import Completion, Continuation, SamplingParams, StreamEvent, params_for
-from pyllm.scheduler import Scheduler
+from pyllm.scheduler import Policy, Scheduler
 from pyllm.scoring import AllLogits, Score, Scoring
 from pyllm.session import Session
+from pyllm.untrusted import ControlTexts
 
 BUILT_IN = Path(__file__).parent / "models" / "stories.llm"
 
@@ -62,6 +65,7 @@ class LLM:
     exact    of an fp16 file: whether all is computed in float32. False: from 48 tokens at once on, weights
              and what they are multiplied with are rounded to 13 bits, so that a prompt's last bits depend on
              what runs beside it. int8 and int4 files give the same bits in any batch, whatever this says
+    policy   how requests that run at once share processor and memory; None: Policy()'s defaults
 
     Raises LLMError when the file cannot be opened, is damaged, or memory cannot be reserved. Any number of
     threads may call the methods of one LLM at once: what they ask for runs as one batch, and gives each what
@@ -81,6 +85,7 @@ class LLM:
         kv: Literal["fp16", "int8"] | None = None,
         rewind: int | None = None,
         exact: bool = False,
+        policy: Policy | None = None,
     ) -> None:
         if kv not in list(KV):  # what has no hash is not in a list
             raise ValueError(f'kv must be None, "fp16" or "int8", not {kv!r:.60}')
@@ -89,7 +94,7 @@ class LLM:
         self._model: Model | None = None
         self.path: str = str(BUILT_IN) if path is None else os.path.abspath(os.fsdecode(path))
         arguments: dict[str, Any] = dict(threads=threads, context=context, verify=bool(verify), draft=draft)
-        arguments |= dict(kv=kv, rewind=rewind, exact=bool(exact))
+        arguments |= dict(kv=kv, rewind=rewind, exact=bool(exact), policy=policy)
         self._arguments = (None if path is None else self.path, arguments)
         self._threads = 0 if threads is None else integer("threads", threads, 1, 2**32 - 1)
         positions = 0 if context is None else integer("context", context, 1, 2**32 - 1)
@@ -107,7 +112,7 @@ class LLM:
         self.name: str = model.text(lib.LLM_NAME) or Path(self.path).stem
         self._draft = draft
         self._draft_model = self._open_draft(draft) if isinstance(draft, LLM) else None
-        self._scheduler: Scheduler | None = Scheduler(model, self.context, self._threads)
+        self._scheduler: Scheduler | None = Scheduler(model, self.context, self._threads, policy)
         self._end = weakref.finalize(self, self._scheduler.close)  # nobody else ends its thread
         self._end.atexit = False
 
@@ -176,6 +181,15 @@ class LLM:
         """The number of weights."""
         number: int = self._open().counts.parameters
         return number
+
+    @property
+    def instruction_set(self) -> str:
+        """What the processor is used by: "avx2", "avx512", "neon" and so on."""
+        return self._batch().isa
+
+    def kv_bytes(self, tokens: int) -> int:
+        """The bytes of keys and values of a text of that many tokens."""
+        return self._open().kv_size(tokens)
 
     @property
     def about(self) -> dict[str, str]:
@@ -309,8 +323,14 @@ class LLM:
         params: Any,
         overrides: dict[str, Any],
         visible: frozenset[int] = frozenset(),
+        reasoning: Sequence[Reasoning | None] | None = None,
+        bound: Sequence[State] | None = None,
     ) -> list[Continuation]:
-        """Checks everything, and computes nothing yet."""
+        """Checks everything, and computes nothing yet.
+
+        visible    control tokens that have a text nevertheless
+        reasoning  what each may write before the text that a grammar binds
+        bound      what binds each, in place of what its parameters say"""
         model, jobs = self._open(), []
         for i, each in enumerate(params_for(len(prompts), params, overrides)):
             name = f"prompt {i}" if len(prompts) > 1 else "the prompt"
@@ -318,8 +338,19 @@ class LLM:
             ids = self._ids(prompts[i], name)
             if not ids:
                 raise ValueError(f"{name} has no tokens")
-            jobs.append(Continuation(model, ids, each, self.context, visible, self._drafter(ids)))
+            grammar = bound[i] if bound else self._grammar(each, reasoning[i] if reasoning else None)
+            jobs.append(Continuation(model, ids, each, self.context, visible, self._drafter(ids), grammar))
         return jobs
+
+    def _grammar(self, params: SamplingParams, reasoning: Reasoning | None) -> State | None:
+        """What a text is bound to."""
+        if (constraint := params.constraint) is None:
+            return None
+        return self._grammars.state(self._grammars.compile(constraint, reasoning))
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._open())
 
     def _complete(self, prompts: list[Prompt], params: Any, overrides: dict[str, Any]) -> list[Completion]:
         jobs = self._prepare(prompts, params, overrides)
@@ -431,16 +462,51 @@ class LLM:
         self, chats: Any, params: Any, overrides: dict[str, Any], options: ChatOptions
     ) -> tuple[list[Continuation], list[Parting]]:
         """Checks everything, and computes nothing yet."""
-        texts = [self.render_chat(messages, options) for messages in chats]
-        marks = marks_of(self._template(options), partial(self.encode, bos=False))
-        tokens = [self.encode(mark, bos=False) for mark in marks]
-        visible = frozenset(ids[0] for ids in tokens if len(ids) == 1)  # a mark can be a control token
-        prompts = [self.encode(text, bos=False) for text in texts]
-        jobs = self._prepare(prompts, params, overrides, visible)
-        return jobs, [
-            Parting(marks, ends_inside(text, marks, messages, options.continue_final_message))
-            for text, messages in zip(texts, chats, strict=True)
-        ]
+        prompts, partings = [], []
+        for messages in chats:
+            ids, parting = self.chat_prompt(messages, options)
+            prompts.append(ids)
+            partings.append(parting)
+        thoughts = [self._reasoning(options, parting) for parting in partings]
+        return self._prepare(prompts, params, overrides, self._visible(options), thoughts), partings
+
+    def _reasoning(self, options: ChatOptions, parting: Parting) -> Reasoning | None:
+        """What a reply may begin with that no grammar binds; None where the model does not reason."""
+        marks, begun = self._marks(options), parting.place == "reasoning"
+        thinks = marks[1] in self._template(options) or len(self.encode(marks[1], bos=False)) == 1
+        return Reasoning(marks, begun) if begun or thinks else None
+
+    def chat_prompt(self, messages: Sequence[Message], options: ChatOptions) -> tuple[list[int], Parting]:
+        """The ids of a conversation's prompt, and what parts the reply from its reasoning."""
+        marks = self._marks(options)
+        if options.trust_messages:
+            text = self.render_chat(messages, options)
+            parts = [(text, True)]
+        else:
+            parts = self._control_texts.parts(self._render_marked(messages, options))
+            text = "".join(part for part, _ in parts)
+        ids = [i for part, counts in parts for i in self.encode(part, bos=False, special=counts)]
+        return ids, Parting(marks, ends_inside(text, marks, messages, options.continue_final_message))
+
+    def _render_marked(self, messages: Sequence[Message], options: ChatOptions) -> str:
+        """The text of a conversation in which the control tokens of messages are marked."""
+        marked = self._control_texts.marked
+        names = ("tools", "documents", "template_kwargs")
+        own = {name: marked(getattr(options, name)) for name in names}
+        return self.render_chat(marked(list(messages)), replace(options, **own))
+
+    @cached_property
+    def _control_texts(self) -> ControlTexts:
+        return ControlTexts(self._open().control_tokens)
+
+    def _marks(self, options: ChatOptions) -> tuple[str, str]:
+        """The texts around the reasoning of a reply."""
+        return marks_of(self._template(options), partial(self.encode, bos=False))
+
+    def _visible(self, options: ChatOptions) -> frozenset[int]:
+        """The marks that are control tokens: they have a text nevertheless."""
+        tokens = [self.encode(mark, bos=False) for mark in self._marks(options)]
+        return frozenset(ids[0] for ids in tokens if len(ids) == 1)
 
     def render_chat(
         self, messages: Sequence[Message], options: ChatOptions | None = None, **overrides: Any

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from pyllm._llm import ffi, lib
-from pyllm.binding import Decoder, LLMError, Model, call, integer, real, shown
+from pyllm.binding import Decoder, LLMError, Model, call, integer, real, shown, token_ids
 from pyllm.drafts import Drafter
+from pyllm.grammar import KINDS, Constraint, State
+from pyllm.grammar import check as check_constraint
 from pyllm.scheduler import Request
 
 DEFAULTS = lib.llm_sampling_default()
@@ -32,7 +34,9 @@ def default(name: str) -> float:
 class SamplingParams:
     """How to continue a text. Defaults and ranges are those of llm_sampling in llm.h.
 
-    max_tokens         tokens to make at most, at least 1; None: until the model stops or the context is full
+    max_tokens         tokens to make at most; 0: none, the prompt is only run; None: until the model stops
+                       or the context is full
+    min_tokens         tokens before which no stop token is drawn, and stop texts do not count
     temperature        >= 0; 0: always the most likely token
     top_k              keep the k most likely tokens; 0 or -1: off
     top_p              in (0, 1]: keep the fewest most likely tokens whose probabilities reach it; 1: off
@@ -46,13 +50,26 @@ class SamplingParams:
     stop               one or several texts that end the continuation, which goes up to them; kept as a tuple.
                        The text of a control token, such as "<|im_end|>", is that token. One with other text
                        around it, which could never come, is a ValueError when the model is known.
+    stop_token_ids     tokens that end the continuation, beside the model's own
+    ignore_eos         whether the model's own stop tokens do not end it
+    keep_stop_token    whether the token that ends it is among the tokens; it never is in the text
     logprobs           None: none; 0: that of each token made; n: and those of the n most likely in its place
+    prompt_logprobs    the same for the tokens of the prompt, all of which are run then
+
+    At most one of these, which need the library llguidance, says what the text is to be (see grammar.py). A
+    text that ends by itself is it; one that max_tokens or a stop text ends is the beginning of it.
+
+    schema   a JSON schema, as a dict: JSON that it allows
+    regex    a regular expression: what it matches as a whole
+    choice   a list of texts: one of them
+    grammar  a context-free grammar, in the syntax of Lark or llama.cpp's GBNF
 
     Numbers may be of any type of real numbers, such as NumPy's, Fraction or Decimal; they are kept as int and
     float. Raises TypeError or ValueError that names the field.
     """
 
     max_tokens: int | None = None
+    min_tokens: int = 0
     temperature: float = default("temperature")
     top_k: int = DEFAULTS.top_k
     top_p: float = default("top_p")
@@ -63,7 +80,15 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     seed: int | None = None
     stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    ignore_eos: bool = False
+    keep_stop_token: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    schema: Mapping[str, Any] | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {name: self._checked_real(name) for name in REALS}
@@ -71,7 +96,14 @@ class SamplingParams:
         checked["top_k"] = max(0, integer("top_k", self.top_k, -1, 2**32 - 1))
         seed = None if self.seed is None else integer("seed", self.seed, -1, 2**64 - 1)
         checked["seed"] = None if seed == -1 else seed
-        checked["logprobs"] = self._checked_logprobs()
+        checked["min_tokens"] = integer("min_tokens", self.min_tokens, 0)
+        for name in ("logprobs", "prompt_logprobs"):
+            checked[name] = self._checked_logprobs(name)
+        for name in ("ignore_eos", "keep_stop_token"):
+            checked[name] = bool(getattr(self, name))
+        self._checked_constraint()
+        stops = () if self.stop_token_ids is None else self.stop_token_ids
+        checked["stop_token_ids"] = tuple(token_ids(stops, 2**32, "stop_token_ids"))
         checked["stop"] = self._checked_stop()
         checked["logit_bias"] = self._checked_bias()
         for name, value in checked.items():
@@ -91,15 +123,16 @@ class SamplingParams:
         if self.max_tokens is None:
             return None
         try:
-            return integer("max_tokens", self.max_tokens, 1)
+            return integer("max_tokens", self.max_tokens, 0)
         except ValueError as error:
             raise ValueError(f"{error}; None: until the model stops") from None
 
-    def _checked_logprobs(self) -> int | None:
-        if isinstance(self.logprobs, (bool, np.bool_)):
-            meant = "0 for those of the tokens made, n for the n most likely too" if self.logprobs else "None"
-            raise TypeError(f"logprobs must be an integer or None, not {self.logprobs}: write {meant}")
-        return None if self.logprobs is None else integer("logprobs", self.logprobs, 0)
+    def _checked_logprobs(self, name: str) -> int | None:
+        given = getattr(self, name)
+        if isinstance(given, (bool, np.bool_)):
+            meant = "0 for those of the tokens alone, n for the n most likely too" if given else "None"
+            raise TypeError(f"{name} must be an integer or None, not {given}: write {meant}")
+        return None if given is None else integer(name, given, 0)
 
     def _checked_stop(self) -> tuple[str, ...]:
         stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -125,16 +158,29 @@ class SamplingParams:
             checked[token] = value
         return checked
 
+    def _checked_constraint(self) -> None:
+        if len(given := [kind for kind in KINDS if getattr(self, kind) is not None]) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} cannot both be given")
+        if (constraint := self.constraint) is not None:
+            check_constraint(constraint)
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the text is to be."""
+        kind = next((kind for kind in KINDS if getattr(self, kind) is not None), None)
+        return None if kind is None else Constraint(kind, getattr(self, kind))
+
     @property
     def _stops(self) -> tuple[str, ...]:
         """`stop` as it is kept."""
         return cast("tuple[str, ...]", self.stop)
 
     def check(self, vocab_size: int) -> None:
-        """ValueError when logit_bias names a token that a model of this vocabulary does not have."""
-        for token in self.logit_bias or ():
-            if token >= vocab_size:
-                raise ValueError(f"logit_bias: {token} is no token, ids are from 0 to {vocab_size - 1}")
+        """ValueError when a token is named that a model of this vocabulary does not have."""
+        for name in ("logit_bias", "stop_token_ids"):
+            for token in getattr(self, name) or ():
+                if token >= vocab_size:
+                    raise ValueError(f"{name}: {token} is no token, ids are from 0 to {vocab_size - 1}")
 
     def _sampler(self, vocab_size: int, bias: Mapping[int, float], seed: int) -> Any:
         """An llm_sampler that frees itself."""
@@ -219,12 +265,15 @@ class Completion:
     tokens         the ids made, without the stop token, but with those that made up a stop text of letters
     logprobs       one Logprob for each of tokens, if asked for
     finish_reason  "stop": a stop token or a stop text; "length": max_tokens, or the context is full
-    stop           the id of the model's own stop token, or the text of SamplingParams.stop, which goes first
-                   where it is that token; None with "length"
+    stop           the id of the stop token, or the text of SamplingParams.stop, which goes first where it is
+                   that token; None with "length", and where a schema or the like leaves nothing more to come
     prompt_tokens  the number of the prompt's tokens
     seed           what to pass as `seed` to get the same again
 
     reasoning_content  what a chat's reply reasoned before its text; None: nothing, or not asked to be apart
+    prompt_logprobs    if asked for, one for each token of the prompt; None for the first
+    masked_mass        with a schema or the like, for each of tokens: the probability of all those that it
+                       did not allow in this place. Much of it: the model wants to say something else
     cached_tokens      how many of the prompt's tokens had been computed before; not compared
     drafted_tokens     how many tokens were guessed and run before they came, see LLM's draft; not compared
     accepted_tokens    how many of these then came, each of which saved a step; not compared
@@ -238,6 +287,8 @@ class Completion:
     prompt_tokens: int
     seed: int
     reasoning_content: str | None = None
+    prompt_logprobs: list[Logprob | None] | None = field(default=None, repr=False)
+    masked_mass: list[float] | None = field(default=None, repr=False)
     cached_tokens: int = field(default=0, repr=False, compare=False)
     drafted_tokens: int = field(default=0, repr=False, compare=False)
     accepted_tokens: int = field(default=0, repr=False, compare=False)
@@ -285,6 +336,7 @@ class Continuation(Request):
     prompt    ids (n,), n >= 1
     visible   control tokens that have a text nevertheless
     drafter   what guesses at the tokens that come next; None: nothing does
+    grammar   what the text is bound to; None: nothing
     streamed  whether each step goes to `updates` as a StreamEvent
     """
 
@@ -296,25 +348,42 @@ class Continuation(Request):
         context: int,
         visible: frozenset[int] = frozenset(),
         drafter: Drafter | None = None,
+        grammar: State | None = None,
     ) -> None:
-        super().__init__(list(prompt), len(prompt) - 1)
         room = context - len(prompt) + 1  # the last token made need not be run
         self.model, self.tokenizer, self.prompt, self.params = model, model.tokenizer, prompt, params
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
+        self.prompt_logprobs: list[Logprob | None] | None = None
+        first = len(prompt) - (self.limit > 0)
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs, first = [None], 0
+        super().__init__(list(prompt), first)
+        self.context = context
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self.visible = visible
         self.drafter, self.accepted = drafter, 0
-        self.stops: Mapping[int, str] = control_stops(model, params._stops, visible)
+        self.grammar = grammar
+        self.masked_mass: list[float] | None = None if grammar is None else []
+        self.stops: dict[int, int | str] = {} if params.ignore_eos else {i: i for i in model.stop_tokens}
+        self.stops |= {token: token for token in cast("tuple[int, ...]", params.stop_token_ids)}
+        self.stops |= control_stops(model, params._stops, visible)
         self.decoder = Decoder(model)
         self.decoder.feed(prompt)  # so that the first token's leading space is not the first of a text
         self.streamed = False
         self.tokens: list[int] = []
         self.logprobs: list[Logprob] | None = None if params.logprobs is None else []
-        self.finish_reason = ""  # not yet
+        self.finish_reason = "" if self.limit else "length"  # "": not yet
         self.stop: int | str | None = None
         self.parts: list[str] = []  # text that is certain
         self.held = ""  # text that may be the start of a stop text
-        self.told = (0, 0)  # how many of parts and tokens events have told of
+        self.told: tuple[int, int] | None = (
+            0,
+            0,
+        )  # how many of parts and tokens events have told of; None: all
+
+    @property
+    def most(self) -> int:
+        return min(len(self.prompt) + self.limit, self.context)
 
     def start(self) -> None:
         self.sampler = self.params._sampler(self.model.vocab_size, self.params.logit_bias or {}, self.seed)
@@ -329,15 +398,26 @@ class Continuation(Request):
     def draft(self, most: int) -> list[int]:
         """Guesses at the next tokens, up to one that would end it; none behind the last that it may have."""
         most = min(most, self.limit - len(self.tokens) - 1)
-        if self.drafter is None or most < 1:
+        if most < 1:
             return []
-        guesses = self.drafter.draft(self.ids, most)
+        guesses = self.grammar.forced(most) if self.grammar is not None else []
+        if not guesses and self.drafter is not None:
+            guesses = self.drafter.draft(self.ids, most)
         ends = (i for i, token in enumerate(guesses) if self._ends(token) or token >= self.model.vocab_size)
         return guesses[: next(ends, most)]
 
     def accept(self, logits: Any) -> None:
         """Takes the next token from logits: a float * to (vocab_size,)."""
-        token = lib.llm_sample(self.sampler, logits)
+        if self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt):
+            token = self.prompt[len(self.prompt_logprobs)]
+            self.prompt_logprobs.append(self._logprob(logits, token, self.params.prompt_logprobs or 0))
+            return
+        if self.finished:  # max_tokens is 0
+            return
+        mask = self._mask()
+        token = lib.llm_sample(self.sampler, logits, mask)
+        if self.grammar is not None:
+            self._bind(token, logits, mask)
         if self.guesses:
             self.accepted += self.guesses[0] == token
             self.guesses = self.guesses[1:]
@@ -347,20 +427,50 @@ class Continuation(Request):
         if self.streamed:
             self.updates.put(self._event())
 
+    def end(self, error: BaseException | None = None) -> None:
+        if self.streamed and error is None and self.told is not None:  # it has ended without a token
+            self.updates.put(self._event())
+        super().end(error)
+
+    def _mask(self) -> Any:
+        """Which tokens may come next, as llm_sample() takes it."""
+        if len(self.tokens) >= self.params.min_tokens:
+            return ffi.NULL if self.grammar is None else self.grammar.mask()
+        words = np.full(-(-self.model.vocab_size // 32), 2**32 - 1, np.uint32)
+        if self.grammar is not None:
+            words[:] = np.frombuffer(ffi.buffer(self.grammar.mask(), words.nbytes), np.uint32)
+        for token in self.stops:
+            words[token // 32] &= np.uint32(2**32 - 1 - (1 << token % 32))
+        if not words.any():  # the grammar lets it end only
+            return self.grammar.mask() if self.grammar is not None else ffi.NULL
+        return ffi.from_buffer("uint32_t[]", words)
+
+    def _bind(self, token: int, logits: Any, mask: Any) -> None:
+        """Tells the grammar of a token."""
+        assert self.grammar is not None and self.masked_mass is not None
+        if not self._ends(token) or self.params.keep_stop_token:
+            self.masked_mass.append(max(0.0, 1 - lib.llm_mass(logits, self.model.vocab_size, mask)))
+        if not self._ends(token):
+            self.grammar.accept(token)
+
     def _ends(self, token: int) -> bool:
         """Whether this token ends the text."""
-        return token in self.stops or bool(lib.llm_token_is_stop(self.tokenizer, token))
+        return token in self.stops
 
     def _take(self, token: int, logits: Any) -> None:
-        if self._ends(token):
-            self._finish("stop", self.stops.get(token, token))
+        ends = self._ends(token)
+        if not ends or self.params.keep_stop_token:
+            if self.logprobs is not None:
+                self.logprobs.append(self._logprob(logits, token, self.params.logprobs or 0))
+            self.tokens.append(token)
+        if ends:
+            self._finish("stop", self.stops[token])
             return
-        if self.logprobs is not None:
-            self.logprobs.append(self._logprob(logits, token))
-        self.tokens.append(token)
         self._add(self.decoder.feed([token], special=token in self.visible))
         if self.stop is not None:
             self._finish("stop", self.stop)
+        elif self.grammar is not None and self.grammar.complete:
+            self._finish("stop", None)
         elif len(self.tokens) >= self.limit:
             self._finish("length", None)
 
@@ -371,15 +481,15 @@ class Continuation(Request):
         self.stop = stop if self.stop is None else self.stop
         del self.sampler, self.decoder
 
-    def _logprob(self, logits: Any, token: int) -> Logprob:
-        n = min(self.params.logprobs or 0, self.model.vocab_size)
+    def _logprob(self, logits: Any, token: int, n: int) -> Logprob:
+        n = min(n, self.model.vocab_size)
         ids, values = ffi.new("uint32_t[]", n), ffi.new("float[]", n)
         value = lib.llm_logprobs(logits, self.model.vocab_size, token, n, ids, values)
         return Logprob(token, value, list(zip(ids, values, strict=True)))
 
     def _add(self, piece: str, last: bool = False) -> None:
         """Appends text up to a stop text if there is one, else up to what may become one."""
-        stops = self.params._stops
+        stops = self.params._stops if len(self.tokens) > self.params.min_tokens else ()
         self.held += piece
         found = min(
             ((at, i) for i, stop in enumerate(stops) if (at := self.held.find(stop)) >= 0), default=None
@@ -393,8 +503,9 @@ class Continuation(Request):
 
     def _event(self) -> StreamEvent:
         """What has come since the last one."""
+        assert self.told is not None
         parts, tokens = self.told
-        self.told = len(self.parts), len(self.tokens)
+        self.told = None if self.finished else (len(self.parts), len(self.tokens))
         event = StreamEvent(
             "".join(self.parts[parts:]),
             self.tokens[tokens:],
@@ -414,6 +525,8 @@ class Continuation(Request):
             self.stop,
             len(self.prompt),
             self.seed,
+            prompt_logprobs=self.prompt_logprobs,
+            masked_mass=self.masked_mass,
             cached_tokens=self.cached,
             drafted_tokens=self.drafted,
             accepted_tokens=self.accepted,

@@ -2,7 +2,8 @@
 
 A request is tokens to run, and what becomes of the logits; what for (sampling.py, scoring.py) is not known
 here. Each step is one pass over the weights for all requests that run. Since a token's logits do not depend
-on what else is in a pass, nothing that is decided here changes a result.
+on what else is in a pass, nothing that is decided here changes a result: not who goes first (waiting.py), nor
+what is kept of earlier requests (places.py), nor how much a step is thought to cost (pace.py).
 
 While few requests run, a step has room for guesses at the tokens that come next. Their logits are passed on
 while they turn out to be right, and they are taken out of the sequence from the first that is not.
@@ -17,22 +18,26 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import weakref
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from pyllm._llm import ffi
-from pyllm.binding import CHUNK, Cache, LLMError, Model, shared_prefix
+from pyllm.binding import CHUNK, Cache, LLMError, Model
+from pyllm.pace import Pace
+from pyllm.places import Places
+from pyllm.waiting import Shares, Waiting
 
 MAX_BATCH = 32  # requests that run at the same time
 MAX_IDLE = 4  # sequences kept after their requests, for those that begin alike
-BESIDE = 64  # tokens of prompts in a step in which others generate: they wait for all of it
-MIN_SHARED = 32  # tokens that are worth waiting for another request to compute them
-MIN_COPIED = 8  # tokens that are worth a copy, which is made in pages of 64
+BESIDE = 64  # tokens of prompts in a step in which others generate, where it is not known what they cost
+LEAST_BESIDE = 16  # those that any such step has room for: fewer take about as long
 MAX_LOGITS = 1 << 24  # numbers in the logits of one step, but for small batches
 MAX_DRAFTING = 2  # requests that run at once, for drafts to be tried: with more a step has enough to do
 # Tokens of a step with drafts: products of fp16 with 48 or more are rounded otherwise (see llm.h), and drafts
@@ -43,14 +48,78 @@ CANCELLED = "the request was cancelled"
 LAST = 10.0  # seconds that the end of the process waits for the step that is under way
 
 
+class LateError(LLMError):
+    """The time that a request had is over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """How the requests of one model share the processor and its memory. Results do not depend on it.
+
+    max_running  requests that run at the same time; fewer where memory for so many cannot be reserved
+    max_idle     sequences that are kept after their requests, for those that begin alike
+    itl          seconds between two tokens of those that generate, at most, while others have prompts to be
+                 run: how many tokens of prompts a step takes follows from what steps have cost; None: always
+                 64
+    throughput   whether prompts are run as fast as possible, however long others wait for their tokens
+    memory       bytes of keys and values, those that are kept included; None: no limit. A request waits until
+                 there is room for all that it may generate
+    overcommit   whether a request enters when there is room for its prompt. Where memory then runs out, the
+                 last one of the lowest priority leaves, and comes back later
+    """
+
+    max_running: int = MAX_BATCH
+    max_idle: int = MAX_IDLE
+    itl: float | None = None
+    throughput: bool = False
+    memory: int | None = None
+    overcommit: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On what terms a request runs.
+
+    owner      whose it is: owners get equal shares
+    partition  who may begin with what was computed for it: requests of equal partitions
+    priority   those of a lower number go first, and take the places of others
+    deadline   time.monotonic() after which it ends with a LateError
+    keep       whether what was computed for it is kept for others
+    """
+
+    owner: str = ""
+    partition: Any = None
+    priority: int = 0
+    deadline: float = inf
+    keep: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step was.
+
+    seconds     that the pass over the weights took
+    expected    what was expected of it; None: not known
+    tokens      that it ran
+    generating  requests for which it computed their next token
+    """
+
+    seconds: float
+    expected: float | None
+    tokens: int
+    generating: int
+
+
 class Request:
     """Tokens to run, and what becomes of their logits.
 
     ids      what the sequence is to hold: accept() may append to it. The request ends when all have been run.
     first    the place of the first of them whose logits are wanted; those of all behind it are, too
     cached   how many of them had been computed before
+    terms    on what terms it runs; set before it is added
     guesses  in accept(): the tokens behind ids that are run in the same step, whether they come or not
     drafted  how many guesses have been run for it
+    seconds  its share of the time that steps took, and of the bytes of weights that they `read`; by tokens
     updates  where the request itself is put when it has ended, and before it what accept() puts there
     ended    whether it has; `error` then says why, if it failed
 
@@ -59,14 +128,23 @@ class Request:
     """
 
     def __init__(self, ids: list[int], first: int) -> None:
-        self.ids, self.first = ids, first
+        self.ids, self.first, self.terms = ids, first, Terms()
         self.cached = self.drafted = 0
+        self.seconds = self.read = 0.0
         self.guesses: list[int] = []
         self.updates: SimpleQueue[Any] = SimpleQueue()
         self.cancelled = self.ended = False
         self.error: BaseException | None = None
-        self.seq = -1  # the sequence that it has in the batch; -1: none yet
+        self.seq = -1  # the sequence that it has in the batch; -1: none
+        self.started = False  # whether it has had a place
+        self.began = self.answered = 0.0  # time.monotonic() of that, and of its first logits
+        self.uses = 1  # requests that have begun with its sequence
         self.after: tuple[Request, int] | None = None  # another one, of which it awaits so many tokens
+
+    @property
+    def most(self) -> int:
+        """How many ids it may come to have."""
+        return len(self.ids)
 
     def start(self) -> None:
         """Called once, before the first accept()."""
@@ -103,16 +181,19 @@ class Scheduler:
         scheduler.add(request)      # starts the thread that steps
         request.updates.get()       # waits
 
-    Requests enter the batch in the order in which they came, as places in it become free; those that come
+    Requests enter the batch as places in it become free, those of owners that have few first; those that come
     together take turns with others as if they were one. In each step those that generate go first, with a
-    token each; then up to a budget of tokens the prompts, half of it for the one that came first, so that
-    none starves, the rest for those with the least left.
+    token each; then up to a budget of tokens the prompts, in equal shares of their owners: half of a share is
+    for the one that came first, so that none starves, the rest for those with the least left.
 
     A request takes over the sequence that begins most like its prompt, or a copy of it, and waits for one
-    that is computing the same tokens already. A few sequences are kept after their requests for that.
+    that is computing the same tokens already. Some sequences are kept after their requests for that.
 
-    max_running  requests that run at the same time; fewer where memory for so many cannot be reserved
-    max_idle     sequences that are kept
+    policy   how they share processor and memory
+    on_step  called after each step, by the thread that steps
+
+    isa   the instruction set in use
+    beat  time.monotonic() when the step that is under way began, or the last one
     """
 
     def __init__(
@@ -120,19 +201,22 @@ class Scheduler:
         model: Model,
         context: int,
         threads: int,
-        *,
-        max_running: int = MAX_BATCH,
-        max_idle: int = MAX_IDLE,
+        policy: Policy | None = None,
+        on_step: Callable[[Step], None] | None = None,
     ) -> None:
-        self.max_running, self.max_idle = max_running, max_idle
+        self.policy, self.on_step = policy or Policy(), on_step
+        self.pace = Pace()
+        self.beat = time.monotonic()
         self._model, self._context, self._threads = model, context, threads
         self._closed = f"{model.path} is closed"
-        self._max_rows = max(2 * max_running, MAX_LOGITS // model.vocab_size)
-        self._cache: Cache | None = self._open_cache()
+        self._max_rows = max(2 * self.policy.max_running, MAX_LOGITS // model.vocab_size)
+        self._places: Places | None = self._open_places()
+        self.isa = self._places.cache.isa
         self._inbox: SimpleQueue[tuple[Request, ...]] = SimpleQueue()
-        self._waiting: deque[deque[Request]] = deque()  # what came together, each in its order
+        self._waiting = Waiting()
         self._running: list[Request] = []  # in the order in which they entered
-        self._idle: list[int] = []  # sequences without a request that hold tokens, the longest unused first
+        self._shares = Shares()
+        self._leaving = False  # whether a request was cancelled since the last step
         self._lock = threading.RLock()  # for `_thread`: whether there is one that will look into the inbox
         self._thread: threading.Thread | None = None
         self._driving = threading.Lock()  # held by who steps
@@ -154,7 +238,8 @@ class Scheduler:
 
     def cancel(self, request: Request) -> None:
         """Ends a request before the next step. It may have ended already."""
-        request.cancelled = True  # the thread that steps sees it: while requests run it does not sleep
+        request.cancelled = True
+        self._leaving = True  # the thread that steps sees it: while requests run it does not sleep
 
     def get(self, request: Request) -> Any:
         """Waits for the next of a request's updates."""
@@ -212,7 +297,7 @@ class Scheduler:
                     continue
                 if not self.closed and not self._stopped:
                     with suppress(Empty):
-                        self._take_in(self._inbox.get(timeout=IDLE))
+                        self._waiting.add(self._inbox.get(timeout=IDLE))
                 with self._lock:
                     if self._stopped or (self._inbox.empty() and not self._waiting):
                         self._thread = None
@@ -221,7 +306,7 @@ class Scheduler:
     def step(self) -> bool:
         """One pass over the weights for the requests that run. Returns whether there are requests left. One
         thread at a time may call it."""
-        self._stepping = True
+        self._stepping, self.beat = True, time.monotonic()
         try:
             self._enter()
             if parts := self._plan():
@@ -233,139 +318,183 @@ class Scheduler:
             self._stepping = False
         return bool(self._running or self._waiting)
 
+    def stuck(self, seconds: float) -> bool:
+        """Whether a step is under way since longer than that, or requests wait and nobody steps."""
+        late = time.monotonic() - self.beat > seconds
+        dead = self._thread is not None and not self._thread.is_alive()
+        return (self._stepping and late) or (dead and not self._inbox.empty())
+
+    def memory(self) -> tuple[int, int]:
+        """The bytes of keys and values that are kept of earlier requests, and those of all. Any thread may
+        ask: they are about right."""
+        with suppress(RuntimeError, KeyError):  # something has come or gone meanwhile
+            if (places := self._places) is not None:
+                return places.kept, places.held
+        return 0, 0
+
     def _fail(self, error: BaseException) -> None:
         """Ends all requests with an error."""
         self._take_all_in()
-        requests = [*self._running, *(request for group in self._waiting for request in group)]
+        requests = [*self._running, *self._waiting.clear()]
         self._running.clear()
-        self._waiting.clear()
-        self._idle.clear()
-        self._cache = None  # whatever state it is in
+        self._places = None  # whatever state its cache is in
         for request in requests:
             own = LLMError(f"{error}" if isinstance(error, LLMError) else f"a step failed: {error!r}")
             own.__cause__ = error
             request.end(own)
 
-    # What enters the batch, and where
-
-    def _take_in(self, requests: tuple[Request, ...]) -> None:
-        if requests:
-            self._waiting.append(deque(requests))
+    # What enters the batch, and what leaves it
 
     def _take_all_in(self) -> None:
         while not self._inbox.empty():
-            self._take_in(self._inbox.get())
-
-    def _next(self) -> Request | None:
-        """The next request to enter."""
-        while self._waiting:
-            group = self._waiting.popleft()
-            request = group.popleft()
-            if group:
-                self._waiting.append(group)
-            if not request.cancelled:
-                return request
-            request.end(LLMError(CANCELLED))
-        return None
+            self._waiting.add(self._inbox.get())
 
     def _enter(self) -> None:
-        """Takes new requests in, lets cancelled ones go, and gives places to those that wait for one."""
+        """Takes new requests in, lets go those that are cancelled or late, and gives places to those that
+        wait for one."""
         self._take_all_in()
         if self.closed:
             self._fail(LLMError(self._closed))
             return
-        for request in [request for request in self._running if request.cancelled]:
-            self._leave(request, LLMError(CANCELLED))
-        if self._cache is None and self._waiting:
-            self._cache = self._open_cache()
-        while self._cache and len(self._running) < min(self.max_running, len(self._cache.tokens)):
-            if (entering := self._next()) is None:
+        self._let_go()
+        if self._places is None and self._waiting:
+            self._places = self._open_places()
+        self._make_room()
+        running = Counter(request.terms.owner for request in self._running)
+        while (request := self._waiting.next(running)) is not None:
+            if not self._has_room_for(request):
+                self._waiting.put_back(request)
                 break
-            self._running.append(entering)
+            running[request.terms.owner] += 1
+            self._running.append(request)
         for request in [request for request in self._running if request.seq < 0]:
             try:
                 self._place(request)
             except Exception as error:
                 self._leave(request, error)
 
+    def _let_go(self) -> None:
+        """Ends requests that were cancelled, or whose time is over."""
+        now = time.monotonic()
+
+        def gone(request: Request) -> bool:
+            return request.cancelled or request.terms.deadline < now
+
+        for request in [request for request in self._running if gone(request)]:
+            self._leave(request, _why_gone(request))
+        if self._leaving or self._waiting.late:
+            self._leaving = False
+            for request in self._waiting.take_out(gone):
+                request.end(_why_gone(request))
+
+    def _has_room_for(self, request: Request) -> bool:
+        """Whether a request can enter, if need be in the place of one of lower priority."""
+        full = len(self._running) >= min(self.policy.max_running, len(self._batch))
+        if not full and self._batch.has_room_for(request, self._running):
+            return True
+        last = self._last()
+        if last is None or last.terms.priority <= request.terms.priority:
+            return False
+        self._put_off(last)
+        return self._has_room_for(request)
+
+    def _last(self) -> Request | None:
+        """The one that runs and would leave first: of the lowest priority the one that came last."""
+        placed = [request for request in self._running if request.seq >= 0]
+        return max(reversed(placed), key=lambda request: request.terms.priority, default=None)
+
+    def _make_room(self) -> None:
+        """Where memory has run out, puts requests off."""
+        if self._places is None or self.policy.memory is None:
+            return
+        self._places.make_room()
+        while self._places.overfull and (last := self._last()) is not None:
+            self._put_off(last)
+
+    def _put_off(self, request: Request) -> None:
+        """Lets a request wait again. What it has computed is kept while there is room; it goes on where it
+        was, for the logits that it has got it does not get again."""
+        request.first = max(request.first, len(self._tokens(request.seq)))
+        self._running.remove(request)
+        self._batch.leave(request)
+        request.seq = -1
+        self._waiting.put_back(request)
+
     def _leave(self, request: Request, error: BaseException | None = None) -> None:
         """Takes a request out of the batch; what it has computed is kept for a while."""
         self._running.remove(request)
-        if request.seq >= 0 and self._tokens(request.seq):
-            self._idle.append(request.seq)
-            while len(self._idle) > self.max_idle:
-                self._batch.truncate(self._idle.pop(0), 0)
+        self._batch.leave(request)
         request.end(error)
 
-    def _open_cache(self) -> Cache:
-        n_seqs = self.max_running + self.max_idle
-        return Cache.open(self._model, self._context, self._threads, n_seqs)
+    def _open_places(self) -> Places:
+        n_seqs = self.policy.max_running + self.policy.max_idle
+        cache = Cache.open(self._model, self._context, self._threads, n_seqs)
+        return Places(cache, self.policy.max_idle, self.policy.memory, self.policy.overcommit)
 
     @property
-    def _batch(self) -> Cache:
-        """The cache, where there is one: while requests run."""
-        assert self._cache is not None
-        return self._cache
+    def _batch(self) -> Places:
+        """The sequences, where there are any: while requests run."""
+        assert self._places is not None
+        return self._places
 
     def _tokens(self, seq: int) -> list[int]:
-        return self._batch.tokens[seq]
+        return self._batch.tokens(seq)
 
     def _place(self, request: Request) -> None:
-        """Gives a request a sequence with as much of its prompt as is known, or lets it wait for another one
-        that is about to compute more of it."""
-        if request.after and not request.after[0].ended:
-            other, length = request.after
-            if other.seq >= 0 and len(self._tokens(other.seq)) < length:
-                return
-        seqs = range(len(self._batch.tokens))
-        shared = [self._batch.reusable(seq, request.ids, request.first) for seq in seqs]
-        best = max(seqs, key=lambda seq: (shared[seq], seq in self._idle))
-        placed = [other for other in self._running if other.seq >= 0]
-        for other in placed:
-            length = min(shared_prefix(other.ids, request.ids), request.first)
-            to_come = length > len(self._tokens(other.seq))
-            if to_come and length - shared[best] >= MIN_SHARED:
-                request.after = other, length
-                return
-        request.after = None
-        used = {other.seq for other in placed}
-        empty = [seq for seq in seqs if seq not in used and seq not in self._idle]
-        length = shared[best]
-        if best in self._idle and len(self._tokens(best)) <= 2 * length:  # less is lost than won
-            seq = best
-        elif empty and (len(self._idle) < self.max_idle or not self._idle):
-            seq = empty[0]
-        else:
-            seq = self._idle[0]
-        if seq in self._idle:
-            self._idle.remove(seq)
-        if seq == best:
-            self._batch.truncate(seq, length)
-        elif length >= MIN_COPIED:
-            self._batch.copy(best, seq, length)
-        else:
-            self._batch.truncate(seq, 0)
-        request.seq, request.cached = seq, len(self._tokens(seq))
-        request.start()
+        """Gives a request a sequence, unless it waits for another one."""
+        if not self._batch.place(request):
+            return
+        if not request.started:
+            request.started, request.began = True, time.monotonic()
+            request.cached = len(self._tokens(request.seq))
+            request.start()
+        if self._pending(request) == 0:  # all of it is known, and no logits are wanted
+            self._leave(request)
 
     # A step: which tokens, the pass, what comes of it
+
+    def left(self, request: Request) -> int:
+        """How many tokens of a request are still to be run. Any thread may ask."""
+        seq, places = request.seq, self._places
+        return len(request.ids) - (0 if seq < 0 or places is None else len(places.tokens(seq)))
 
     def _pending(self, request: Request) -> int:
         return len(request.ids) - len(self._tokens(request.seq))
 
-    def budget(self, generating: int) -> int:
-        """How many tokens of prompts, at least 1, a step may have beside that many requests that generate."""
-        return min(CHUNK - generating, BESIDE) if generating else CHUNK
+    def budget(self, generating: int, reads: int, depth: int) -> int:
+        """How many tokens of prompts, at least 1, a step may have beside that many requests that generate,
+        which attend to `reads` positions; each of those tokens attends to about `depth`."""
+        if not generating:
+            return CHUNK
+        if self.policy.throughput:
+            return max(1, CHUNK - generating)
+        room = BESIDE
+        if self.policy.itl is not None and self.pace.known:
+            room = max(LEAST_BESIDE, self.pace.room(self.policy.itl, generating, reads, depth))
+        return max(1, min(CHUNK - generating, room))
 
     def _plan(self) -> list[Part]:
         """How many tokens of which requests are run in this step."""
         placed = [request for request in self._running if request.seq >= 0]
         prompts = [request for request in placed if self._pending(request) > 1]
         parts = [Part(request, 1) for request in placed if self._pending(request) == 1]
-        room = self.budget(len(parts))
-        rows = self._max_rows - len(parts)
         if not prompts:
             return self._with_guesses(parts)
+        depth = max(len(self._tokens(request.seq)) for request in prompts)
+        room = self.budget(len(parts), self._reads(parts), depth)
+        wanted = Counter[str]()
+        for request in prompts:
+            wanted[request.terms.owner] += self._pending(request)
+        rows = self._max_rows - len(parts)
+        for owner, share in self._shares.split(room, wanted).items():
+            own = [request for request in prompts if request.terms.owner == owner]
+            for part in self._part(own, share, rows):
+                parts.append(part)
+                rows -= self._wanted(part)
+        return parts
+
+    def _part(self, prompts: list[Request], room: int, rows: int) -> list[Part]:
+        """The parts of one owner's prompts. rows: of logits, that they may want."""
         counts = dict.fromkeys(prompts, 0)
         oldest = prompts[0]
         turns = [(oldest, (room + 1) // 2)]
@@ -377,7 +506,20 @@ class Scheduler:
             counts[request] += count
             room -= count
             rows -= max(0, at + count - max(at, request.first))
-        return parts + [Part(request, count) for request, count in counts.items() if count]
+        return [Part(request, count) for request, count in counts.items() if count]
+
+    def _wanted(self, part: Part) -> int:
+        """How many logits a part's own tokens want."""
+        end = len(self._tokens(part.request.seq)) + part.count
+        return min(part.count, max(0, end - part.request.first))
+
+    def _reads(self, parts: list[Part]) -> int:
+        """The positions that the tokens of parts attend to, together."""
+        reads = 0
+        for part in parts:
+            count = part.count + len(part.guesses)
+            reads += count * len(self._tokens(part.request.seq)) + count * (count + 1) // 2
+        return reads
 
     def _with_guesses(self, parts: list[Part]) -> list[Part]:
         """The parts of requests that generate, with guesses if few run; less those whose draft() failed."""
@@ -404,13 +546,14 @@ class Scheduler:
             tokens += request.ids[at:end] + part.guesses
             seqs += [request.seq] * (part.count + len(part.guesses))
             want += [i >= request.first for i in range(at, end)] + [True] * len(part.guesses)
-            wanted.append(max(0, end - max(at, request.first)) + len(part.guesses))
+            wanted.append(self._wanted(part) + len(part.guesses))
+        reads, began = self._reads(parts), time.perf_counter()
         try:
-            rows = self._batch.forward(tokens, seqs, want)
+            rows = self._batch.cache.forward(tokens, seqs, want)
         except Exception as error:
-            self._batch.sync()
+            self._batch.cache.sync()
             for part, length in zip(parts, lengths, strict=True):
-                self._batch.truncate(part.request.seq, length)
+                self._batch.cache.truncate(part.request.seq, length)
             if any(part.guesses for part in parts):  # it may be the fault of one of them
                 self._run([Part(part.request, part.count) for part in parts])
             elif len(parts) == 1:
@@ -419,11 +562,12 @@ class Scheduler:
                 for part in parts:
                     self._run([part])
             return
+        self._learn(parts, len(tokens), reads, time.perf_counter() - began)
         logits = ffi.from_buffer("float[]", rows)
         at = 0
         for part, count in zip(parts, wanted, strict=True):
             try:
-                self._pass_on(part, logits + at * self._batch.vocab_size, count)
+                self._pass_on(part, logits + at * self._model.vocab_size, count)
             except Exception as error:
                 self._leave(part.request, error)
             else:
@@ -431,38 +575,53 @@ class Scheduler:
                     self._leave(part.request)
             at += count
 
+    def _learn(self, parts: list[Part], tokens: int, reads: int, seconds: float) -> None:
+        """Takes in what a step has cost, and says so."""
+        expected = self.pace.seconds(tokens, reads) if self.pace.known else None
+        self.pace.learn(tokens, reads, seconds)
+        weights = self._model.counts.read
+        for part in parts:
+            share = (part.count + len(part.guesses)) / tokens
+            part.request.seconds += share * seconds
+            part.request.read += share * weights
+        if self.on_step is not None:
+            generating = sum(self._wanted(part) > 0 for part in parts)
+            self.on_step(Step(seconds, expected, tokens, generating))
+
     def _pass_on(self, part: Part, logits: Any, count: int) -> None:
         """Gives a request its logits (count, vocab_size): those behind its own tokens, and those behind
         guesses that are right. The other guesses leave the sequence."""
         request, guesses = part.request, part.guesses
+        if count and not request.answered:
+            request.answered = time.monotonic()
         start, right = len(request.ids), 0
         request.guesses = guesses
         request.drafted += len(guesses)
         try:
             for row in range(count):
-                request.accept(logits + row * self._batch.vocab_size)
+                request.accept(logits + row * self._model.vocab_size)
                 if guesses and request.ids[start + right :] != guesses[right : right + 1]:
                     break  # another token came; or none, since it has ended
                 right += 1
         finally:
             request.guesses = []
             if right < len(guesses):
-                self._batch.truncate(request.seq, start + right)
+                self._batch.cache.truncate(request.seq, start + right)
 
     # ------------------------------------------------------------------------------------------------------
     # The process forks, or ends
 
     def after_fork(self) -> None:
         """In the child, which has neither the thread nor what it was doing."""
-        requests = [*self._running, *(request for group in self._waiting for request in group)]
+        requests = [*self._running, *self._waiting.clear()]
         while not self._inbox.empty():
             requests += self._inbox.get()
-        if self._stepping or (self._cache is not None and self._cache.orphaned):
-            self._cache = None
-            self._idle.clear()
-        self._idle += [request.seq for request in self._running if request.seq >= 0 and self._cache]
+        if self._stepping or (self._places is not None and self._places.cache.orphaned):
+            self._places = None
+        for request in self._running:
+            if self._places is not None:
+                self._places.leave(request)
         self._running.clear()
-        self._waiting.clear()
         self._inbox = SimpleQueue()
         self._lock, self._driving = threading.RLock(), threading.Lock()
         self._thread, self._stepping = None, False
@@ -475,6 +634,10 @@ class Scheduler:
         self._inbox.put(())
         if (thread := self._thread) is not None and thread is not threading.current_thread():
             thread.join(timeout)
+
+
+def _why_gone(request: Request) -> LLMError:
+    return LLMError(CANCELLED) if request.cancelled else LateError("the time for the request is over")
 
 
 _ALL: weakref.WeakSet[Scheduler] = weakref.WeakSet()

@@ -293,7 +293,7 @@ static void sample(dice *d, const float *logits, size_t vocab) {
     llm_sampler *s = llm_sampler_open(&p, vocab, NULL, 0);
     CHECK(s);
     for (int i = 0; i < 3; i++)
-        CHECK(llm_sample(s, logits) < vocab);
+        CHECK(llm_sample(s, logits, NULL) < vocab);
     llm_sampler_close(s);
     llm_logprobs(logits, vocab, from_to(d, 0, (uint32_t)vocab - 1), 5, top, logprobs);
     CHECK(top[0] < vocab);

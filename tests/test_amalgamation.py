@@ -56,7 +56,7 @@ int main(int argc, char **argv) {
     if (n < 1 || end > 64 || llm_forward(s, (size_t)n, tokens, NULL, NULL, logits, err, sizeof err))
         return puts(err), 1;
     for (; n < end; n++) {
-        tokens[n] = llm_sample(sampler, logits);
+        tokens[n] = llm_sample(sampler, logits, NULL);
         if (llm_forward(s, 1, tokens + n, NULL, NULL, logits, err, sizeof err))
             return puts(err), 1;
     }

@@ -279,7 +279,7 @@ def test_defaults_are_those_of_the_c_side():
 @pytest.mark.parametrize(
     ("field", "values", "error"),
     [
-        ("max_tokens", [0, -1], ValueError),
+        ("max_tokens", [-1], ValueError),
         ("temperature", [-1, math.nan, math.inf, 1e39, 10**400], ValueError),
         ("top_k", [-2, 2**32], ValueError),
         ("top_p", [0, 1.1, math.nan], ValueError),
@@ -367,7 +367,7 @@ def test_minus_one_is_a_random_seed_and_no_top_k_as_clients_send_them(llm):
 
 
 def test_refusals_say_what_to_write_instead():
-    with pytest.raises(ValueError, match="max_tokens must be at least 1, not -1; None: until"):
+    with pytest.raises(ValueError, match="max_tokens must be at least 0, not -1; None: until"):
         SamplingParams(max_tokens=-1)
     with pytest.raises(TypeError, match="logprobs .* not True: write 0 .* n "):
         SamplingParams(logprobs=True)

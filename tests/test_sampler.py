@@ -33,14 +33,22 @@ class Sampler:
     def accept(self, token, generated):
         lib.llm_sampler_accept(self.sampler, token, generated)
 
-    def draw(self, logits, n=1):
+    def draw(self, logits, n=1, allowed=None):
         logits = np.ascontiguousarray(logits, dtype=np.float32)
         assert logits.size == self.vocab_size
         before = logits.tobytes()
         pointer = ffi.cast("float *", logits.ctypes.data)
-        tokens = [lib.llm_sample(self.sampler, pointer) for _ in range(n)]
+        mask = ffi.NULL if allowed is None else ffi.from_buffer("uint32_t[]", bits(allowed))
+        tokens = [lib.llm_sample(self.sampler, pointer, mask) for _ in range(n)]
         assert logits.tobytes() == before  # the caller's logits are not changed
         return tokens
+
+
+def bits(allowed):
+    """A mask: a bit for each token that may be drawn, in words of 32."""
+    padded = np.zeros(-(-len(allowed) // 32) * 32, dtype=bool)
+    padded[: len(allowed)] = allowed
+    return np.packbits(padded, bitorder="little").view(np.uint32)
 
 
 def splitmix64(seed):
@@ -437,3 +445,69 @@ def test_logprobs_ignore_the_sampler():
     logits = [2.0, 1.0, 0.0]
     total = math.log(sum(map(math.exp, logits)))
     assert logprobs(logits, 1, 1)[0] == pytest.approx(1 - total, rel=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Masks
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 64, 65, 1000])
+@pytest.mark.parametrize("settings", EACH_PATH)
+def test_a_mask_forbids_what_a_bias_of_minus_infinity_forbids(vocab_size, settings):
+    logits = logits_like_a_model(vocab_size, seed=3)
+    allowed = np.random.default_rng(vocab_size).random(vocab_size) < 0.3
+    allowed[vocab_size // 2] = True
+    forbidden = {int(token): -INF for token in np.flatnonzero(~allowed)}
+    masked = Sampler(vocab_size, seed=5, **settings).draw(logits, 50, allowed)
+    assert masked == Sampler(vocab_size, bias=forbidden, seed=5, **settings).draw(logits, 50)
+    assert all(allowed[token] for token in masked)
+
+
+def test_a_mask_counts_for_its_own_draw_only():
+    logits = [0.0, 5.0, 1.0]
+    sampler = Sampler(3, temperature=0)
+    assert sampler.draw(logits, 1, [True, False, True]) == [2]
+    assert sampler.draw(logits, 1) == [1]
+
+
+def test_a_mask_goes_with_penalties_and_bias():
+    sampler = Sampler(3, temperature=0, bias={2: 3.0}, presence_penalty=9.0)
+    assert sampler.draw([0.0, 5.0, 1.0], 2, [True, False, True]) == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "logits, allowed, token",
+    [
+        (
+            [3.0, 2.0, 1.0, 0.0],
+            [False, True, True, False],
+            1,
+        ),  # the bias leaves nothing: the model's own choice
+        ([3.0, -INF, -INF, 0.0], [False, False, True, True], 3),
+        (
+            [3.0, -INF, -INF, -INF],
+            [False, False, True, True],
+            2,
+        ),  # nothing is likely: the first that may come
+        ([NAN, NAN, NAN, NAN], [False, False, False, True], 3),
+    ],
+)
+def test_what_a_mask_forbids_never_comes(logits, allowed, token):
+    bias = {i: -INF for i in range(4)}
+    assert Sampler(4, bias=bias).draw(logits, 3, allowed) == [token] * 3
+
+
+@pytest.mark.parametrize("vocab_size", [1, 63, 64, 65, 1000])
+def test_the_mass_of_a_mask_is_the_sum_of_its_probabilities(vocab_size):
+    logits = logits_like_a_model(vocab_size, seed=4)
+    allowed = np.random.default_rng(1).random(vocab_size) < 0.5
+    expected = reference(logits)[allowed].sum()
+    mask = ffi.from_buffer("uint32_t[]", bits(allowed))
+    mass = lib.llm_mass(ffi.cast("float *", logits.ctypes.data), vocab_size, mask)
+    assert abs(mass - expected) < 1e-6
+
+
+def test_there_is_no_mass_without_finite_logits():
+    for logits in ([NAN, NAN], [-INF, -INF], [INF, 0.0]):
+        x = np.array(logits, np.float32)
+        assert math.isnan(lib.llm_mass(ffi.cast("float *", x.ctypes.data), 2, ffi.new("uint32_t[]", [3])))

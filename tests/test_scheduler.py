@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -246,7 +247,7 @@ def test_short_prompts_pass_a_long_one_which_still_has_half_of_each_pass(model, 
 
 
 def test_requests_enter_in_the_order_of_their_arrival(model, by_hand, monkeypatch):
-    by_hand.max_running = 2
+    by_hand.policy = replace(by_hand.policy, max_running=2)
     jobs, started = [continuation(model, text, 3 + i) for i, text in enumerate("abcdefgh")], []
     for i, job in enumerate(jobs):
         monkeypatch.setattr(job, "start", lambda i=i, start=job.start: (started.append(i), start()))
@@ -256,7 +257,7 @@ def test_requests_enter_in_the_order_of_their_arrival(model, by_hand, monkeypatc
 
 
 def test_a_single_request_does_not_wait_for_the_whole_of_a_list(model, by_hand):
-    by_hand.max_running = 2
+    by_hand.policy = replace(by_hand.policy, max_running=2)
     many = [continuation(model, f"many {i}", 3) for i in range(20)]
     by_hand.add(*many)
     by_hand.step()
@@ -312,15 +313,17 @@ def test_few_sequences_are_kept_and_the_longest_unused_goes(model, by_hand):
     for text in texts:
         by_hand.add(continuation(model, text, 1))
         by_hand.until_idle()
-    held = [tokens for tokens in by_hand._cache.tokens if tokens]
+    held = [tokens for tokens in by_hand._places.cache.tokens if tokens]
     assert sorted(chr(tokens[1]) for tokens in held) == list("defg") and len(held) == MAX_IDLE
     by_hand.add(again := continuation(model, texts[4], 1), new := continuation(model, texts[0], 1))
     by_hand.until_idle()
     assert (again.cached, new.cached) == (50, 0)
-    by_hand.add(*[continuation(model, c * 20, 1) for c in "pqrstuv"])  # at once: one pass, all end in it
+    by_hand.add(*[continuation(model, c * 50, 1) for c in "pqr"])
     by_hand.until_idle()
-    held = [tokens for tokens in by_hand._cache.tokens if tokens]
-    assert sorted(chr(tokens[1]) for tokens in held) == list("stuv")
+    held = [tokens for tokens in by_hand._places.cache.tokens if tokens]
+    assert sorted(chr(tokens[1]) for tokens in held) == list("epqr"), (
+        "what was used twice outlives those used once"
+    )
 
 
 def test_a_copy_leaves_a_longer_conversation_as_it_is(model, by_hand):
@@ -347,7 +350,7 @@ def test_where_few_sequences_can_be_had_requests_take_turns(path, monkeypatch, m
     monkeypatch.setattr(Cache, "__init__", limited)
     with LLM(path, threads=1) as llm:
         assert llm.generate(prompts, seed=1, max_tokens=9) == expected
-        assert len(llm._scheduler._cache.tokens) == (2 if most == 3 else most)  # by halves from 36
+        assert len(llm._scheduler._places.cache.tokens) == (2 if most == 3 else most)  # by halves from 36
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -368,7 +371,7 @@ def test_a_cancelled_request_leaves_before_the_next_step(model, by_hand, path, p
 
 
 def test_a_request_that_waits_can_be_cancelled(model, by_hand):
-    by_hand.max_running = 1
+    by_hand.policy = replace(by_hand.policy, max_running=1)
     jobs = [continuation(model, text, 3) for text in "abc"]
     by_hand.add(*jobs)
     by_hand.cancel(jobs[1])
@@ -485,7 +488,7 @@ def test_a_reader_that_stops_reading_holds_nobody_up(llm):
 def test_closing_fails_what_runs_and_waits_and_gives_memory_back(path, monkeypatch):
     llm = LLM(path, threads=1)
     batch = llm._scheduler
-    batch.max_running = 2
+    batch.policy = replace(batch.policy, max_running=2)
     gate = Gate(monkeypatch)
     uses = [
         lambda: llm.generate("a", **ENDLESS), lambda: llm.score("a", "b" * 900),
@@ -502,7 +505,7 @@ def test_closing_fails_what_runs_and_waits_and_gives_memory_back(path, monkeypat
             with pytest.raises(LLMError, match="tiny.llm is closed"):
                 done.result(SECONDS)
     until(lambda: batch._thread is None)
-    assert batch._cache is None
+    assert batch._places is None
     with pytest.raises(LLMError, match="closed"):
         batch.add(Request([1], 0))
 

@@ -1,0 +1,396 @@
+"""Tool calls: how the models of each template family write them, as a grammar and as a parser from one
+table, so that the two cannot disagree.
+
+What a model writes after its mark for a call is bound to the grammar: the name is one of the tools', the
+arguments are JSON that the tool's schema allows. So the parser need not guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyllm.binding import Model
+from pyllm.grammar import Constraint, GrammarError, Grammars, Reasoning, State, as_lark, schema_in_lark
+from pyllm.sampling import unfinished
+
+NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}\Z")
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+ID_LENGTH = 9  # Mistral's templates want exactly so many letters and digits
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a family writes calls.
+
+    name       of the family
+    signs      its templates have one of these in them
+    before     text before the calls: the mark by which they are known
+    call       a call; {call} is the JSON object of name and arguments, {name} and {arguments} are these apart
+    between    text between two calls
+    after      text after the last
+    arguments  the name under which the object has its arguments
+    anchored   whether the mark counts at the start of a reply only, since it is no word of its own
+    """
+
+    name: str
+    signs: tuple[str, ...]
+    before: str
+    call: str
+    between: str
+    after: str
+    arguments: str = "arguments"
+    anchored: bool = False
+
+
+FORMATS = (
+    Format("mistral", ("[ARGS]",), "[TOOL_CALLS]", "{name}[ARGS]{arguments}", "[TOOL_CALLS]", ""),
+    Format("mistral", ("[TOOL_CALLS]",), "[TOOL_CALLS]", "{call}", ", ", "]"),
+    Format("granite", ("<|tool_call|>",), "<|tool_call|>", "{call}", ", ", "]"),
+    Format("hermes", ("<tool_call>",), "<tool_call>", "\n{call}\n</tool_call>", "\n<tool_call>", ""),
+    Format("llama3", ("<|python_tag|>", '"parameters"'), "", "{call}", "; ", "", "parameters", anchored=True),
+)
+GENERIC = Format("json", (), "", "{call}", "\n", "", anchored=True)
+UNKNOWN = ("<function=", "<|channel|>", "<arg_key>", "<｜tool▁calls▁begin｜>")  # of formats that are not here
+
+
+def format_of(template: str) -> Format:
+    """The format of a template's family. ValueError when it is one that is not known."""
+    if sign := next((sign for sign in UNKNOWN if sign in template), None):
+        raise ValueError(f"the model's template writes calls with {sign!r}, which is not supported")
+    for each in FORMATS:
+        if any(sign in template for sign in each.signs):
+            return each
+    return GENERIC
+
+
+def knows_tools(template: str) -> bool:
+    """Whether a template shows tools to its model."""
+    return re.search(r"\btools\b", template) is not None
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call. parameters: the JSON schema of its arguments, an object."""
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=lambda: {"type": "object"})
+
+
+class Calls:
+    """The calls that one request allows.
+
+    form      how the model writes them
+    tools     those that it may call
+    required  whether the reply is to be calls
+    parallel  whether there may be several
+    """
+
+    def __init__(self, form: Format, tools: Sequence[Tool], required: bool, parallel: bool) -> None:
+        self.form, self.tools, self.required, self.parallel = form, tools, required, parallel
+        self._open = r"/ ?\[/" if form.after == "]" else ""  # the objects stand in a list
+
+    @property
+    def mark(self) -> str:
+        """The text by which calls are known."""
+        return self.form.before or '{"name": "'
+
+    def lark(self, model: Model, reasoning: Reasoning | None, otherwise: Constraint | None) -> str:
+        """The grammar of the calls, with what may come before them, or in place of them."""
+        form = self.form
+        rules = [f"call{i}: {self._call(model, tool)}" for i, tool in enumerate(self.tools)]
+        one = " | ".join(f"call{i}" for i in range(len(self.tools)))
+        between = as_lark(model, form.between)
+        start = f"{as_lark(model, form.before)} {self._open} call"
+        more = f" ({between} call)*" if self.parallel else ""
+        end = as_lark(model, form.after)
+        thought = reasoning.lark(model) if reasoning is not None else ""
+        answer = f" | {otherwise.lark()}" if otherwise is not None else ""
+        lines = [f"start: {thought} (calls{answer})", f"calls: {start}{more} {end}", f"call: {one}", *rules]
+        return "\n".join(lines) + "\n" + (reasoning.rules if reasoning is not None else "")
+
+    def _call(self, model: Model, tool: Tool) -> str:
+        """The right side of the rule of one tool."""
+        arguments = schema_in_lark(tool.parameters)
+        start = f'{{"name": {json.dumps(tool.name)}, "{self.form.arguments}": '
+        values = {
+            "{call}": f'{json.dumps(start)} {arguments} "}}"',
+            "{name}": json.dumps(tool.name),
+            "{arguments}": arguments,
+        }
+        parts = re.split(r"(\{\w+\})", self.form.call)
+        return " ".join(values.get(part) or as_lark(model, part) for part in parts if part)
+
+    def state(
+        self, grammars: Grammars, reasoning: Reasoning | None, otherwise: Constraint | None = None
+    ) -> State:
+        """What binds a reply: from its start where it is to be calls, or these or something else; otherwise
+        from their mark on. GrammarError that names the tool when the schema of one cannot be enforced."""
+        for tool in self.tools:
+            try:
+                grammars.check_schema(tool.parameters)
+            except GrammarError as error:
+                raise GrammarError(f"{tool.name}: {error}", error.pointer) from None
+        if self.required or otherwise is not None:
+            return grammars.state(self.lark(grammars.model, reasoning, None if self.required else otherwise))
+        lark = self.lark(grammars.model, None, None)
+        return Triggered(grammars, lark, self.mark, self.form.anchored)
+
+    def parser(self, seed: int) -> Parser:
+        """What takes a reply apart."""
+        return Parser(self, seed)
+
+
+class Triggered(State):
+    """Binds nothing until a mark comes, and what follows from there on."""
+
+    def __init__(self, grammars: Grammars, lark: str, mark: str, anchored: bool) -> None:
+        self._grammars, self._lark, self._anchored = grammars, lark, anchored
+        self._sign = mark.encode()
+        self._tokens: list[int] = []  # the last ones, in which the mark may have begun
+        self._bytes = b""  # theirs
+        self._open = True  # whether the mark may still come
+        self._state: State | None = None
+
+    def mask(self) -> Any:
+        return self._grammars.free if self._state is None else self._state.mask()
+
+    def accept(self, token: int) -> None:
+        if self._state is not None:
+            self._state.accept(token)
+        elif self._open:
+            self._look(token)
+
+    def _look(self, token: int) -> None:
+        """Whether the mark has come with this token."""
+        data = self._grammars.model.token_bytes(token)
+        self._tokens.append(token)
+        self._bytes += data
+        text = self._bytes.lstrip() if self._anchored else self._bytes
+        at = text.find(self._sign)
+        if at == 0 or (at > 0 and not self._anchored):
+            self._begin(text[at:])
+        elif self._anchored:
+            self._open = self._sign.startswith(text[: len(self._sign)])
+        else:  # only the end may be the beginning of the mark
+            while self._tokens and len(self._bytes) - self._size(0) >= len(self._sign) - 1:
+                self._bytes = self._bytes[self._size(0) :]
+                del self._tokens[0]
+
+    def _size(self, place: int) -> int:
+        return len(self._grammars.model.token_bytes(self._tokens[place]))
+
+    def _begin(self, text: bytes) -> None:
+        """The grammar holds from here on; text: what there is of it already."""
+        self._state = self._grammars.state(self._lark)
+        own: list[int] = []
+        for token in reversed(self._tokens):  # the tokens that make up the text, if it begins with one
+            own.insert(0, token)
+            data = b"".join(map(self._grammars.model.token_bytes, own))
+            if len(data) >= len(text):
+                break
+        tokens = own if data == text else self._grammars.tokenizer.tokenize_bytes(text, parse_special=True)
+        for token in tokens:
+            self._state.accept(token)
+
+    @property
+    def complete(self) -> bool:
+        return self._state is not None and self._state.complete
+
+    def forced(self, most: int) -> list[int]:
+        return [] if self._state is None else self._state.forced(most)
+
+
+@dataclass
+class Delta:
+    """What a piece of a reply adds to a call. name: of a new call, with its id."""
+
+    index: int
+    arguments: str = ""
+    name: str | None = None
+    id: str | None = None
+
+
+class Parser:
+    """Takes a reply apart: text before the calls, and these, piece by piece."""
+
+    def __init__(self, calls: Calls, seed: int) -> None:
+        self._calls, self._seed = calls, seed
+        self._held = ""  # what is not certain yet
+        self._place = "text"  # "text", "name", "arguments" or "behind"
+        self._any = False  # whether there was text
+        self._depth = 0  # of brackets in the arguments
+        self._string = self._escape = False  # whether in a string of them, behind a backslash
+        self.count = 0  # calls so far
+        self.whole = 0  # those that are complete
+
+    def feed(self, piece: str, last: bool = False) -> tuple[str, list[Delta]]:
+        """What a piece makes certain: text, and what is added to calls."""
+        self._held += piece
+        text = self._text(last) if self._place == "text" else ""
+        return text, list(self._deltas())
+
+    def _text(self, last: bool) -> str:
+        mark, anchored = self._calls.mark, self._calls.form.anchored
+        at = self._held.find(mark)
+        if anchored and (self._any or self._held[: max(at, 0)].strip()):
+            at = -1
+        if at >= 0:
+            text, self._place = self._held[:at], "name"
+            self._held = self._held[at + len(self._calls.form.before) :]
+            return text.rstrip() if not self._any else text
+        if anchored and not self._any and not last and mark.startswith(self._held.lstrip()[: len(mark)]):
+            return ""
+        end = len(self._held) if last or anchored else unfinished(self._held, [mark])
+        text, self._held = self._held[:end], self._held[end:]
+        self._any |= bool(text.strip())
+        return text
+
+    def _deltas(self) -> Iterator[Delta]:
+        while self._place != "text":
+            if self._place == "name":
+                found = self._name()
+                if found is None:
+                    return
+                yield found
+            elif self._place == "arguments":
+                piece, ended = self._arguments()
+                if piece:
+                    yield Delta(self.count - 1, piece)
+                if not ended:
+                    return
+                self.whole, self._place = self.whole + 1, "behind"
+            else:
+                at = self._held.find(self._next_sign)
+                if at < 0:
+                    return
+                self._held = self._held[at:].removeprefix(self._calls.form.between.strip())
+                self._place = "name"
+
+    @property
+    def _next_sign(self) -> str:
+        """What a further call begins with."""
+        return self._calls.form.between.strip() if "{name}" in self._calls.form.call else "{"
+
+    def _name(self) -> Delta | None:
+        """The name of a call, when it is there, with what comes before its arguments."""
+        form = self._calls.form
+        if "{name}" in form.call:
+            name, sign, rest = self._held.partition("[ARGS]")
+            found = bool(sign)
+        else:
+            key = re.escape(form.arguments)
+            shape = rf'[^{{]*\{{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"{key}"\s*:\s*'
+            match = re.match(shape, self._held)
+            found = match is not None and match.end() < len(self._held)
+            name = json.loads(match[1]) if match else ""
+            rest = self._held[match.end() :] if match else ""
+        if not found:
+            return None
+        self._held, self._place, self._depth = rest, "arguments", 0
+        self.count += 1
+        return Delta(self.count - 1, "", name.strip(), self._id())
+
+    def _id(self) -> str:
+        """A call's id: the same for the same request."""
+        digest = hashlib.sha256(f"{self._seed} {self.count}".encode()).digest()
+        return "".join(LETTERS[byte % len(LETTERS)] for byte in digest[:ID_LENGTH])
+
+    def _arguments(self) -> tuple[str, bool]:
+        """What has come of the arguments, and whether that is their end."""
+        for at, c in enumerate(self._held):
+            if self._string:
+                self._string = self._escape or c != '"'
+                self._escape = c == "\\" and not self._escape
+                continue
+            self._string = c == '"'
+            self._depth += (c in "{[") - (c in "}]")
+            if self._depth == 0 and c in "}]":
+                piece, self._held = self._held[: at + 1], self._held[at + 1 :]
+                return piece, True
+        piece, self._held = self._held, ""
+        return piece, False
+
+
+def tools_of(given: Sequence[Mapping[str, Any]]) -> list[Tool]:
+    """The tools of a request. ValueError that says which is wrong."""
+    tools: list[Tool] = []
+    for i, one in enumerate(given):
+        function = one.get("function") if one.get("type") == "function" else None
+        if not isinstance(function, Mapping):
+            raise ValueError(f"tools[{i}]: only tools of type function are supported")
+        name, parameters = function.get("name"), function.get("parameters")
+        if not isinstance(name, str) or not NAME.match(name):
+            raise ValueError(
+                f"tools[{i}].function.name must be 1 to 64 letters, digits, dots, dashes or underscores"
+            )
+        if not (parameters is None or isinstance(parameters, dict)):
+            raise ValueError(f"tools[{i}].function.parameters must be a JSON schema")
+        if name in (tool.name for tool in tools):
+            raise ValueError(f"tools[{i}]: there are two functions {name}")
+        parameters = {**(parameters or {})}
+        parameters.setdefault("type", "object")
+        if parameters["type"] != "object":
+            raise ValueError(f"tools[{i}].function.parameters must be of type object")
+        tools.append(Tool(name, parameters))
+    return tools
+
+
+INSTRUCTION = """\
+You can call these functions:
+{tools}
+To call one, reply with nothing but a JSON object: {{"name": the function's name, "arguments": an object \
+of its arguments}}."""
+
+
+def without_tools(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The messages of a conversation for a template that knows no tools: these are told of in the system
+    message, calls are the texts that they were, and results are the user's."""
+    shown = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    told = INSTRUCTION.format(tools=shown)
+    result: list[dict[str, Any]] = []
+    for message in messages:
+        plain = {k: v for k, v in message.items() if k not in ("tool_calls", "tool_call_id")}
+        if message.get("tool_calls"):
+            plain["content"] = "\n".join(
+                json.dumps(
+                    {"name": c["function"]["name"], "arguments": c["function"]["arguments"]},
+                    ensure_ascii=False,
+                )
+                for c in message["tool_calls"]
+            )
+        if message.get("role") == "tool":
+            plain = {"role": "user", "content": f"Result: {message.get('content')}"}
+        result.append(plain)
+    if result and result[0].get("role") == "system":
+        result[0]["content"] = f"{result[0].get('content') or ''}\n\n{told}".strip()
+    else:
+        result.insert(0, {"role": "system", "content": told})
+    return result
+
+
+def with_objects(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with the arguments of its calls as objects, which is how templates want them; OpenAI's API
+    has them as texts."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return dict(message)
+    changed = []
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise ValueError("tool_calls must be a list of objects with a function")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError:
+                raise ValueError("the arguments of a tool call are no JSON") from None
+        changed.append({**call, "function": {**function, "arguments": arguments}})
+    return {**message, "tool_calls": changed}

@@ -1,0 +1,395 @@
+"""Grammars: which tokens may come next, so that a text becomes what it is asked to be.
+
+The work is done by llguidance (pip install llguidance): it turns JSON schemas, regular expressions and
+context-free grammars into masks, a bit a token, which llm_sample() takes. What it does not know how to
+enforce is refused, and the place in the schema named: nothing is enforced in part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyllm._llm import ffi, lib
+from pyllm.binding import LLMError, Model
+from pyllm.untrusted import ControlTexts
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+KINDS = ("schema", "regex", "choice", "grammar")
+# Of JSON between its marks: without a limit a model may go on with spaces for ever
+WHITESPACE = r"[ \t\n]{0,20}"
+LIMITS: dict[str, Any] = dict(  # of llguidance: what a grammar may cost, in units of its own
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=200_000,
+    step_max_items=50_000,
+    max_lexer_states=50_000,
+    max_grammar_size=500_000,
+)
+MAX_TRIED = 400  # parts of a refused schema that are tried alone, to find the one that is refused
+# Keywords whose values are schemas, lists of schemas, or schemas by name
+OF_SCHEMA = ("items", "additionalProperties", "additionalItems", "contains", "not", "if", "then", "else",
+             "propertyNames", "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
+OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
+OF_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+
+class GrammarError(ValueError):
+    """A grammar is wrong, or cannot be enforced.
+
+    pointer  the JSON pointer (RFC 6901) of the keyword at fault in a schema; None: it is no schema, or all
+             of it
+    """
+
+    def __init__(self, message: str, pointer: str | None = None) -> None:
+        super().__init__(message)
+        self.pointer = pointer
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a text is to be.
+
+    kind  "schema": JSON that a schema allows; "regex": what a regular expression matches (the syntax of
+          Rust's crate regex); "choice": one of several texts; "grammar": what a grammar makes (Lark's syntax
+          as llguidance has it, or llama.cpp's GBNF)
+    what  the schema, as JSON has it; the expression; the texts; the grammar
+    """
+
+    kind: str
+    what: Any
+
+    def lark(self) -> str:
+        """The same as the right side of a rule of llguidance's Lark; rules of a grammar are not in it."""
+        if self.kind == "schema":
+            return schema_in_lark(self.what)
+        if self.kind == "regex":
+            return f"%lark {{\nstart: ANSWER\nANSWER: {slashed(self.what)}\n}}"
+        if self.kind == "choice":
+            return "(" + " | ".join(json.dumps(text, ensure_ascii=False) for text in self.what) + ")"
+        return f"%lark {{\n{self.what}\n}}"
+
+
+def unanchored(pattern: str) -> str:
+    """A regular expression without the anchors at its ends: it matches as a whole anyway."""
+    pattern = pattern.removeprefix("^")
+    escapes = len(pattern) - 1 - len(pattern[:-1].rstrip("\\"))
+    return pattern[:-1] if pattern.endswith("$") and escapes % 2 == 0 else pattern
+
+
+def slashed(pattern: str) -> str:
+    """A regular expression between slashes."""
+    out, escaped = [], False
+    for c in pattern:
+        out.append("\\/" if c == "/" and not escaped else "\\n" if c == "\n" else c)
+        escaped = c == "\\" and not escaped
+    return f"/{''.join(out)}/"
+
+
+def schema_in_lark(schema: Any) -> str:
+    """A schema as the right side of a rule."""
+    return f"%json {json.dumps(with_whitespace(schema))}"
+
+
+def with_whitespace(schema: Any) -> dict[str, Any]:
+    """A schema with the white space that JSON may have."""
+    if isinstance(schema, bool):
+        schema = {} if schema else {"enum": []}
+    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+
+
+class Grammars:
+    """The grammars of one model's tokens. Any thread may use it."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._lock = threading.Lock()
+        self._made: Any = None
+        self._free = np.full(-(-model.vocab_size // 32), 2**32 - 1, np.uint32)
+        self.free = ffi.from_buffer("uint32_t[]", self._free)  # the mask that lets everything through
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokens as llguidance has them; made once, which takes up to a second. ImportError without
+        it."""
+        with self._lock:
+            if self._made is None:
+                self._made = _tokenizer(self.model)
+            return self._made
+
+    def compile(self, constraint: Constraint, reasoning: Reasoning | None = None) -> str:
+        """A grammar that state() takes. GrammarError when it is wrong or cannot be enforced.
+
+        reasoning  what may, or is to, come before the text"""
+        check(constraint)
+        grammar = constraint.what
+        if constraint.kind == "regex":
+            constraint = Constraint("regex", unanchored(grammar))
+        if constraint.kind == "grammar" and "::=" in grammar:
+            grammar = _from_gbnf(grammar)
+            constraint = Constraint("grammar", grammar)
+        if reasoning is None and constraint.kind == "grammar":
+            lark: str = grammar
+        else:
+            lark = f"start: {'' if reasoning is None else reasoning.lark(self.model)} {constraint.lark()}\n"
+            lark += "" if reasoning is None else reasoning.rules
+        if constraint.kind == "schema":
+            self.check_schema(constraint.what)
+        self._check(_from_lark(lark))
+        return lark
+
+    def check_schema(self, schema: Any) -> None:
+        """GrammarError that names the place when a schema is wrong or cannot be enforced."""
+        check(Constraint("schema", schema))
+        try:
+            self._check(_from_schema(schema))
+        except GrammarError as error:
+            pointer = self._fault(schema)
+            raise GrammarError(f"schema{pointer and f' at {pointer}'}: {error}", pointer) from None
+
+    def _check(self, grammar: str) -> None:
+        from llguidance import LLMatcher
+
+        wrong, sentences = LLMatcher.validate_grammar_with_warnings(grammar, self.tokenizer, limits=limits())
+        if wrong:
+            sentence = " ".join(sentences[0].split())
+            raise GrammarError(re.sub(r" \d+ \| .*", "", sentence))  # without the line that it shows
+
+    def state(self, lark: str) -> State:
+        """Where a text stands in a compiled grammar: at its start."""
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(self.tokenizer, _from_lark(lark), log_level=0, limits=limits())
+        return Bound(matcher, self.model.vocab_size)
+
+    def _fault(self, schema: Any) -> str:
+        """The JSON pointer of what is refused in a schema: of the innermost part that is refused alone, the
+        keyword without which it is not."""
+
+        def refused(part: Any, root: Any) -> bool:
+            whole = part
+            if isinstance(part, dict) and isinstance(root, dict):
+                names = {name: root[name] for name in ("$defs", "definitions") if name in root}
+                whole = {**names, **part}
+            try:
+                self._check(_from_schema(whole))
+            except (GrammarError, TypeError):
+                return True
+            return False
+
+        tried = 0
+        pointer, part = "", schema
+        while tried < MAX_TRIED:
+            for step, inner in parts_of(part):
+                tried += 1
+                if refused(inner, schema):
+                    pointer, part = f"{pointer}/{step}", inner
+                    break
+            else:
+                break
+        if not isinstance(part, dict):
+            return pointer
+        for name in part:
+            tried += 1
+            if tried < 2 * MAX_TRIED and not refused({k: v for k, v in part.items() if k != name}, schema):
+                return f"{pointer}/{escaped(name)}"
+        return pointer
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """What a thinking model writes before its answer: no grammar binds it.
+
+    marks  the texts around it
+    begun  whether the prompt has ended with the first of them
+    """
+
+    marks: tuple[str, str]
+    begun: bool
+    rules = "THOUGHT: /(.|\\n)*/\nSPACE: /\\s*/\n"  # that lark() refers to
+
+    def lark(self, model: Model) -> str:
+        """The start of a rule."""
+        begin, end = (as_lark(model, mark) for mark in self.marks)
+        rest = f"THOUGHT {end} SPACE"
+        return rest if self.begun else f"({begin} {rest})?"
+
+
+def as_lark(model: Model, text: str) -> str:
+    """A text in a rule, its control tokens by their numbers; nothing if it is empty."""
+    tokens = model.control_tokens
+    parts = filter(None, ControlTexts(tokens).split(text))
+    return " ".join(
+        f"<[{tokens[part]}]>" if part in tokens else json.dumps(part, ensure_ascii=False) for part in parts
+    )
+
+
+class State:
+    """Where one text stands in what binds it. Its own thread's."""
+
+    def mask(self) -> Any:
+        """Which tokens may come next, as llm_sample() takes it; valid until the next call."""
+        raise NotImplementedError
+
+    def accept(self, token: int) -> None:
+        """Goes on to the next token."""
+        raise NotImplementedError
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may come any more."""
+        raise NotImplementedError
+
+    def forced(self, most: int) -> list[int]:
+        """Tokens of which the text is likely to be next: there can be no other text."""
+        raise NotImplementedError
+
+
+class Bound(State):
+    """Where one text stands in a grammar of llguidance."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._mask = np.zeros(-(-vocab_size // 32), np.uint32)
+        self._pointer = ffi.from_buffer("uint32_t[]", self._mask)
+        self._sound()
+
+    def _sound(self) -> None:
+        if self._matcher.is_error():
+            raise LLMError(f"the grammar takes too much: {' '.join(self._matcher.get_error().split())[:300]}")
+
+    def mask(self) -> Any:
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._sound()
+        return self._pointer
+
+    def accept(self, token: int) -> None:
+        self._matcher.consume_token(token)
+        self._sound()
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._matcher.is_stopped())
+
+    def forced(self, most: int) -> list[int]:
+        tokens: list[int] = self._matcher.compute_ff_tokens()[:most]
+        return tokens[: self._matcher.validate_tokens(tokens)] if tokens else []
+
+
+def limits() -> Any:
+    """What grammars may cost."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(**LIMITS)
+
+
+def check(constraint: Constraint) -> None:
+    """TypeError or GrammarError when it is not what its kind has."""
+    kind, what = constraint.kind, constraint.what
+    if kind == "schema":
+        if not isinstance(what, (dict, bool)):
+            raise TypeError(f"schema must be a dict, not {what!r:.60}")
+        for pointer, part in walk(what):
+            if isinstance(part, dict) and "x-guidance" in part:
+                raise GrammarError(f"schema at {pointer}/x-guidance: not supported", f"{pointer}/x-guidance")
+    elif kind == "choice":
+        texts = (
+            isinstance(what, Sequence) and not isinstance(what, str) and all(isinstance(t, str) for t in what)
+        )
+        if not texts or not what or not all(what):
+            raise TypeError(f"choice must be a list of texts that are not empty, not {what!r:.60}")
+    elif kind not in KINDS:
+        raise ValueError(f"a constraint is one of {', '.join(KINDS)}, not {kind!r:.40}")
+    elif not isinstance(what, str) or not what:
+        raise TypeError(f"{kind} must be a text that is not empty, not {what!r:.60}")
+
+
+def parts_of(schema: Any) -> Iterator[tuple[str, Any]]:
+    """The schemas in a schema, each with the rest of its JSON pointer."""
+    if not isinstance(schema, dict):
+        return
+    for name, value in schema.items():
+        if name in OF_NAMED and isinstance(value, dict):
+            yield from ((f"{escaped(name)}/{escaped(key)}", inner) for key, inner in value.items())
+        elif name in OF_SCHEMAS and isinstance(value, list):
+            yield from ((f"{name}/{i}", inner) for i, inner in enumerate(value))
+        elif name in OF_SCHEMA:
+            yield name, value
+
+
+def walk(schema: Any, pointer: str = "") -> Iterator[tuple[str, Any]]:
+    """All schemas in a schema, itself first, with their JSON pointers."""
+    waiting = [(pointer, schema)]
+    while waiting:
+        at, part = waiting.pop()
+        yield at, part
+        waiting += [(f"{at}/{step}", inner) for step, inner in parts_of(part)]
+
+
+def escaped(name: str) -> str:
+    """A name in a JSON pointer."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _from_lark(lark: str) -> str:
+    from llguidance import LLMatcher
+
+    return str(LLMatcher.grammar_from_lark(lark))
+
+
+def _from_schema(schema: Any) -> str:
+    from llguidance import LLMatcher
+
+    return str(LLMatcher.grammar_from_json_schema(json.dumps(with_whitespace(schema))))
+
+
+def _from_gbnf(grammar: str) -> str:
+    """A grammar of llama.cpp in Lark's syntax."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return str(any_to_lark(grammar))
+    except Exception as error:  # the library has no class of its own for it
+        raise GrammarError(f"grammar: {error}") from None
+
+
+class _Tokens:
+    """A model's tokens as llguidance.TokenizerWrapper asks for them."""
+
+    def __init__(self, model: Model) -> None:
+        count = lib.llm_token_count(model.tokenizer)
+        self.tokens = [model.token_bytes(token) for token in range(count)]
+        is_special = lib.llm_token_is_special
+        self.special_token_ids = [t for t in range(count) if is_special(model.tokenizer, t)]
+        bos = lib.llm_token_bos(model.tokenizer)
+        self.bos_token_id = None if bos < 0 else bos
+        self.eos_token_id = model.stop_tokens[0] if model.stop_tokens else 0
+        self._model = model
+        # what has no neighbours that it could be joined to; a tokenizer that puts a space before every text
+        # puts it before this
+        self._before = model.encode(b"\x01", lib.LLM_NO_BOS)
+
+    def __call__(self, data: bytes) -> list[int]:
+        """The ids of a text that goes on."""
+        ids = self._model.encode(b"\x01" + data, lib.LLM_NO_BOS)
+        n = len(self._before)
+        return ids[n:] if ids[:n] == self._before else self._model.encode(data, lib.LLM_NO_BOS)
+
+
+def _tokenizer(model: Model) -> Any:
+    try:
+        from llguidance import LLTokenizer, TokenizerWrapper
+    except ImportError:
+        raise ImportError(
+            "schemas and grammars need the library llguidance: pip install llguidance"
+        ) from None
+    tokens = _Tokens(model)
+    stops = list(model.stop_tokens) or [tokens.eos_token_id]
+    return LLTokenizer(TokenizerWrapper(tokens), n_vocab=model.vocab_size, eos_token=stops)

@@ -1,0 +1,302 @@
+"""POST /v1/chat/completions: conversations get their next reply."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+from pyllm.binding import LLMError
+from pyllm.calls import Calls, Delta, Parser, format_of, knows_tools, tools_of, with_objects, without_tools
+from pyllm.chat import ChatOptions, Parting, Reasoning
+from pyllm.chat_template import TemplateError
+from pyllm.sampling import Continuation, SamplingParams, StreamEvent
+from pyllm.server.answer import Answer, usage_of
+from pyllm.server.errors import bad
+from pyllm.server.logprobs import chat_logprobs, prompt_logprobs
+from pyllm.server.sampling_fields import alternatives_of, count_of, limit_of, params_of, refused, seeds_of
+from pyllm.server.schemas import ChatRequest
+from pyllm.server.service import Service
+
+# Of a model that has no template: the texts of the messages, to be continued
+PLAIN = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{{ message.content }}{{ "" if loop.last else "\n\n" }}
+{%- endfor -%}
+"""
+
+
+class Reply:
+    """The reply of one job, as far as it has come: its reasoning, its text, its calls."""
+
+    def __init__(self, parting: Parting, parser: Parser | None) -> None:
+        self.parting, self.parser = copy(parting), parser
+        self.parting.given = []
+        self.begun = False  # whether the role was sent
+
+    def feed(self, text: str, last: bool) -> tuple[str, str, list[Delta]]:
+        """What a piece adds: (reasoning, text, calls)."""
+        given = self.parting.feed(text, last)
+        thought = "".join(piece for piece in given if isinstance(piece, Reasoning))
+        answer = "".join(piece for piece in given if not isinstance(piece, Reasoning))
+        if self.parser is None:
+            return thought, answer, []
+        return thought, *self.parser.feed(answer, last)
+
+    def finish_reason(self, job: Continuation) -> str:
+        """Why it ended: a call that is cut is no call."""
+        calls = self.parser is not None and 0 < self.parser.count == self.parser.whole
+        return "tool_calls" if calls and job.finish_reason == "stop" else job.finish_reason
+
+
+class Chats(Answer):
+    """The answer to a ChatRequest: a choice for each job."""
+
+    def __init__(
+        self,
+        service: Service,
+        request: ChatRequest,
+        model: str,
+        jobs: Sequence[Continuation],
+        parting: Parting,
+        calls: Calls | None,
+    ) -> None:
+        options = request.stream_options
+        super().__init__(
+            service,
+            jobs,
+            stream=bool(request.stream),
+            usage=bool(options and options.include_usage),
+            every=bool(options and options.continuous_usage_stats),
+        )
+        self.request = request
+        self.replies = [Reply(parting, calls.parser(job.seed) if calls else None) for job in jobs]
+        self.head: dict[str, Any] = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": "chat.completion.chunk" if self.stream else "chat.completion",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": service.fingerprint,
+        }
+
+    def _ended(self, index: int, finished: bool) -> dict[str, Any]:
+        job = self.jobs[index]
+        return {
+            "finish_reason": self.replies[index].finish_reason(job) if finished else None,
+            "stop_reason": job.stop if finished and job.stop not in job.model.stop_tokens else None,
+        }
+
+    def _reasoning(self, thought: str) -> dict[str, Any]:
+        """Reasoning under both names that clients know."""
+        if not thought or self.request.include_reasoning is False:
+            return {}
+        return {"reasoning_content": thought, "reasoning": thought}
+
+    def whole(self) -> dict[str, Any]:
+        choices = []
+        for index, job in enumerate(self.jobs):
+            thought, text, deltas = self.replies[index].feed("".join(job.parts), last=True)
+            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            message |= self._reasoning(thought)
+            if deltas:
+                message |= {"content": text or None, "tool_calls": whole_calls(deltas)}
+            choice = {"index": index, "message": message, "logprobs": None} | self._ended(index, True)
+            if job.masked_mass is not None:
+                choice["masked_mass"] = job.masked_mass
+            if job.logprobs is not None:
+                choice["logprobs"] = chat_logprobs(self.service.texts, job.logprobs)
+            if self.request.return_token_ids:
+                choice["token_ids"] = job.tokens
+            choices.append(choice)
+        whole: dict[str, Any] = self.head | {"choices": choices, "usage": usage_of(self.jobs, len(self.jobs))}
+        first = self.jobs[0]
+        if first.prompt_logprobs is not None:
+            whole["prompt_logprobs"] = prompt_logprobs(self.service.texts, first.prompt_logprobs)
+        if self.request.return_token_ids:
+            whole["prompt_token_ids"] = first.prompt
+        return whole
+
+    def pieces(self, index: int, event: StreamEvent) -> Iterator[dict[str, Any]]:
+        reply = self.replies[index]
+        if not reply.begun:
+            reply.begun = True
+            yield self._chunk(index, {"role": "assistant", "content": ""}, False)
+        finished = event.finish_reason is not None
+        thought, text, deltas = reply.feed(event.text, finished)
+        delta = self._reasoning(thought)
+        if deltas:
+            delta["tool_calls"] = [shown_delta(each) for each in deltas]
+        if text or not (thought or deltas):
+            delta["content"] = text
+        chunk = self._chunk(index, delta, finished)
+        choice = chunk["choices"][0]
+        if event.logprobs is not None:
+            choice["logprobs"] = chat_logprobs(self.service.texts, event.logprobs)
+        if self.request.return_token_ids:
+            choice["token_ids"] = event.tokens
+        yield chunk
+
+    def _chunk(self, index: int, delta: dict[str, Any], finished: bool) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None} | self._ended(index, finished)
+        return self.head | {"choices": [choice]} | self.usage_so_far(self.jobs[index])
+
+    def finish(self) -> Iterator[dict[str, Any]]:
+        if self.usage:
+            yield self.head | {"choices": [], "usage": usage_of(self.jobs, len(self.jobs))}
+
+
+def shown_delta(delta: Delta) -> dict[str, Any]:
+    """What a piece of a stream adds to a call."""
+    if delta.name is None:
+        return {"index": delta.index, "function": {"arguments": delta.arguments}}
+    function = {"name": delta.name, "arguments": delta.arguments}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
+
+
+def whole_calls(deltas: Sequence[Delta]) -> list[dict[str, Any]]:
+    """The calls that deltas add up to."""
+    calls: list[dict[str, Any]] = []
+    for delta in deltas:
+        if delta.name is not None:
+            function = {"name": delta.name, "arguments": ""}
+            calls.append({"id": delta.id, "type": "function", "function": function})
+        calls[delta.index]["function"]["arguments"] += delta.arguments
+    return calls
+
+
+def options_of(service: Service, request: Any) -> ChatOptions:
+    """How the conversation of a request becomes a prompt."""
+    kwargs = dict(request.chat_template_kwargs or {})
+    if "chat_template" in kwargs:
+        raise bad("chat_template_kwargs: a request cannot bring its own template", "chat_template_kwargs")
+    effort = getattr(request, "reasoning_effort", None)
+    if effort is not None:
+        kwargs.setdefault("reasoning_effort", effort)
+        kwargs.setdefault("enable_thinking", effort not in ("none", "minimal"))
+    continued = request.continue_final_message or False
+    generates = request.add_generation_prompt
+    if continued and generates:
+        raise bad("continue_final_message needs add_generation_prompt: false", "continue_final_message")
+    return ChatOptions(
+        chat_template=PLAIN if service.llm.chat_template is None else None,
+        tools=None if getattr(request, "tool_choice", None) == "none" else request.tools,
+        documents=getattr(request, "documents", None),
+        add_generation_prompt=not continued if generates is None else generates,
+        continue_final_message=continued,
+        template_kwargs=kwargs,
+        trust_messages=service.settings.trust_messages,
+    )
+
+
+def prompt_of(service: Service, request: Any) -> tuple[list[int], Parting, ChatOptions]:
+    """The ids of a conversation's prompt; ApiError when the model's template refuses it."""
+    messages = [plain(message, i) for i, message in enumerate(request.messages)]
+    if not messages:
+        raise bad("messages is empty", "messages")
+    options = options_of(service, request)
+    if options.tools and not knows_tools(service.llm._template(options)):
+        messages = without_tools(messages, options.tools)
+        options = replace(options, tools=None)
+    try:
+        ids, parting = service.llm.chat_prompt(messages, options)
+    except TemplateError as error:
+        raise bad(f"messages: {error}", "messages", "template_error") from None
+    except (LLMError, TypeError, ValueError) as error:
+        raise bad(f"{error}", "messages") from None
+    service.check_lengths([ids], "messages")
+    return ids, parting, options
+
+
+def calls_of(service: Service, request: ChatRequest) -> Calls | None:
+    """The calls that a request allows; None: none."""
+    choice = request.tool_choice
+    if choice == "none" or (not request.tools and choice in (None, "auto")):
+        return None
+    if not request.tools:
+        raise bad("tool_choice needs tools", "tool_choice")
+    try:
+        tools = tools_of(request.tools)
+        form = format_of(service.llm._template(options_of(service, request)))
+    except ValueError as error:
+        raise bad(f"{error}", "tools") from None
+    if len(tools) > service.settings.max_tools:
+        raise bad(
+            f"there are {len(tools)} tools, more than {service.settings.max_tools}", "tools", "too_large"
+        )
+    if isinstance(choice, dict):
+        name = (choice.get("function") or {}).get("name") if choice.get("type") == "function" else None
+        tools = [tool for tool in tools if tool.name == name]
+        if not tools:
+            raise bad(f"tool_choice names no tool: {choice!r:.80}", "tool_choice")
+    required = choice == "required" or isinstance(choice, dict)
+    parallel = request.parallel_tool_calls is not False and not isinstance(choice, dict)
+    return Calls(form, tools, required, parallel)
+
+
+def plain(message: dict[str, Any], place: int) -> dict[str, Any]:
+    """A message as templates know them: its content a text where it is a list of texts."""
+    if not isinstance(message.get("role"), str):
+        raise bad(f"messages[{place}].role must be a text", f"messages[{place}].role")
+    try:
+        message = with_objects(message)
+    except ValueError as error:
+        raise bad(f"messages[{place}]: {error}", f"messages[{place}].tool_calls") from None
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(text_of(part, f"messages[{place}].content[{i}]") for i, part in enumerate(content))
+    elif not (content is None or isinstance(content, str)):
+        raise bad(
+            f"messages[{place}].content must be a text or a list of parts", f"messages[{place}].content"
+        )
+    return message | {
+        "content": content,
+        "role": "system" if message["role"] == "developer" else message["role"],
+    }
+
+
+def text_of(part: Any, name: str) -> str:
+    """The text of a part of a message; ApiError for pictures and the like."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return str(part["refusal"])
+    raise bad(f"{name}: only texts are supported, not {kind!r:.40}", name, "unsupported_content")
+
+
+async def chats(service: Service, request: ChatRequest, owner: str) -> Chats:
+    """Checks everything, and makes the answer, which runs when it is sent."""
+    model = service.model_named(request.model)
+    count = count_of(request, service.settings)
+    asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+    params = params_of(
+        request,
+        service.settings,
+        max_tokens=limit_of(asked, None, service.settings),
+        logprobs=alternatives_of(request, service.settings),
+    )
+    return await service.in_pool(_prepare, service, request, owner, model, params, count)
+
+
+def _prepare(
+    service: Service, request: ChatRequest, owner: str, model: str, params: SamplingParams, count: int
+) -> Chats:
+    llm, calls = service.llm, calls_of(service, request)
+    ids, parting, options = prompt_of(service, request)
+    try:
+        reasoning = llm._reasoning(options, parting)
+        bound = None
+        if calls is not None:
+            bound = [calls.state(llm._grammars, reasoning, params.constraint) for _ in range(count)]
+        each = seeds_of(params, count)
+        jobs = llm._prepare([ids] * count, each, {}, llm._visible(options), [reasoning] * count, bound)
+    except (TypeError, ValueError) as error:
+        raise refused(error, request) from None
+    service.set_terms(jobs, owner, request)
+    return Chats(service, request, model, jobs, parting, calls)

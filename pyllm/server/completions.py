@@ -1,0 +1,196 @@
+"""POST /v1/completions: texts go on."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pyllm.binding import token_ids
+from pyllm.sampling import Continuation, Logprob, SamplingParams, StreamEvent
+from pyllm.server.answer import Answer, usage_of
+from pyllm.server.errors import bad
+from pyllm.server.logprobs import completion_logprobs, prompt_logprobs
+from pyllm.server.sampling_fields import count_of, limit_of, params_of, refused, seeds_of
+from pyllm.server.schemas import CompletionRequest, ranged
+from pyllm.server.service import Service
+
+DEFAULT_TOKENS = 16  # OpenAI's
+
+
+def prompts_of(given: Any, most: int) -> list[str | list[int]]:
+    """The prompts of a request: a text or ids, or a list of these. ApiError for anything else."""
+    if isinstance(given, str):
+        return [given]
+    if given and all(isinstance(item, int) and not isinstance(item, bool) for item in given):
+        return [given]
+    if not given:
+        raise bad("prompt is empty", "prompt")
+    for item in given:
+        ids = isinstance(item, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in item)
+        if not (isinstance(item, str) or ids):
+            raise bad("prompt must be a text, token ids, or a list of texts or token ids", "prompt")
+    if len(given) > most:
+        raise bad(
+            f"prompt has {len(given)} prompts, more than the {most} of this server", "prompt", "too_large"
+        )
+    return list(given)
+
+
+class Completions(Answer):
+    """The answer to a CompletionRequest: each prompt's `count` best of its jobs."""
+
+    def __init__(
+        self,
+        service: Service,
+        request: CompletionRequest,
+        model: str,
+        jobs: Sequence[Continuation],
+        texts: Sequence[str],
+        best_of: int,
+    ) -> None:
+        options = request.stream_options
+        super().__init__(
+            service,
+            jobs,
+            stream=bool(request.stream),
+            usage=bool(options and options.include_usage),
+            every=bool(options and options.continuous_usage_stats),
+        )
+        self.request, self.count, self.best_of = request, request.n or 1, best_of
+        self.texts = (
+            texts if request.echo else [""] * len(texts)
+        )  # of the prompts, that go before the answers
+        self.head: dict[str, Any] = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": service.fingerprint,
+        }
+        self.offsets = [
+            len(self._prompt_of(index)) for index in range(len(jobs))
+        ]  # where the next piece begins
+        self.begun: set[int] = set()  # choices of which a piece was sent
+
+    def _prompt_of(self, index: int) -> str:
+        return self.texts[index // self.best_of]
+
+    def _logprobs(
+        self, index: int, tokens: Sequence[int], entries: Sequence[Logprob] | None, first: bool
+    ) -> dict[str, Any] | None:
+        """The logprobs of a choice's tokens; before the first of them those of its prompt if it is echoed."""
+        if self.request.logprobs is None:
+            return None
+        job, start = self.jobs[index], self.offsets[index]
+        known: list[tuple[int, Logprob | None]] = list(zip(tokens, entries or (), strict=True))
+        if first and self.request.echo:
+            known = [*zip(job.prompt, job.prompt_logprobs or (), strict=True), *known]
+            start = 0
+        return completion_logprobs(self.service.texts, known, self.request.logprobs, start)
+
+    def _choice(self, index: int, text: str, job: Continuation, finished: bool) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": None,
+            "finish_reason": job.finish_reason if finished else None,
+            "stop_reason": job.stop if finished and job.stop not in job.model.stop_tokens else None,
+        }
+
+    def whole(self) -> dict[str, Any]:
+        choices = []
+        for i in range(0, len(self.jobs), self.best_of):
+            group = list(range(i, i + self.best_of))
+            if self.best_of > self.count:
+                group.sort(key=lambda index: -_mean(self.jobs[index]))
+            choices += [self._whole_choice(index) for index in group[: self.count]]
+        for place, choice in enumerate(choices):
+            choice["index"] = place
+        return self.head | {"choices": choices, "usage": usage_of(self.jobs, self.best_of)}
+
+    def _whole_choice(self, index: int) -> dict[str, Any]:
+        job = self.jobs[index]
+        choice = self._choice(index, self._prompt_of(index) + "".join(job.parts), job, True)
+        choice["logprobs"] = self._logprobs(index, job.tokens, job.logprobs, first=True)
+        if job.masked_mass is not None:
+            choice["masked_mass"] = job.masked_mass
+        if self.request.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(self.service.texts, job.prompt_logprobs or ())
+        if self.request.return_token_ids:
+            choice |= {"token_ids": job.tokens, "prompt_token_ids": job.prompt}
+        return choice
+
+    def pieces(self, index: int, event: StreamEvent) -> Iterator[dict[str, Any]]:
+        job, first = self.jobs[index], index not in self.begun
+        self.begun.add(index)
+        text = self._prompt_of(index) + event.text if first else event.text
+        choice = self._choice(index, text, job, event.finish_reason is not None)
+        choice["logprobs"] = self._logprobs(index, event.tokens, event.logprobs, first)
+        self.offsets[index] += len(event.text)
+        if self.request.return_token_ids:
+            choice["token_ids"] = event.tokens
+        yield self.head | {"choices": [choice]} | self.usage_so_far(job)
+
+    def finish(self) -> Iterator[dict[str, Any]]:
+        if self.usage:
+            yield self.head | {"choices": [], "usage": usage_of(self.jobs, self.best_of)}
+
+
+def _mean(job: Continuation) -> float:
+    """The mean log-probability of a job's tokens."""
+    entries = job.logprobs or ()
+    return sum(entry.logprob for entry in entries) / max(1, len(entries))
+
+
+async def completions(service: Service, request: CompletionRequest, owner: str) -> Completions:
+    """Checks everything, and makes the answer, which runs when it is sent."""
+    settings = service.settings
+    model = service.model_named(request.model)
+    prompts = prompts_of(request.prompt, settings.max_prompts)
+    count = count_of(request, settings)
+    best_of = ranged("best_of", request.best_of, count, settings.max_n, count)
+    if best_of > count and request.stream:
+        raise bad("best_of: a stream cannot be chosen from, it has to be n", "best_of")
+    logprobs = request.logprobs
+    if logprobs is not None:
+        ranged("logprobs", logprobs, 0, settings.max_logprobs, 0)
+    scored = logprobs if request.echo and logprobs is not None else request.prompt_logprobs
+    params = params_of(
+        request,
+        settings,
+        max_tokens=limit_of(request.max_tokens, DEFAULT_TOKENS, settings),
+        logprobs=0 if logprobs is None and best_of > count else logprobs,
+    )
+    params = replace(params, prompt_logprobs=scored)
+    return await service.in_pool(_prepare, service, request, owner, model, prompts, params, best_of)
+
+
+def _prepare(
+    service: Service,
+    request: CompletionRequest,
+    owner: str,
+    model: str,
+    prompts: list[str | list[int]],
+    params: SamplingParams,
+    best_of: int,
+) -> Completions:
+    llm, bos = service.llm, None if request.add_special_tokens is not False else False
+    jobs: list[Continuation] = []
+    texts = []
+    try:
+        tokens = [
+            llm.encode(p, bos=bos) if isinstance(p, str) else token_ids(p, llm.vocab_size, "prompt")
+            for p in prompts
+        ]
+        service.check_lengths(tokens, "prompt")
+        each = seeds_of(params, len(prompts) * best_of)
+        for i, (prompt, ids) in enumerate(zip(prompts, tokens, strict=True)):
+            texts.append(prompt if isinstance(prompt, str) else llm.decode(ids, special=True))
+            jobs += llm._prepare([ids] * best_of, each[i * best_of : (i + 1) * best_of], {})
+    except (TypeError, ValueError) as error:
+        raise refused(error, request) from None
+    service.set_terms(jobs, owner, request)
+    return Completions(service, request, model, jobs, texts, best_of)
