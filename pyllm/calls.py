@@ -108,10 +108,10 @@ class Calls:
         start = f"{as_lark(model, form.before)} {self._open} call"
         more = f" ({between} call)*" if self.parallel else ""
         end = as_lark(model, form.after)
-        thought = reasoning.lark(model) if reasoning is not None else ""
+        thought, more_rules = ("", "") if reasoning is None else reasoning.lark(model)
         answer = f" | {otherwise.lark()}" if otherwise is not None else ""
         lines = [f"start: {thought} (calls{answer})", f"calls: {start}{more} {end}", f"call: {one}", *rules]
-        return "\n".join(lines) + "\n" + (reasoning.rules if reasoning is not None else "")
+        return "\n".join(lines) + "\n" + more_rules
 
     def _call(self, model: Model, tool: Tool) -> str:
         """The right side of the rule of one tool."""

@@ -138,8 +138,8 @@ class Grammars:
         if reasoning is None and constraint.kind == "grammar":
             lark: str = grammar
         else:
-            lark = f"start: {'' if reasoning is None else reasoning.lark(self.model)} {constraint.lark()}\n"
-            lark += "" if reasoning is None else reasoning.rules
+            thought, rules = ("", "") if reasoning is None else reasoning.lark(self.model)
+            lark = f"start: {thought} {constraint.lark()}\n{rules}"
         if constraint.kind == "schema":
             self.check_schema(constraint.what)
         self._check(_from_lark(lark))
@@ -213,13 +213,16 @@ class Reasoning:
 
     marks: tuple[str, str]
     begun: bool
-    rules = "THOUGHT: /(.|\\n)*/\nSPACE: /\\s*/\n"  # that lark() refers to
 
-    def lark(self, model: Model) -> str:
-        """The start of a rule."""
+    def lark(self, model: Model) -> tuple[str, str]:
+        """The start of a rule, and the rules that it refers to."""
         begin, end = (as_lark(model, mark) for mark in self.marks)
-        rest = f"THOUGHT {end} SPACE"
-        return rest if self.begun else f"({begin} {rest})?"
+        if self.marks[1] in model.control_tokens:
+            thought = f"thought: THOUGHT {end}\nTHOUGHT: /(.|\\n)*/\n"
+        else:  # the mark must not be taken for a part of the thought
+            thought = f"thought[suffix={end}]: /(.|\\n)*/\n"
+        rules = thought + "SPACE: /\\s*/\n"
+        return ("thought SPACE" if self.begun else f"({begin} thought SPACE)?"), rules
 
 
 def as_lark(model: Model, text: str) -> str:

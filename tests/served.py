@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from common import BOS, IM_END, byte_tokenizer
+from common import BOS, IM_END, SPECIAL, byte_tokenizer
 from pyllm._llm import lib
 from reference import INT8R, make_model
 
@@ -19,17 +19,24 @@ TEMPLATE = (
     b"{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
     b"{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
 )
-VOCAB = 256 + 3
+VOCAB = 256 + len(SPECIAL)
 
 
-def write_model(folder: Path, context: int = 2000, template: bytes | None = TEMPLATE, **shape: Any) -> str:
-    """A model of random weights whose tokens are bytes."""
-    sections = byte_tokenizer(lib.LLM_ADD_BOS, BOS, IM_END)
+def write_model(
+    folder: Path,
+    context: int = 2000,
+    template: bytes | None = TEMPLATE,
+    control: Sequence[bytes] = (),
+    **shape: Any,
+) -> str:
+    """A model of random weights whose tokens are bytes, and control tokens more than SPECIAL."""
+    special = [*SPECIAL, *control]
+    sections = byte_tokenizer(lib.LLM_ADD_BOS, BOS, IM_END, special)
     if template is not None:
         sections[lib.LLM_CHAT_TEMPLATE] = template
     file = folder / "tiny.llm"
     shape = {"dtype": INT8R, "dim": 64, "context": context, **shape}
-    file.write_bytes(make_model(5, vocab_size=VOCAB, sections=sections, **shape))
+    file.write_bytes(make_model(5, vocab_size=256 + len(special), sections=sections, **shape))
     return str(file)
 
 

@@ -1,0 +1,344 @@
+"""Calls of tools: what a model of each family may write, and what becomes of it, piece by piece."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from common import IM_END
+from served import Client, write_model
+
+pytest.importorskip("llguidance")
+
+from pyllm import LLM, GrammarError  # noqa: E402
+from pyllm.calls import (  # noqa: E402
+    FORMATS,
+    GENERIC,
+    Calls,
+    Delta,
+    Format,
+    format_of,
+    knows_tools,
+    tools_of,
+    with_objects,
+    without_tools,
+)
+from pyllm.grammar import State  # noqa: E402
+from pyllm.server.chats import whole_calls  # noqa: E402
+from pyllm.testing import Server, running_server  # noqa: E402
+
+CONTROL = [b"[TOOL_CALLS]", b"[ARGS]", b"<|tool_call|>", b"<|python_tag|>"]
+CHAT = "/v1/chat/completions"
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 4}, "unit": {"enum": ["C", "F"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+}
+TOOLS = tools_of([WEATHER, ADD])
+HI = [{"role": "user", "content": "Hi"}]
+# What each format's calls look like, as the models' own templates show them: one call, and two
+ONE = {
+    ("[ARGS]",): '[TOOL_CALLS]add[ARGS]{"a": 1}',
+    ("[TOOL_CALLS]",): '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}]',
+    ("<|tool_call|>",): '<|tool_call|>[{"name": "add", "arguments": {"a": 1}}]',
+    ("<tool_call>",): '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>',
+    ("<|python_tag|>", '"parameters"'): '{"name": "add", "parameters": {"a": 1}}',
+    (): '{"name": "add", "arguments": {"a": 1}}',
+}
+TWO = {
+    ("[ARGS]",): '[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]get_weather[ARGS]{"city": "}{\\""}',
+    ("[TOOL_CALLS]",): '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}, '
+    '{"name": "get_weather", "arguments": {"city": "}{\\""}}]',
+    ("<|tool_call|>",): '<|tool_call|>[{"name": "add", "arguments": {"a": 1}}, '
+    '{"name": "get_weather", "arguments": {"city": "}{\\""}}]',
+    ("<tool_call>",): '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "}{\\""}}\n</tool_call>',
+    ("<|python_tag|>", '"parameters"'): '{"name": "add", "parameters": {"a": 1}}; '
+    '{"name": "get_weather", "parameters": {"city": "}{\\""}}',
+    (): '{"name": "add", "arguments": {"a": 1}}\n{"name": "get_weather", "arguments": {"city": "}{\\""}}',
+}
+EVERY = [*FORMATS, GENERIC]
+NAMES = [f"{form.name} {form.signs}" for form in EVERY]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    with LLM(write_model(tmp_path_factory.mktemp("calls"), control=CONTROL), threads=1) as llm:
+        yield llm
+
+
+def accepts(llm: LLM, state: State, text: str) -> bool:
+    """Whether a state lets a text through, token by token."""
+    for token in llm.encode(text, bos=False):
+        mask = state.mask()
+        if not mask[token // 32] >> token % 32 & 1:
+            return False
+        state.accept(token)
+    return True
+
+
+def parsed(calls: Calls, pieces: Sequence[str]) -> tuple[str, list[Any]]:
+    """What a parser makes of a reply that comes in pieces: its text, and its calls."""
+    parser, text, deltas = calls.parser(7), "", list[Delta]()
+    for i, piece in enumerate(pieces):
+        more, added = parser.feed(piece, last=i == len(pieces) - 1)
+        text += more
+        deltas += added
+    return text, [call["function"] for call in whole_calls(deltas)]
+
+
+def pieces_of(text: str, seed: int) -> list[str]:
+    """A text cut anywhere."""
+    rng = random.Random(seed)
+    cuts = sorted(rng.choices(range(len(text) + 1), k=rng.randint(0, len(text))))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Grammar and parser of each family
+
+
+@pytest.mark.parametrize("form", EVERY, ids=NAMES)
+def test_the_grammar_takes_what_the_family_writes_and_nothing_else(llm: LLM, form: Format) -> None:
+    calls = Calls(form, TOOLS, required=True, parallel=True)
+    for text in (ONE[form.signs], TWO[form.signs]):
+        state = calls.state(llm._grammars, None)
+        assert accepts(llm, state, text)
+        mask = state.mask()
+        assert state.complete or mask[IM_END // 32] >> IM_END % 32 & 1, "it may end here"
+    for wrong in ("Hello", ONE[form.signs].replace("add", "sub"), ONE[form.signs].replace("1", '"x"')):
+        assert not accepts(llm, calls.state(llm._grammars, None), wrong)
+
+
+@pytest.mark.parametrize("form", EVERY, ids=NAMES)
+def test_one_call_is_one_call_where_there_may_not_be_several(llm: LLM, form: Format) -> None:
+    calls = Calls(form, TOOLS, required=True, parallel=False)
+    assert accepts(llm, calls.state(llm._grammars, None), ONE[form.signs])
+    assert not accepts(llm, calls.state(llm._grammars, None), TWO[form.signs])
+
+
+@pytest.mark.parametrize("form", EVERY, ids=NAMES)
+def test_the_parser_takes_apart_what_the_grammar_lets_through(form: Format) -> None:
+    calls = Calls(form, TOOLS, required=False, parallel=True)
+    expected = [
+        {"name": "add", "arguments": '{"a": 1}'},
+        {"name": "get_weather", "arguments": '{"city": "}{\\""}'},
+    ]
+    before = "" if form.anchored else "I will look. "
+    for seed in range(60):
+        assert parsed(calls, pieces_of(ONE[form.signs], seed)) == ("", expected[:1])
+        text, found = parsed(calls, pieces_of(before + TWO[form.signs], seed))
+        assert (text.rstrip(), found) == (before.rstrip(), expected)
+
+
+@pytest.mark.parametrize("form", EVERY, ids=NAMES)
+def test_a_reply_without_calls_stays_as_it_is(form: Format) -> None:
+    calls = Calls(form, TOOLS, required=False, parallel=True)
+    for text in ("Hello {there}", '{"named": 1}', "1 < 2 <tool", ' \n {"name', "[TOOL", ""):
+        for seed in range(20):
+            assert parsed(calls, pieces_of(text, seed)) == (text, [])
+
+
+@pytest.mark.parametrize("form", EVERY, ids=NAMES)
+def test_with_auto_nothing_is_bound_before_the_mark_and_everything_behind(llm: LLM, form: Format) -> None:
+    calls = Calls(form, TOOLS, required=False, parallel=True)
+    before = "" if form.anchored else "Well, [TOO <tool_ca "
+    assert accepts(llm, calls.state(llm._grammars, None), "anything { at all }")
+    state = calls.state(llm._grammars, None)
+    assert accepts(llm, state, before + ONE[form.signs])
+    wrong = ONE[form.signs].replace("add", "sub")
+    assert not accepts(llm, calls.state(llm._grammars, None), before + wrong)
+    if form.anchored:  # it is no call where text has come before
+        assert accepts(llm, calls.state(llm._grammars, None), "Text " + wrong)
+
+
+def test_arguments_are_valid_json_at_every_cut_that_is_whole(llm: LLM) -> None:
+    calls = Calls(GENERIC, TOOLS, required=True, parallel=False)
+    parser, arguments = calls.parser(1), ""
+    for c in ONE[()]:
+        arguments += "".join(delta.arguments for delta in parser.feed(c)[1])
+        assert '{"a": 1}'.startswith(arguments)
+    assert json.loads(arguments) == {"a": 1} and parser.whole == parser.count == 1
+
+
+def test_ids_are_of_nine_letters_and_digits_and_depend_on_the_seed() -> None:
+    calls = Calls(GENERIC, TOOLS, required=True, parallel=True)
+    ids = []
+    for seed in (1, 1, 2):
+        deltas = calls.parser(seed).feed(TWO[()], last=True)[1]
+        ids.append([delta.id for delta in deltas if delta.id])
+    assert ids[0] == ids[1] != ids[2] and len(set(ids[0])) == 2
+    assert all(len(one) == 9 and one.isalnum() for one in ids[0])
+
+
+def test_the_family_is_known_by_its_template() -> None:
+    assert format_of("... [TOOL_CALLS] ...").name == "mistral"
+    assert format_of('{{ "<tool_call>" }}').name == "hermes"
+    assert format_of("<|start_header_id|> {'name': ..} \"parameters\"").name == "llama3"
+    assert format_of("nothing of tools") is GENERIC
+    with pytest.raises(ValueError, match="<function="):
+        format_of("<tool_call>\n<function=name>")
+    assert knows_tools("{% if tools %}") and not knows_tools("{{ toolset }}")
+
+
+@pytest.mark.parametrize(
+    "tool, sentence",
+    [
+        ({"type": "web_search"}, r"tools\[0\]: only tools of type function"),
+        ({"type": "function", "function": {"name": "a b"}}, r"tools\[0\].function.name"),
+        (
+            {"type": "function", "function": {"name": "a", "parameters": []}},
+            "parameters must be a JSON schema",
+        ),
+        ({"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}, "of type object"),
+    ],
+)
+def test_a_tool_that_is_none_is_refused(tool: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        tools_of([tool])
+
+
+def test_two_tools_cannot_have_one_name() -> None:
+    with pytest.raises(ValueError, match="two functions add"):
+        tools_of([ADD, ADD])
+
+
+def test_a_tools_schema_that_cannot_be_enforced_is_refused_by_its_name_and_place(llm: LLM) -> None:
+    schema = {"type": "object", "properties": {"x": {"not": {}}}}
+    tools = tools_of([{"type": "function", "function": {"name": "f", "parameters": schema}}])
+    for required in (True, False):
+        with pytest.raises(GrammarError, match="f: schema at /properties/x/not"):
+            Calls(GENERIC, tools, required, True).state(llm._grammars, None)
+
+
+def test_history_is_shown_to_templates_as_they_want_it() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert with_objects(message)["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    broken = {**call, "function": {"name": "add", "arguments": "{"}}
+    with pytest.raises(ValueError, match="no JSON"):
+        with_objects({**message, "tool_calls": [broken]})
+    told = without_tools([*HI, with_objects(message), {"role": "tool", "content": "2"}], [WEATHER, ADD])
+    assert [one["role"] for one in told] == ["system", "user", "assistant", "user"]
+    assert (
+        '"get_weather"' in told[0]["content"]
+        and told[2]["content"] == '{"name": "add", "arguments": {"a": 1}}'
+    )
+    assert "2" in told[3]["content"]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Over the server
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    template = (
+        b"{% if tools %}{{ tools | tojson }}<tool_call></tool_call>{% endif %}{% for m in messages %}{{ m.role }}:"
+        b"{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>{% endfor %}assistant:"
+    )
+    path = write_model(tmp_path_factory.mktemp("calls"), template=template, control=CONTROL)
+    with running_server(path, threads=1) as running:
+        yield running
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_a_call_that_is_required_comes(served: Server, choice: Any) -> None:
+    client = Client(served.url)
+    for seed in range(8):
+        body = {
+            "messages": HI,
+            "tools": [WEATHER, ADD],
+            "tool_choice": choice,
+            "seed": seed,
+            "max_tokens": 1500,
+        }
+        (one,) = client.answer(CHAT, {**body, "parallel_tool_calls": False})["choices"]
+        assert one["finish_reason"] == "tool_calls" and one["message"]["content"] is None
+        (call,) = one["message"]["tool_calls"]
+        arguments = json.loads(call["function"]["arguments"])
+        assert call["function"]["name"] == ("add" if isinstance(choice, dict) else call["function"]["name"])
+        assert set(arguments) <= {"city", "unit", "a"} and call["type"] == "function"
+        events = client.events(CHAT, {**body, "parallel_tool_calls": False})
+        deltas = [d for e in events for d in e["choices"][0]["delta"].get("tool_calls", ())]
+        assert deltas[0]["function"]["name"] == call["function"]["name"] and deltas[0]["id"] == call["id"]
+        assert "".join(d["function"]["arguments"] for d in deltas) == call["function"]["arguments"]
+        assert not any(e["choices"][0]["delta"].get("content") for e in events)
+        assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_call_that_is_cut_is_no_call(served: Server) -> None:
+    client = Client(served.url)
+    body = {"messages": HI, "tools": [ADD], "tool_choice": "required", "seed": 1, "max_tokens": 45}
+    (one,) = client.answer(CHAT, body)["choices"]
+    assert one["finish_reason"] == "length"
+    assert client.events(CHAT, body)[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_auto_lets_the_model_answer(served: Server) -> None:
+    client = Client(served.url)
+    body = {"messages": HI, "tools": [ADD], "seed": 3, "max_tokens": 30, "ignore_eos": True}
+    (one,) = client.answer(CHAT, body)["choices"]
+    assert one["message"]["content"] and "tool_calls" not in one["message"]
+    assert one["finish_reason"] == "length"
+
+
+def test_none_shows_no_tools(served: Server) -> None:
+    client = Client(served.url)
+    lengths = {
+        choice: client.answer(CHAT, {"messages": HI, "tools": [ADD], "tool_choice": choice, "max_tokens": 1})[
+            "usage"
+        ]
+        for choice in ("auto", "none")
+    }
+    assert lengths["none"]["prompt_tokens"] < lengths["auto"]["prompt_tokens"]
+
+
+def test_a_schema_binds_the_answer_beside_calls(served: Server) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]}
+    schema["additionalProperties"] = False
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    seen = set()
+    for seed in range(30):
+        body = {"messages": HI, "tools": [ADD], "response_format": form, "seed": seed, "max_tokens": 300}
+        (one,) = Client(served.url).answer(CHAT, {**body, "logit_bias": {str(ord("<")): 3}})["choices"]
+        seen.add(one["finish_reason"])
+        if one["finish_reason"] == "stop":
+            assert set(json.loads(one["message"]["content"])) == {"x"}
+    assert {"stop", "tool_calls"} <= seen
+
+
+@pytest.mark.parametrize(
+    "more, param",
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice"),
+        ({"tools": [{"type": "mcp"}]}, "tools"),
+        ({"tools": [ADD], "tool_choice": "sometimes"}, "tool_choice"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(served: Server, more: dict[str, Any], param: str) -> None:
+    status, answer = Client(served.url).post(CHAT, {"messages": HI, **more})
+    assert status == 400 and answer["error"]["param"] == param

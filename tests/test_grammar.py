@@ -1,0 +1,284 @@
+"""Texts that a schema, an expression or a grammar binds: what comes is what was asked for, and what cannot
+be bound is refused by its place."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from common import IM_END
+from served import write_model
+
+pytest.importorskip("llguidance")
+
+from pyllm import LLM, GrammarError, LLMError, SamplingParams, grammar  # noqa: E402
+from pyllm.grammar import Constraint, Grammars, Reasoning, unanchored  # noqa: E402
+
+CITY = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 8, "pattern": "^[a-z]+$"},
+        "people": {"type": "integer", "minimum": 3, "maximum": 40},
+        "tags": {"type": "array", "items": {"enum": ["big", "old"]}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["city", "people", "tags"],
+    "additionalProperties": False,
+}
+THINKS = (
+    b"{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
+    b"<|im_start|>assistant:{% if enable_thinking %}<think>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    with LLM(write_model(tmp_path_factory.mktemp("grammar"), template=THINKS), threads=1) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("temperature", [0, 1, 3])
+def test_a_text_that_ends_is_what_its_schema_allows(llm: LLM, temperature: float) -> None:
+    for seed in range(10):
+        done = llm.generate("x", max_tokens=400, temperature=temperature, seed=seed, schema=CITY)
+        assert done.finish_reason == "stop"
+        value = json.loads(done.text)
+        assert list(value) == ["city", "people", "tags"]
+        assert re.fullmatch("[a-z]{1,8}", value["city"]) and 3 <= value["people"] <= 40
+        assert 1 <= len(value["tags"]) <= 3 and set(value["tags"]) <= {"big", "old"}
+
+
+def test_the_same_with_drafts_and_without_in_a_batch_and_alone(llm: LLM) -> None:
+    params = dict(max_tokens=300, temperature=1.0, schema=CITY, logprobs=1)
+    together = llm.generate(["a", "b", "c", "d"], seed=5, **params)
+    alone = [llm.generate(prompt, seed=5 + i, **params) for i, prompt in enumerate("abcd")]
+    assert together == alone
+    assert any(one.accepted_tokens for one in alone), "what the schema leaves no choice of was guessed"
+    with LLM(llm.path, threads=1, draft=False) as plain:
+        undrafted = [plain.generate(prompt, seed=5 + i, **params) for i, prompt in enumerate("abcd")]
+    assert [one.tokens for one in undrafted] == [one.tokens for one in alone]
+    assert [one.masked_mass for one in undrafted] == [one.masked_mass for one in alone]
+
+
+@pytest.mark.parametrize("pattern", [r"[a-c]{3}-\d\d", r"^(yes|no)$", r"a\$", r"x/y", r"é+z", r"^\^$"])
+def test_a_text_is_what_its_expression_matches(llm: LLM, pattern: str) -> None:
+    for seed in range(5):
+        done = llm.generate("x", max_tokens=60, seed=seed, regex=pattern)
+        assert done.finish_reason in ("stop", "length")
+        if done.finish_reason == "stop":
+            assert re.fullmatch(pattern.replace(r"^\^$", r"\^"), done.text), done.text
+
+
+def test_a_text_is_one_of_its_choices(llm: LLM) -> None:
+    choices = ["yes", "no", 'quo"te', "new\nline", "grüße 😀"]
+    texts = {llm.generate("x", seed=seed, temperature=5, top_p=1, choice=choices).text for seed in range(40)}
+    assert texts <= set(choices) and len(texts) >= 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'start: "(" NUMBER ("+" NUMBER)* ")"\nNUMBER: /[0-9]{1,2}/\n',
+        'root ::= "(" num ("+" num)* ")"\nnum ::= [0-9] [0-9]?\n',
+    ],
+)
+def test_a_text_is_what_its_grammar_makes(llm: LLM, text: str) -> None:
+    for seed in range(5):
+        done = llm.generate("x", max_tokens=200, seed=seed, grammar=text, logit_bias={ord(")"): 3})
+        assert done.finish_reason == "stop"
+        assert re.fullmatch(r"\(\d\d?(\+\d\d?)*\)", done.text)
+
+
+def test_the_probability_that_a_mask_takes_away_is_told(llm: LLM) -> None:
+    done = llm.generate("x", max_tokens=30, seed=1, choice=["yes", "no"])
+    assert done.masked_mass is not None and len(done.masked_mass) == len(done.tokens)
+    assert all(0 <= mass <= 1 for mass in done.masked_mass) and done.masked_mass[0] > 0.5
+    row = llm.logits("x")[-1].astype(float)
+    likely = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+    assert done.masked_mass[0] == pytest.approx(1 - likely[ord("y")] - likely[ord("n")], abs=1e-5)
+    assert llm.generate("x", max_tokens=3).masked_mass is None
+
+
+def test_min_tokens_and_a_grammar_that_is_complete(llm: LLM) -> None:
+    assert llm.generate("x", choice=["yes"], min_tokens=10, max_tokens=20).text == "yes"
+    done = llm.generate("x", regex="a*", min_tokens=5, max_tokens=20, logit_bias={IM_END: 100}, temperature=0)
+    assert done.text == "aaaaa"
+
+
+def test_max_tokens_cuts_what_a_schema_allows(llm: LLM) -> None:
+    done = llm.generate("x", max_tokens=5, seed=1, schema=CITY)
+    assert done.finish_reason == "length" and done.text == '{"cit' or done.text.startswith("{")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "schema, pointer",
+    [
+        ({"type": "array", "uniqueItems": True}, "/uniqueItems"),
+        ({"properties": {"a": {"not": {"type": "string"}}}}, "/properties/a/not"),
+        ({"properties": {"a/b~c": {"type": "string", "pattern": "(?=a)b"}}}, "/properties/a~1b~0c/pattern"),
+        ({"$defs": {"x": {"contains": {}}}, "items": {"$ref": "#/$defs/x"}}, "/$defs/x/contains"),
+        ({"anyOf": [{"type": "string"}, {"type": "strin"}]}, "/anyOf/1/type"),
+        ({"items": {"if": {"type": "string"}, "then": {"maxLength": 1}}}, "/items"),
+        ({"$ref": "http://127.0.0.1/schema"}, "/$ref"),
+        ({"prefixItems": [{}, {"type": "string", "format": "nonsense"}]}, "/prefixItems/1/format"),
+        ({"x-guidance": {"lenient": True}, "not": {}}, "/x-guidance"),
+        ({"properties": {"a": {"x-guidance": {"lenient": True}}}}, "/properties/a/x-guidance"),
+        ({"unevaluatedProperties": False}, "/unevaluatedProperties"),
+    ],
+)
+def test_a_schema_that_cannot_be_enforced_is_refused_by_its_place(
+    llm: LLM, schema: dict[str, Any], pointer: str
+) -> None:
+    with pytest.raises(GrammarError, match=re.escape(f"schema at {pointer}")) as refused:
+        llm.generate("x", schema=schema)
+    assert refused.value.pointer == pointer
+
+
+@pytest.mark.parametrize(
+    "params, sentence",
+    [
+        (dict(regex="("), "regex"),
+        (dict(grammar="start: nothing"), "nothing"),
+        (dict(grammar="root ::= ("), "grammar"),
+    ],
+)
+def test_a_grammar_that_is_wrong_is_refused(llm: LLM, params: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(GrammarError, match=sentence):
+        llm.generate("x", **params)
+
+
+@pytest.mark.parametrize(
+    "params, error",
+    [
+        (dict(schema="{}"), TypeError),
+        (dict(schema=[1]), TypeError),
+        (dict(regex=5), TypeError),
+        (dict(regex=""), TypeError),
+        (dict(choice=[]), TypeError),
+        (dict(choice="yes"), TypeError),
+        (dict(choice=["a", ""]), TypeError),
+        (dict(grammar=b"start: x"), TypeError),
+        (dict(regex="a", choice=["a"]), ValueError),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(params: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match=next(iter(params))):
+        SamplingParams(**params)
+
+
+@pytest.mark.parametrize("pattern", [r"(x+x+)+y", r"(.*a){30}", r"a{1,100000}", r"(a?){5000}a{5000}"])
+def test_a_hostile_expression_ends_in_a_result_or_an_error(llm: LLM, pattern: str) -> None:
+    try:
+        done = llm.generate("x", regex=pattern, max_tokens=20, seed=1)
+    except (GrammarError, LLMError):
+        return
+    assert done.tokens
+
+
+def test_a_grammar_that_grows_without_end_fails_its_own_request(llm: LLM, monkeypatch: Any) -> None:
+    monkeypatch.setitem(grammar.LIMITS, "step_lexer_fuel", 20)
+    with pytest.raises((GrammarError, LLMError), match="grammar|fuel|too"):
+        llm.generate("x", regex=r"(.|\n)*[a-m](.|\n){1,50}x", max_tokens=100, seed=1)
+    assert llm.generate("x", max_tokens=2, seed=1)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Reasoning
+
+
+def spoken(text: str) -> dict[int, float]:
+    """A bias that makes a model of bytes say nothing but what is in a text."""
+    said = {*text.encode(), IM_END}
+    return {i: -100.0 for i in range(259) if i not in said}
+
+
+def test_a_schema_binds_the_answer_and_not_the_reasoning(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    kwargs = dict(template_kwargs={"enable_thinking": True}, reasoning="apart", max_tokens=300)
+    grammars = Grammars(llm._open())
+    lark = grammars.compile(Constraint("choice", ["yes"]), Reasoning(("<think>", "</think>"), True))
+    state = grammars.state(lark)
+    for token in b"hm, 5 < 6 </thin </think>\n\nye":
+        mask = state.mask()
+        assert mask[token // 32] >> token % 32 & 1
+        state.accept(token)
+    assert not state.complete
+    state.accept(ord("s"))
+    assert state.complete
+    bias = spoken("</think>yes")
+    replies = [llm.chat(messages, seed=s, choice=["yes"], logit_bias=bias, **kwargs) for s in range(20)]
+    ended = [reply for reply in replies if reply.finish_reason == "stop"]
+    assert all(reply.text == "yes" for reply in ended)
+    assert any(reply.reasoning_content for reply in replies)
+
+
+def test_a_model_that_need_not_reason_is_bound_from_its_first_token(llm: LLM) -> None:
+    state = llm._grammars.state(
+        llm._grammars.compile(Constraint("choice", ["yes"]), Reasoning(("<think>", "</think>"), False))
+    )
+    mask = state.mask()
+    allowed = {token for token in range(259) if mask[token // 32] >> token % 32 & 1}
+    assert allowed == {ord("y"), ord("<")}
+
+
+def test_anchors_at_the_ends_say_nothing_new() -> None:
+    given = ("^a$", "a", r"a\$", r"a\\$", "^", "$")
+    assert [unanchored(pattern) for pattern in given] == ["a", "a", r"a\$", r"a\\", "", ""]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Schemas at random
+
+
+def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
+    """A schema of the supported keywords, that something can be."""
+    kinds = ["string", "integer", "number", "boolean", "null", "enum", "const"]
+    kind = rng.choice(kinds + ["object", "array", "anyOf"] * (depth < 3))
+    if kind == "object":
+        names = rng.sample(["a", "b", "c c", 'd"', "é"], rng.randint(1, 4))
+        properties = {name: random_schema(rng, depth + 1) for name in names}
+        required = rng.sample(names, rng.randint(0, len(names)))
+        schema = {"type": "object", "properties": properties, "required": required}
+        return {**schema, "additionalProperties": False}
+    if kind == "array":
+        low = rng.randint(0, 2)
+        return {"type": "array", "items": random_schema(rng, depth + 1), "minItems": low, "maxItems": low + 2}
+    if kind == "anyOf":
+        return {"anyOf": [random_schema(rng, depth + 1) for _ in range(2)]}
+    if kind == "string":
+        low = rng.randint(0, 3)
+        lengths = {"minLength": low, "maxLength": low + 4}
+        more = rng.choice([{}, {"pattern": "^[a-f]{2,5}$"}, {"format": "date"}, lengths])
+        return {"type": "string", "maxLength": 12, **more}
+    if kind == "integer":
+        low = rng.randint(-50, 50)
+        return {"type": "integer", "minimum": low, "maximum": low + rng.randint(0, 100)}
+    if kind == "number":
+        return {"type": "number", "minimum": -1, "maximum": 1}
+    if kind == "enum":
+        return {"enum": rng.sample(["x", 1, None, True, [1, "a"], {"k": "v"}], 3)}
+    return {"const": rng.choice(["c", 5, [2]])} if kind == "const" else {"type": kind}
+
+
+def test_500_schemas_at_random_are_enforced_whole(llm: LLM) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    rng = random.Random(1)
+    schemas = [random_schema(rng) for _ in range(500)]
+    close = {ord(c): 4.0 for c in '"}]'}
+    shared = dict(max_tokens=400, logit_bias=close)
+    params = [SamplingParams(seed=i, schema=schema, **shared) for i, schema in enumerate(schemas)]
+    done = llm.generate(["x"] * len(schemas), params)
+    ended = 0
+    for schema, one in zip(schemas, done, strict=True):
+        if one.finish_reason == "stop":
+            ended += 1
+            jsonschema.Draft202012Validator(schema).validate(json.loads(one.text))
+    assert ended >= 480
