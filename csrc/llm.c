@@ -16,13 +16,15 @@
 /* ------------------------------------------------------------------------------------------------------
  * llm_forward: tokens, batch by batch, through the forward pass */
 
-/* One batch on its way through the layers; logits are of the tokens in s->rows */
+/* One batch on its way through the layers; logits are of the tokens in s->rows, states of those in s->state_rows */
 typedef struct batch {
     llm_session *s;
     size_t n;
     const uint32_t *tokens; /* (n,) */
     size_t n_rows;
     float *logits; /* (n_rows, vocab_size) */
+    size_t n_states;
+    float *states; /* (n_states, dim) */
 } batch;
 
 static void forward(void *batch);
@@ -55,33 +57,48 @@ static void place_token(llm_session *s, size_t i, uint32_t seq) {
     }
 }
 
-/* The first of the batch's rows of logits with a number that is not finite; n_rows: none */
-static size_t first_bad_row(const batch *b, size_t vocab) {
-    for (size_t r = 0; r < b->n_rows; r++) {
+/* The first of the rows x (n, width) with a number that is not finite; n: none */
+static size_t first_bad_row(const float *x, size_t n, size_t width) {
+    for (size_t r = 0; r < n; r++) {
         uint32_t bad = 0;
-        for (size_t i = 0; i < vocab; i++)
-            bad |= (bits_of(b->logits[r * vocab + i]) & 0x7f800000) == 0x7f800000;
+        for (size_t i = 0; i < width; i++)
+            bad |= (bits_of(x[r * width + i]) & 0x7f800000) == 0x7f800000;
         if (bad)
             return r;
     }
-    return b->n_rows;
+    return n;
 }
 
-/* As many of the n tokens that are left as a batch has room for: their places, and whose logits are wanted */
+/* As many of the n tokens that are left as a batch has room for: their places, and what is wanted of each */
 static batch next_batch(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs,
-    const uint8_t *want, float *logits) {
-    batch b = {.s = s, .n = n < s->o.batch ? n : s->o.batch, .tokens = tokens, .logits = logits};
+    const uint8_t *want, float *logits, float *states) {
+    batch b = {
+        .s = s, .n = n < s->o.batch ? n : s->o.batch, .tokens = tokens, .logits = logits, .states = states};
     s->n_runs = 0;
     for (size_t i = 0; i < b.n; i++) {
         place_token(s, i, seqs ? seqs[i] : 0);
-        const int wanted = want ? want[i] : i + 1 == n;
-        if (logits && wanted) {
+        const int wanted = want ? want[i] : i + 1 == n ? LLM_WANT_LOGITS : 0;
+        if (logits && wanted & LLM_WANT_LOGITS) {
             s->rows[b.n_rows] = (uint32_t)i;
             b.n_rows++;
+        }
+        if (states && wanted & LLM_WANT_STATE) {
+            s->state_rows[b.n_states] = (uint32_t)i;
+            b.n_states++;
         }
     }
     s->runs[s->n_runs] = (uint32_t)b.n;
     return b;
+}
+
+/* A token of the batch of which something that is not finite came out; b->n: none */
+static size_t first_bad_token(const batch *b) {
+    const llm_session *s = b->s;
+    const size_t row = first_bad_row(b->logits, b->n_rows, s->m->h.vocab_size);
+    if (row < b->n_rows)
+        return s->rows[row];
+    const size_t state = first_bad_row(b->states, b->n_states, s->m->h.dim);
+    return state < b->n_states ? s->state_rows[state] : b->n;
 }
 
 /* Once it is, a pass leaves out what takes long, and its result is nobody's. */
@@ -96,27 +113,33 @@ static void take_back(llm_session *s, size_t n, const uint32_t *seqs) {
             llm_truncate(s, seq, 0, NULL, 0);
 }
 
-int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs, const uint8_t *want,
-    float *logits, char *err, size_t errlen) {
-    const size_t vocab = s->m->h.vocab_size;
+int llm_forward_states(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs,
+    const uint8_t *want, float *logits, float *states, char *err, size_t errlen) {
     TRY(check_tokens(s, n, tokens, seqs, err, errlen));
     for (size_t at = 0; at < n; at += s->o.batch) {
         const uint32_t *next_seqs = seqs ? seqs + at : NULL;
         const uint8_t *next_want = want ? want + at : NULL;
-        const batch b = next_batch(s, n - at, tokens + at, next_seqs, next_want, logits);
+        const batch b = next_batch(s, n - at, tokens + at, next_seqs, next_want, logits, states);
         team(s->o.threads, forward, (void *)&b);
-        const size_t bad = first_bad_row(&b, vocab);
-        if (bad < b.n_rows || stopped(s)) {
+        const size_t bad = first_bad_token(&b);
+        if (bad < b.n || stopped(s)) {
             take_back(s, at + b.n, seqs);
             REQUIRE(!stopped(s), "the session was stopped");
             return FAIL("the logits after token %zu are not finite: a number in the model or in what its "
                         "sequence keeps is not, or grew too large",
-                at + s->rows[bad]);
+                at + bad);
         }
         if (logits)
-            logits += b.n_rows * vocab;
+            logits += b.n_rows * s->m->h.vocab_size;
+        if (states)
+            states += b.n_states * s->m->h.dim;
     }
     return 0;
+}
+
+int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs, const uint8_t *want,
+    float *logits, char *err, size_t errlen) {
+    return llm_forward_states(s, n, tokens, seqs, want, logits, NULL, err, errlen);
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -135,6 +158,7 @@ static void attention(llm_session *s, size_t layer, size_t n);
 static void feed_forward(llm_session *s, size_t layer, size_t n);
 static void moe(llm_session *s, size_t layer, size_t n);
 static void unembed(llm_session *s, size_t n_rows, float *logits);
+static void show_states(llm_session *s, size_t n_states, float *states);
 
 static void forward(void *context) {
     const batch *b = context;
@@ -148,6 +172,7 @@ static void forward(void *context) {
             feed_forward(s, layer, b->n);
     }
     unembed(s, b->n_rows, b->logits);
+    show_states(s, b->n_states, b->states);
 }
 
 /* y (n, rows) = x (n, cols) @ W (rows, cols)^T; W is tensor t, of expert e. See "Products". */
@@ -782,6 +807,13 @@ static void unembed(llm_session *s, size_t n_rows, float *logits) {
     if (h->logit_cap > 0)
         EACH(i, n_rows * h->vocab_size)
             logits[i] = h->logit_cap * tanhf(logits[i] / h->logit_cap);
+}
+
+/* states (n_states, dim) = what logits would be made of, of the tokens in s->state_rows */
+static void show_states(llm_session *s, size_t n_states, float *states) {
+    const llm_tensor *norm = tensor(s->m, 0, LLM_OUT_NORM);
+    EACH(r, n_states)
+        rmsnorm(s, norm, row_of(s->x, s->state_rows[r]), states + r * s->m->h.dim);
 }
 
 /* ------------------------------------------------------------------------------------------------------

@@ -299,6 +299,9 @@ enum llm_section_tag {
     LLM_CHAT_TEMPLATE_TOOLS = 7, /* UTF-8: the template for conversations with tools; absent: the same */
     LLM_CHAT_NO_THINKING = 8,    /* as LLM_CHAT_PARTS, with enable_thinking = false; absent when the template
                                    has no such switch */
+    /* UTF-8, JSON: how states become an embedding: {"pooling": "last" or "mean", "normalize": true or false,
+     * "prompts": {name: text before a text of that kind}, "default_prompt": a name or null}; absent: last, true */
+    LLM_EMBEDDING = 9,
     LLM_TOKENIZER = 16,          /* llm_vocabulary; this and up to 31 are the tokenizer's, see below */
     LLM_TOKEN_STARTS = 17,
     LLM_TOKEN_BYTES = 18,
@@ -391,7 +394,7 @@ const char *llm_session_isa(const llm_session *session);
  * fewer are not; and the plain kernels ("scalar") round products of fp16 twice.
  *   tokens  (n,), each < vocab_size
  *   seqs    (n,), each < n_seqs; NULL: all are of sequence 0
- *   want    (n,), whether the logits after token i are wanted; NULL: only those after the last token
+ *   want    (n,), 1 where the logits after token i are wanted, else 0; NULL: only those after the last token
  *   logits  (number wanted, vocab_size) float32, rows in the order of the tokens; NULL: none are computed
  * Returns 0; or -1 and changes nothing when an argument is out of range, a sequence would grow past the
  * session's context, or logits that are wanted are not finite (a model with NaN, or numbers too large for it);
@@ -399,6 +402,19 @@ const char *llm_session_isa(const llm_session *session);
  * may be dropped, see llm_oldest(). A key or value beyond fp16's range is kept as the largest number of fp16. */
 int llm_forward(llm_session *session, size_t n, const uint32_t *tokens, const uint32_t *seqs,
     const uint8_t *want, float *logits, char *err, size_t errlen);
+
+/* What llm_forward_states() may be asked of a token. */
+enum llm_want {
+    LLM_WANT_LOGITS = 1,
+    LLM_WANT_STATE =
+        2 /* the last layer's output behind LLM_OUT_NORM: what logits are made of, an embedding */
+};
+
+/* The same as llm_forward(), and what each token's logits would be made of.
+ *   want    (n,), of enum llm_want, added up; NULL: LLM_WANT_LOGITS of the last token
+ *   states  (number wanted, dim) float32, rows in the order of the tokens; NULL: none are copied */
+int llm_forward_states(llm_session *session, size_t n, const uint32_t *tokens, const uint32_t *seqs,
+    const uint8_t *want, float *logits, float *states, char *err, size_t errlen);
 
 /* Is shown the input of a product of llm_forward() before it is computed: x (n, cols), `stride` floats from one
  * row to the next, of n tokens; `expert` is 0 but where a tensor has several. Called by the thread that called

@@ -357,9 +357,7 @@ void llm_sampler_accept(llm_sampler *s, uint32_t token, int generated) {
 }
 
 /* Whether a mask, a bit a token, lets this one through. */
-static inline int allows(const uint32_t *mask, size_t token) {
-    return mask[token / 32] >> token % 32 & 1;
-}
+static inline int allows(const uint32_t *mask, size_t token) { return mask[token / 32] >> token % 32 & 1; }
 
 /* Makes x (n,) -infinity where the mask has no bit. */
 static void forbid(float *x, size_t n, const uint32_t *mask) {

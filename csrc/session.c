@@ -115,6 +115,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->seqs, b * f},
         {&s->pos, b * f},
         {&s->rows, b * f},
+        {&s->state_rows, b * f},
         {&s->runs, (b + 1) * f},
         {&s->x.data, b * dim * f},
         {&s->xb.data, b * dim * f},

@@ -39,7 +39,8 @@ struct llm_session {
 
     /* the batch */
     uint32_t *seqs, *pos; /* (B,) sequence and position of each token */
-    uint32_t *rows;       /* (n_rows,) tokens whose logits are wanted */
+    uint32_t *rows;       /* (n_rows,) tokens whose logits are wanted, */
+    uint32_t *state_rows; /* (n_states,) and those whose states are */
     uint32_t *runs; /* (n_runs + 1,) tokens at which runs begin: neighbours in a sequence, at most `run` */
     size_t n_runs, run;
 

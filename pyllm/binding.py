@@ -282,6 +282,7 @@ class Cache:
         self.vocab_size, self._model = model.vocab_size, model
         self.tokens: list[list[int]] = [[] for _ in range(n_seqs)]
         self.rows = np.empty((1, self.vocab_size), np.float32)  # grows to the most logits asked for at once
+        self.states = np.empty((0, model.header.dim), np.float32)  # of the last forward(), which may be fewer
 
     @classmethod
     def open(cls, model: Model, context: int, threads: int, n_seqs: int) -> Cache:
@@ -305,19 +306,24 @@ class Cache:
             del tokens[lib.llm_length(self.ptr, seq) :]
             call(lib.llm_truncate, self.ptr, seq, len(tokens))
 
-    def forward(self, tokens: list[int], seqs: list[int], want: list[bool]) -> np.ndarray:
-        """Appends tokens (n,), n <= CHUNK, to their sequences; logits (sum(want), vocab_size), valid until
-        the next call."""
+    def forward(self, tokens: list[int], seqs: list[int], want: Sequence[int]) -> np.ndarray:
+        """Appends tokens (n,), n <= CHUNK, to their sequences. want (n,): of enum llm_want. Returns the
+        logits that are wanted, (rows, vocab_size), and leaves states in self.states: (rows, dim) of them;
+        both are valid until the next call."""
         if self.orphaned:
             raise LLMError("this session was opened before the process was forked: open another one")
         Cache.parallel |= self.threads > 1
-        n, rows = len(tokens), sum(want)
+        n, rows = len(tokens), sum(asked & lib.LLM_WANT_LOGITS for asked in want)
+        n_states = sum(asked >= lib.LLM_WANT_STATE for asked in want)
         if rows > len(self.rows):
             self.rows = np.empty((rows, self.vocab_size), np.float32)
+        if n_states > len(self.states):
+            self.states = np.empty((n_states, self.states.shape[1]), np.float32)
         for seq, token in zip(seqs, tokens, strict=True):
             self.tokens[seq].append(token)
         out = ffi.from_buffer("float[]", self.rows) if rows else ffi.NULL
-        call(lib.llm_forward, self.ptr, n, tokens, seqs, bytes(want), out)
+        states = ffi.from_buffer("float[]", self.states) if n_states else ffi.NULL
+        call(lib.llm_forward_states, self.ptr, n, tokens, seqs, bytes(want), out, states)
         return self.rows[:rows]
 
     def extend(self, tokens: list[int], out: np.ndarray | None = None) -> None:

@@ -31,6 +31,7 @@ from pyllm.chat import (
     render_conversation,
 )
 from pyllm.drafts import Drafter, DraftModel, Lookup, ModelDrafts, texts_differ
+from pyllm.embedding import Embedding, Recipe, recipe_of
 from pyllm.grammar import Grammars, Reasoning, State
 from pyllm.sampling import Completion, Continuation, SamplingParams, StreamEvent, params_for
 from pyllm.scheduler import Policy, Scheduler
@@ -592,6 +593,68 @@ class LLM:
 
         before = encode(context.rstrip())
         return before or first, encode(context + continuation)[len(before) :]
+
+    def embed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        prompt: str | None = None,
+        pooling: Literal["last", "mean"] | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+    ) -> np.ndarray:
+        """The embedding of a text, float32 (dim,), or of each of a list of them, float32 (n, dim).
+
+        prompt      the name of one of the model's own prompts, such as "query" or "document", whose text goes
+                    before each text; None: the model's default, which most have not
+        pooling     "last": the state of the last token; "mean": the mean of all; None: as the model's files
+                    say, else "last"
+        normalize   whether vectors are 1 long; None: as the model's files say, else yes
+        dimensions  how many of the numbers, the first; None: all
+
+        Texts are encoded as encode() does it by default; token ids are taken as they are, without a prompt.
+        Raises ValueError when there is no token, no such prompt, or no so many numbers."""
+        batch = _is_batch_of_prompts(texts)
+        each: Any = list(texts) if batch else [texts]
+        jobs = self._embeddings(each, prompt, pooling, normalize, dimensions)
+        self._batch().run(jobs)
+        if not batch:
+            return jobs[0].vector()
+        return np.array([job.vector() for job in jobs], np.float32).reshape(len(jobs), dimensions or self.dim)
+
+    def _embeddings(
+        self,
+        texts: Sequence[Prompt],
+        prompt: str | None = None,
+        pooling: Literal["last", "mean"] | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+    ) -> list[Embedding]:
+        """Checks everything, and computes nothing yet."""
+        recipe = self._recipe
+        before = recipe.prompt(prompt)
+        if pooling not in (None, "last", "mean"):
+            raise ValueError(f'pooling must be None, "last" or "mean", not {pooling!r:.60}')
+        if dimensions is not None:
+            dimensions = integer("dimensions", dimensions, 1, self.dim)
+        own = replace(
+            recipe,
+            pooling=pooling or recipe.pooling,
+            normalize=recipe.normalize if normalize is None else bool(normalize),
+        )
+        jobs = []
+        for i, text in enumerate(texts):
+            name = f"text {i}" if len(texts) > 1 else "the text"
+            ids = self._ids(before + _text(text) if isinstance(text, (str, bytes)) else text, name)
+            if not ids:
+                raise ValueError(f"{name} has no tokens")
+            jobs.append(Embedding(ids, own, dimensions))
+        return jobs
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        """How the model makes embeddings."""
+        return recipe_of(self._open())
 
     def session(self) -> Session:
         """An empty Session of this model."""

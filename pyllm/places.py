@@ -117,7 +117,7 @@ class Places:
         for other in self._used.values():
             if other.terms.partition != request.terms.partition:
                 continue
-            length = min(shared_prefix(other.ids, request.ids), request.first)
+            length = min(shared_prefix(other.ids, request.ids), request.fresh)
             to_come = length > len(self.tokens(other.seq))
             if to_come and length - shared[best] >= MIN_SHARED:
                 request.after = other, length
@@ -135,7 +135,7 @@ class Places:
             partition = owner.partition if owner else None
         if partition != request.terms.partition:
             return 0
-        return self.cache.reusable(seq, request.ids, request.first)
+        return self.cache.reusable(seq, request.ids, request.fresh)
 
     def _take(self, request: Request, best: int, length: int) -> None:
         """Gives a request the sequence that begins most like it, or a copy of it."""

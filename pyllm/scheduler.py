@@ -28,7 +28,9 @@ from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from pyllm._llm import ffi
+import numpy as np
+
+from pyllm._llm import ffi, lib
 from pyllm.binding import CHUNK, Cache, LLMError, Model
 from pyllm.pace import Pace
 from pyllm.places import Places
@@ -115,6 +117,7 @@ class Request:
 
     ids      what the sequence is to hold: accept() may append to it. The request ends when all have been run.
     first    the place of the first of them whose logits are wanted; those of all behind it are, too
+    states   the same of their states, see llm_forward_states(); None: none are wanted
     cached   how many of them had been computed before
     terms    on what terms it runs; set before it is added
     guesses  in accept(): the tokens behind ids that are run in the same step, whether they come or not
@@ -127,8 +130,8 @@ class Request:
     wait for anything. What it raises ends this request only.
     """
 
-    def __init__(self, ids: list[int], first: int) -> None:
-        self.ids, self.first, self.terms = ids, first, Terms()
+    def __init__(self, ids: list[int], first: int, states: int | None = None) -> None:
+        self.ids, self.first, self.states, self.terms = ids, first, states, Terms()
         self.cached = self.drafted = 0
         self.seconds = self.read = 0.0
         self.guesses: list[int] = []
@@ -146,6 +149,11 @@ class Request:
         """How many ids it may come to have."""
         return len(self.ids)
 
+    @property
+    def fresh(self) -> int:
+        """The place from which on its ids are run, whatever is known of them."""
+        return self.first if self.states is None else min(self.first, self.states)
+
     def start(self) -> None:
         """Called once, before the first accept()."""
 
@@ -153,9 +161,23 @@ class Request:
         """Takes the logits after the next token: a float * to (vocab_size,), valid during the call."""
         raise NotImplementedError
 
+    def accept_states(self, states: np.ndarray) -> None:
+        """Takes states of tokens that follow each other: (n, dim), valid during the call."""
+        raise NotImplementedError
+
     def draft(self, most: int) -> list[int]:
         """At most that many tokens that accept() may append to ids next, in this order."""
         return []
+
+    def wants(self, place: int) -> int:
+        """What is wanted of the id in a place, of enum llm_want."""
+        logits = lib.LLM_WANT_LOGITS if place >= self.first else 0
+        state = lib.LLM_WANT_STATE if self.states is not None and place >= self.states else 0
+        return int(logits | state)
+
+    def states_in(self, start: int, end: int) -> int:
+        """How many states are wanted of the ids in these places."""
+        return 0 if self.states is None else max(0, end - max(start, self.states))
 
     def end(self, error: BaseException | None = None) -> None:
         """Called once, by the scheduler."""
@@ -414,7 +436,10 @@ class Scheduler:
     def _put_off(self, request: Request) -> None:
         """Lets a request wait again. What it has computed is kept while there is room; it goes on where it
         was, for the logits that it has got it does not get again."""
-        request.first = max(request.first, len(self._tokens(request.seq)))
+        run = len(self._tokens(request.seq))
+        request.first = max(request.first, run)
+        if request.states is not None:
+            request.states = max(request.states, run)
         self._running.remove(request)
         self._batch.leave(request)
         request.seq = -1
@@ -538,14 +563,14 @@ class Scheduler:
         """A pass over the weights."""
         tokens: list[int] = []
         seqs: list[int] = []
-        want: list[bool] = []
+        want: list[int] = []
         wanted: list[int] = []
         lengths = [len(self._tokens(part.request.seq)) for part in parts]
         for part, at in zip(parts, lengths, strict=True):
             request, end = part.request, at + part.count
             tokens += request.ids[at:end] + part.guesses
             seqs += [request.seq] * (part.count + len(part.guesses))
-            want += [i >= request.first for i in range(at, end)] + [True] * len(part.guesses)
+            want += [request.wants(i) for i in range(at, end)] + [lib.LLM_WANT_LOGITS] * len(part.guesses)
             wanted.append(self._wanted(part) + len(part.guesses))
         reads, began = self._reads(parts), time.perf_counter()
         try:
@@ -564,16 +589,20 @@ class Scheduler:
             return
         self._learn(parts, len(tokens), reads, time.perf_counter() - began)
         logits = ffi.from_buffer("float[]", rows)
-        at = 0
-        for part, count in zip(parts, wanted, strict=True):
+        at = of_states = 0
+        for part, count, length in zip(parts, wanted, lengths, strict=True):
+            states = part.request.states_in(length, length + part.count)
             try:
                 self._pass_on(part, logits + at * self._model.vocab_size, count)
+                if states:
+                    part.request.accept_states(self._batch.cache.states[of_states : of_states + states])
             except Exception as error:
                 self._leave(part.request, error)
             else:
                 if self._pending(part.request) == 0:
                     self._leave(part.request)
             at += count
+            of_states += states
 
     def _learn(self, parts: list[Part], tokens: int, reads: int, seconds: float) -> None:
         """Takes in what a step has cost, and says so."""

@@ -448,6 +448,11 @@ class Reference:
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """(len(ids), vocab_size) float64 logits of one sequence."""
+        out = self.once["embed" if self.h["required"] & TIED else "output"][0]
+        return capped(self.product(self.states(ids), out), self.h["logit_cap"])
+
+    def states(self, ids: list[int]) -> np.ndarray:
+        """(len(ids), dim) float64: what the logits are made of."""
         h, kept = self.h, {}
         x = self.once["embed"][0].w[np.array(ids)] * h["embed_scale"]
 
@@ -463,8 +468,7 @@ class Reference:
         for number in range(h["n_layers"]):
             x = add(x, number, "attn", lambda y, i: self.attention(y, i, kept))
             x = add(x, number, "ffn", self.feed_forward)
-        out = self.once["embed" if h["required"] & TIED else "output"][0]
-        return capped(self.product(self.norm(x, self.once["out_norm"][0][0]), out), h["logit_cap"])
+        return self.norm(x, self.once["out_norm"][0][0])
 
 
 def pack_sections(sections: Mapping[int, bytes]) -> bytes:

@@ -55,7 +55,7 @@ class Answer(Response):
     def __init__(
         self,
         service: Service,
-        jobs: Sequence[Continuation],
+        jobs: Sequence[Request],
         *,
         stream: bool = False,
         usage: bool = False,
@@ -66,7 +66,8 @@ class Answer(Response):
         self.timings = [Timing(service.metrics, job) for job in jobs]
         self.background = None
         for job in jobs:
-            job.streamed = stream
+            if isinstance(job, Continuation):
+                job.streamed = stream
 
     # ------------------------------------------------------------------------------------------------------
     # What the kinds of answers have of their own
@@ -79,9 +80,17 @@ class Answer(Response):
         """Events for what a job has made."""
         raise NotImplementedError
 
+    def begin(self) -> Iterator[dict[str, Any]]:
+        """Events before all, at once."""
+        return iter(())
+
     def finish(self) -> Iterator[dict[str, Any]]:
         """Events after all."""
         return iter(())
+
+    def failed(self, error: ApiError) -> Iterator[dict[str, Any]]:
+        """Events that end a stream in the middle."""
+        yield error.body
 
     def framed(self, event: dict[str, Any]) -> bytes:
         """An event as it is sent."""
@@ -124,6 +133,7 @@ class Answer(Response):
         headers = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
+            await self._send_events(running, send, self.begin())
             async for index, item in running:
                 if isinstance(item, StreamEvent):
                     if item.tokens:
@@ -136,8 +146,9 @@ class Answer(Response):
             await self._send_events(running, send, self.finish())
         except ApiError as error:  # the client looks for it among the events
             running.cancel()
-            await self._send(running, send, self.framed(error.body))
-        await self._send(running, send, self.done)
+            await self._send_events(running, send, self.failed(error))
+        if self.done:
+            await self._send(running, send, self.done)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_events(self, running: Running, send: Send, events: Iterator[dict[str, Any]]) -> None:

@@ -17,14 +17,17 @@ from starlette.types import ASGIApp
 
 from pyllm.engine import LLM
 from pyllm.scheduler import Policy
-from pyllm.server import chats, completions, page, status, tokens
+from pyllm.server import chats, completions, embeddings, messages, page, responses, status, tokens
 from pyllm.server.answer import Json
 from pyllm.server.errors import ApiError
 from pyllm.server.guard import Guard, send_error, too_large
+from pyllm.server.messages import CountRequest, MessagesRequest
+from pyllm.server.responses import ResponsesRequest
 from pyllm.server.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     EstimateRequest,
     TokenizeRequest,
     decode,
@@ -112,6 +115,10 @@ def routes(service: Service) -> list[Route]:
         Route("/v1/models/{name:path}", one_model),
         Route("/v1/completions", posted(CompletionRequest, completions.completions), methods=["POST"]),
         Route("/v1/chat/completions", posted(ChatRequest, chats.chats), methods=["POST"]),
+        Route("/v1/embeddings", posted(EmbeddingRequest, embeddings.embeddings), methods=["POST"]),
+        Route("/v1/responses", posted(ResponsesRequest, responses.responses), methods=["POST"]),
+        Route("/v1/messages", posted(MessagesRequest, messages.messages), methods=["POST"]),
+        Route("/v1/messages/count_tokens", posted(CountRequest, messages.count_tokens), methods=["POST"]),
         Route("/v1/estimate", looked_up(EstimateRequest, status.estimate), methods=["POST"]),
         Route("/tokenize", looked_up(TokenizeRequest, tokens.tokenize), methods=["POST"]),
         Route("/detokenize", looked_up(DetokenizeRequest, tokens.detokenize), methods=["POST"]),
@@ -137,7 +144,7 @@ class ErrorResponse(Response):
         self.error, self.background = error, None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await send_error(send, self.error)
+        await send_error(send, messages.shaped(self.error, scope["path"]))
 
 
 async def _api_error(http: Request, error: Exception) -> Response:

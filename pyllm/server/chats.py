@@ -65,6 +65,7 @@ class Chats(Answer):
         parting: Parting,
         calls: Calls | None,
     ) -> None:
+        self.jobs: Sequence[Continuation]
         options = request.stream_options
         super().__init__(
             service,

@@ -51,6 +51,7 @@ class Completions(Answer):
         texts: Sequence[str],
         best_of: int,
     ) -> None:
+        self.jobs: Sequence[Continuation]
         options = request.stream_options
         super().__init__(
             service,

@@ -14,7 +14,7 @@ from pyllm.server.schemas import ChatRequest, Sampling, ranged, without_none
 from pyllm.server.settings import Settings
 
 # OpenAI's names for SamplingParams' fields
-RENAMED = {"repeat_penalty": "repetition_penalty"}
+RENAMED = {"repeat_penalty": "repetition_penalty", "prompt": "prompt_name", "text": "input"}
 # Of a server they are OpenAI's, not SamplingParams'
 DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 
@@ -118,9 +118,9 @@ def refused(error: Exception, request: Any) -> ApiError:
     if isinstance(error, GrammarError):
         return bad(sentence, source_of(request), "unsupported_grammar", pointer=error.pointer)
     word = sentence.replace("[", " ").replace(":", " ").split(" ", 1)[0]
-    name = RENAMED.get(word, word)
-    known = name in getattr(request, "__struct_fields__", ())
-    return bad(sentence.replace(word, name, 1) if known else sentence, name if known else None)
+    fields = getattr(request, "__struct_fields__", ())
+    name = next((name for name in (word, RENAMED.get(word)) if name in fields), None)
+    return bad(sentence.replace(word, name, 1) if name else sentence, name)
 
 
 # Where a request may say what its text is to be, with SamplingParams' word for it

@@ -122,6 +122,21 @@ class ChatRequest(Sampling, kw_only=True):
     include_reasoning: bool | None = None
 
 
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """POST /v1/embeddings. prompt_name, as sentence-transformers calls it: which of the model's prompts goes
+    before each text."""
+
+    input: Prompt
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    prompt_name: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    cache: bool | None = None
+    timeout: float | None = None
+
+
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """POST /tokenize: of a text, or of a conversation's prompt."""
 

@@ -360,6 +360,8 @@ def convert_source(
         lib.LLM_NAME: one_line(name or source.name).encode(),
         lib.LLM_ABOUT: about(source, model, dtype, adapters).encode(),
     }
+    if source.embedding is not None:
+        sections[lib.LLM_EMBEDDING] = source.embedding.encode()
     templates = source.templates
     if chat_template:
         templates = {"default": sources.read_text(chat_template)}

@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from . import huggingface_tokenizer, quantized, sources
+from . import embedding, huggingface_tokenizer, quantized, sources
 from .sources import ConvertError, File, FileTensor, Source, shown
 
 TENSORS = ".safetensors"
@@ -222,6 +222,7 @@ def read_texts(source: Source) -> None:
     for key, value in (("license", license_of(folder, config)), ("description", config.get("description"))):
         if isinstance(value, str) and value.strip():
             source.about[key] = value
+    source.embedding = embedding.recipe(folder, source.notes)
     if any(os.path.lexists(folder / file) for file in huggingface_tokenizer.TOKENIZER_FILES):
         source.tokenizer = lambda template: tokenizer(folder, template)
 

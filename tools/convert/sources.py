@@ -378,6 +378,7 @@ class Source:
     special_tokens: dict[str, str] = field(
         default_factory=dict
     )  # bos_token, eos_token, ...: the template may use them
+    embedding: str | None = None  # how it makes embeddings: the text of LLM_EMBEDDING
     # makes the tokenizer's sections; takes the chat template that says what ends a turn, or None: its own
     tokenizer: Callable[[str | None], dict[int, bytes]] | None = None
     native: Callable[[str], str] = str  # how this source spells a Hugging Face name

@@ -1,0 +1,212 @@
+"""Embeddings: the states that logits are made of, pooled as the model's files say, the same alone and under
+load."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from common import BOS, IM_END, byte_tokenizer
+from pyllm._llm import lib
+from pyllm.tools import embedding
+from pyllm.tools.sources import ConvertError
+from reference import FP16, INT8R, Reference, make_model
+
+from pyllm import LLM, ContextError, LLMError
+
+TEXTS = ["Hello", "a longer text, " * 20, "x"]
+QUERY = {
+    "pooling": "last",
+    "normalize": True,
+    "prompts": {"query": "Q: ", "document": ""},
+    "default_prompt": None,
+}
+
+
+def write(folder: Path, dtype: int, recipe: Any = None) -> str:
+    sections = byte_tokenizer(lib.LLM_ADD_BOS, BOS, IM_END)
+    if recipe is not None:
+        sections[lib.LLM_EMBEDDING] = (recipe if isinstance(recipe, str) else json.dumps(recipe)).encode()
+    path = folder / "tiny.llm"
+    path.write_bytes(make_model(3, dtype=dtype, vocab_size=259, context=600, sections=sections))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write(tmp_path_factory.mktemp("embedding"), FP16)
+
+
+@pytest.fixture(scope="module")
+def llm(path: str) -> Iterator[LLM]:
+    with LLM(path, threads=1, exact=True) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_an_embedding_is_what_the_reference_makes_of_the_states(
+    path: str, llm: LLM, pooling: Any, normalize: bool
+) -> None:
+    reference = Reference(Path(path).read_bytes())
+    for text in TEXTS:
+        states = reference.states(llm.encode(text))
+        expected = states[-1] if pooling == "last" else states.mean(axis=0)
+        expected = expected / np.linalg.norm(expected) if normalize else expected
+        found = llm.embed(text, pooling=pooling, normalize=normalize)
+        assert found.dtype == np.float32 and found.shape == (llm.dim,)
+        assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()  # keys and values are fp16
+
+
+@pytest.mark.parametrize("dtype", [FP16, INT8R])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_the_same_alone_in_a_batch_and_beside_a_generation(tmp_path: Path, dtype: int, pooling: Any) -> None:
+    with LLM(write(tmp_path, dtype), threads=2, exact=True) as llm:
+        stream = llm.stream("running", max_tokens=300, ignore_eos=True, seed=1)
+        next(stream)
+        together = llm.embed(TEXTS * 3, pooling=pooling)
+        stream.close()
+    with LLM(llm.path, threads=1, exact=True) as llm:
+        alone = [llm.embed(text, pooling=pooling) for text in TEXTS * 3]
+        cached = [llm.embed(text, pooling=pooling) for text in TEXTS * 3]
+    assert (together == np.array(alone)).all() and (np.array(alone) == np.array(cached)).all()
+
+
+def test_fewer_dimensions_are_the_first_and_still_1_long(llm: LLM) -> None:
+    whole, part = llm.embed("Hello"), llm.embed("Hello", dimensions=10)
+    assert part.shape == (10,) and abs(np.linalg.norm(part) - 1) < 1e-6
+    assert np.allclose(part, whole[:10] / np.linalg.norm(whole[:10]), atol=1e-6)
+    assert llm.embed([], dimensions=10).shape == (0, 10)
+
+
+def test_prompts_go_before_texts(tmp_path: Path) -> None:
+    with LLM(write(tmp_path, FP16, QUERY), threads=1) as llm:
+        assert (llm.embed("x", prompt="query") == llm.embed("Q: x")).all()
+        assert (llm.embed("x", prompt="document") == llm.embed("x")).all()
+        with pytest.raises(ValueError, match="no prompt 'answer'; it has: query, document"):
+            llm.embed("x", prompt="answer")
+    default = {**QUERY, "default_prompt": "query", "pooling": "mean", "normalize": False}
+    with LLM(write(tmp_path, FP16, default), threads=1) as llm:
+        own = llm.embed("Q: x", prompt="document", pooling="mean", normalize=False)
+        assert (llm.embed("x") == own).all() and abs(np.linalg.norm(own) - 1) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "recipe", ["{", "[]", '{"pooling": "last"}', json.dumps({**QUERY, "pooling": "max"})]
+)
+def test_a_file_that_says_nonsense_is_refused(tmp_path: Path, recipe: str) -> None:
+    with LLM(write(tmp_path, FP16, recipe), threads=1) as llm, pytest.raises(LLMError, match="embeddings"):
+        llm.embed("x")
+
+
+def test_what_cannot_be_embedded_is_refused(llm: LLM) -> None:
+    for arguments, sentence in (
+        (dict(texts=[[]]), "no tokens"),
+        (dict(texts="x", dimensions=llm.dim + 1), "dimensions"),
+        (dict(texts="x", pooling="max"), "pooling"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            llm.embed(**arguments)
+    with pytest.raises(ContextError, match="601 tokens"):
+        llm.embed("x" * 600)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The files of sentence-transformers
+
+
+def folder_with(tmp_path: Path, modules: Any, pooling: Any, about: Any = None) -> Path:
+    (tmp_path / "1_Pooling").mkdir()
+    for name, content in (
+        ("modules.json", modules),
+        ("1_Pooling/config.json", pooling),
+        ("config_sentence_transformers.json", about),
+    ):
+        if content is not None:
+            (tmp_path / name).write_text(json.dumps(content))
+    return tmp_path
+
+
+def modules(*kinds: str) -> list[dict[str, str]]:
+    paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "2_Dense"}
+    return [{"type": f"sentence_transformers.models.{kind}", "path": paths[kind]} for kind in kinds]
+
+
+def test_a_recipe_is_read_from_the_models_files(tmp_path: Path) -> None:
+    """As Qwen3-Embedding's are."""
+    query = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+    about = {"prompts": {"query": query, "document": ""}, "default_prompt_name": None}
+    pooling = {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False, "include_prompt": True}
+    notes: list[str] = []
+    folder = folder_with(tmp_path, modules("Transformer", "Pooling", "Normalize"), pooling, about)
+    text = embedding.recipe(folder, notes)
+    assert json.loads(text or "") == {**QUERY, "prompts": {"query": query, "document": ""}} and not notes
+
+
+@pytest.mark.parametrize(
+    "kinds, pooling, note",
+    [
+        (("Transformer", "Pooling", "Dense"), {"pooling_mode_mean_tokens": True}, "Dense"),
+        (("Transformer", "Pooling"), {"pooling_mode_cls_token": True}, "pooling_mode_cls_token"),
+        (("Transformer", "Pooling"), {"pooling_mode_mean_tokens": True, "include_prompt": False}, "mean"),
+    ],
+)
+def test_what_the_engine_does_not_have_is_left_out_and_said(
+    tmp_path: Path, kinds: tuple[str, ...], pooling: Any, note: str
+) -> None:
+    notes: list[str] = []
+    assert embedding.recipe(folder_with(tmp_path, modules(*kinds), pooling), notes) is None
+    assert len(notes) == 1 and note in notes[0]
+
+
+def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
+    assert embedding.recipe(tmp_path, []) is None
+    (tmp_path / "modules.json").write_text("{")
+    with pytest.raises(ConvertError, match="modules.json"):
+        embedding.recipe(tmp_path, [])
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "x.Pooling", "path": "../.."}]))
+    with pytest.raises(ConvertError, match="plain folder"):
+        embedding.recipe(tmp_path, [])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Over the server
+
+
+def test_the_server_gives_the_same_numbers_in_both_encodings(tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    from served import Client
+
+    from pyllm.testing import running_server
+
+    path = write(tmp_path, INT8R, QUERY)
+    with running_server(path, threads=1) as running, LLM(path, threads=1) as llm:
+        client = Client(running.url)
+        answer = client.answer("/v1/embeddings", {"input": TEXTS})
+        assert answer["object"] == "list" and [one["index"] for one in answer["data"]] == [0, 1, 2]
+        assert answer["usage"]["prompt_tokens"] == sum(len(llm.encode(text)) for text in TEXTS)
+        expected = llm.embed(TEXTS)
+        assert [one["embedding"] for one in answer["data"]] == expected.astype(float).tolist()
+        coded = client.answer("/v1/embeddings", {"input": TEXTS, "encoding_format": "base64"})
+        data = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in coded["data"]]
+        assert (np.array(data) == expected).all()
+        one = client.answer("/v1/embeddings", {"input": llm.encode("Q: x"), "dimensions": 7})["data"][0]
+        named = client.answer("/v1/embeddings", {"input": "x", "prompt_name": "query", "dimensions": 7})[
+            "data"
+        ][0]
+        assert one == named and len(one["embedding"]) == 7
+        for body, param in (
+            ({"input": []}, "input"),
+            ({"input": [1.5]}, "input"),
+            ({"input": "x" * 700}, "input"),
+            ({"input": "x", "dimensions": 65}, "dimensions"),
+            ({"input": "x", "prompt_name": "none"}, "prompt_name"),
+            ({"input": "x", "encoding_format": "int8"}, "encoding_format"),
+        ):
+            status, error = client.post("/v1/embeddings", body)
+            assert status == 400 and error["error"]["param"] == param, error
