@@ -8,6 +8,7 @@ import numpy as np
 
 KEPT = 0.99  # of what earlier steps say, when one more has been made: some hundred of them count
 LARGE = 32  # tokens of a step that tells what a token costs, beside one of fewer
+RARELY = 32  # steps after which the numbers are solved for again
 SLOW = 4.0  # times as long as expected: then the machine was busy with something else, and the step says less
 
 
@@ -23,7 +24,8 @@ class Pace:
     def __init__(self) -> None:
         self.steps, self.error = 0, 0.0
         self._products, self._sums = np.zeros((3, 3)), np.zeros(3)  # the normal equations
-        self._cost: np.ndarray | None = None  # solved from them, if since the last step
+        self._cost = np.zeros(3)  # solved from them,
+        self._next = 0  # anew when there are so many steps
         self._sizes = [False, False]  # whether there was a small and a large step
 
     @property
@@ -42,11 +44,11 @@ class Pace:
         row = np.array([1.0, tokens, reads]) / seconds
         self._products = KEPT * self._products + np.outer(row, row)
         self._sums = KEPT * self._sums + row
-        self._cost = None
 
     def _solved(self) -> np.ndarray:
-        if self._cost is None:
+        if self.steps >= self._next:
             self._cost = _not_negative(self._products, self._sums)
+            self._next = self.steps + min(self.steps, RARELY)
         return self._cost
 
     def seconds(self, tokens: int, reads: int) -> float:

@@ -27,8 +27,19 @@ from reference import INT8, make_model
 
 from pyllm import LLM, LLMError, SamplingParams, scheduler
 from pyllm.binding import CHUNK, Cache, Model
+from pyllm.pace import Pace
 from pyllm.sampling import Continuation
-from pyllm.scheduler import BESIDE, MAX_BATCH, MAX_IDLE, Request, Scheduler
+from pyllm.scheduler import (
+    BESIDE,
+    LEAST_BESIDE,
+    MAX_BATCH,
+    MAX_IDLE,
+    LateError,
+    Policy,
+    Request,
+    Scheduler,
+    Terms,
+)
 from pyllm.scoring import AllLogits, Scoring
 
 SECONDS = 30  # what nothing here takes unless it hangs
@@ -715,3 +726,189 @@ def test_updates_can_be_a_callback(model, path):
     events = [seen.get(timeout=SECONDS) for _ in range(7)]
     batch.close()
     assert events[-1] is job and [event.tokens for event in events[:-1]] == [[t] for t in alone(path, job)]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Policies: who goes first, and what is left for whom
+
+
+def with_terms(job: Continuation, **terms: Any) -> Continuation:
+    job.terms = Terms(**terms)
+    return job
+
+
+def by_policy(model: Model, **policy: Any) -> ByHand:
+    return ByHand(model, model.header.context, 1, Policy(**policy))
+
+
+def known_pace(token: float, read: float = 0.0, start: float = 0.0) -> Pace:
+    pace = Pace()
+    for tokens, reads in itertools.product([1, 8, 64, 256], [0, 1000, 10**5]):
+        pace.learn(tokens, reads, start + token * tokens + read * reads)
+    return pace
+
+
+@pytest.mark.parametrize("itl, tokens", [(0.05, 49), (0.1, 99), (0.001, LEAST_BESIDE), (10.0, CHUNK - 1)])
+def test_a_prompt_gets_what_the_time_between_two_tokens_leaves(model, passes, itl, tokens):
+    scheduler = by_policy(model, itl=itl)
+    scheduler.pace = known_pace(0.001)
+    scheduler.pace.learn = lambda *_: None
+    scheduler.add(continuation(model, "a", 20))
+    scheduler.step()
+    scheduler.add(long := continuation(model, "b" * 1500, 2))
+    scheduler.step()
+    assert abs(passes[1][long.seq] - tokens) <= 1 and sum(passes[1].values()) == passes[1][long.seq] + 1
+
+
+def test_throughput_gives_prompts_all_there_is(model, passes):
+    scheduler = by_policy(model, itl=0.001, throughput=True)
+    scheduler.add(continuation(model, "a", 20))
+    scheduler.step()
+    scheduler.add(long := continuation(model, "b" * 1500, 2))
+    scheduler.step()
+    assert passes[1][long.seq] == CHUNK - 1
+
+
+def test_a_deeper_prompt_gets_fewer_tokens(model):
+    scheduler = by_policy(model, itl=0.1)
+    scheduler.pace = known_pace(0.0005, read=1e-6)
+    shallow, deep = (scheduler.budget(1, 0, depth) for depth in (0, 1500))
+    assert deep < shallow / 2
+
+
+def test_owners_get_equal_shares_of_a_step(model, by_hand, passes):
+    by_hand.add(*[with_terms(continuation(model, f"{i}" * 1000, 1), owner="many") for i in range(4)])
+    by_hand.add(single := with_terms(continuation(model, "s" * 1000, 1), owner="one"))
+    for _ in range(4):
+        by_hand.step()
+    assert sum(count[single.seq] for count in passes) == 4 * CHUNK // 2
+
+
+def test_partitions_do_not_share_what_was_computed(model, by_hand):
+    for partition, cached in (("a", 0), ("b", 0), ("a", 100), (None, 0), (None, 100)):
+        by_hand.add(job := with_terms(continuation(model, "p" * 100, 1), partition=partition))
+        by_hand.until_idle()
+        assert job.cached == cached, partition
+
+
+def test_partitions_do_not_wait_for_each_other(model, by_hand):
+    jobs = [with_terms(continuation(model, "w" * 700, 1), partition=p) for p in "aab"]
+    by_hand.add(*jobs)
+    by_hand.step()
+    assert [job.seq >= 0 for job in jobs] == [True, False, True]
+
+
+def test_what_is_not_to_be_kept_is_not(model, by_hand):
+    by_hand.add(with_terms(continuation(model, "k" * 100, 1), keep=False))
+    by_hand.until_idle()
+    assert not any(by_hand._places.cache.tokens)
+
+
+@pytest.mark.parametrize("where", ["waiting", "running"])
+def test_a_request_whose_time_is_over_ends(model, where):
+    scheduler = by_policy(model, max_running=1)
+    if where == "waiting":
+        scheduler.add(continuation(model, "other", 100))
+        scheduler.step()
+    scheduler.add(job := with_terms(continuation(model, "late", 100), deadline=time.monotonic() + 0.02))
+    scheduler.step()
+    time.sleep(0.03)
+    scheduler.step()
+    assert job.ended and isinstance(job.error, LateError)
+
+
+def test_a_higher_priority_takes_a_place_and_gives_it_back(model, path, passes):
+    scheduler = by_policy(model, max_running=1)
+    low = with_terms(continuation(model, "low priority", 30, logprobs=1), priority=5)
+    scheduler.add(low)
+    for _ in range(10):
+        scheduler.step()
+    made = list(low.tokens)
+    scheduler.add(high := with_terms(continuation(model, "high", 10), priority=0))
+    scheduler.step()
+    assert high.seq >= 0 and low.seq < 0 and not low.ended
+    scheduler.until_idle()
+    assert low.tokens[: len(made)] == made
+    assert [job.tokens for job in (low, high)] == [alone(path, job) for job in (low, high)]
+    assert len(low.logprobs) == len(low.tokens) == 30
+
+
+def test_an_equal_priority_takes_no_place(model):
+    scheduler = by_policy(model, max_running=1)
+    scheduler.add(first := continuation(model, "first", 10))
+    scheduler.step()
+    scheduler.add(second := continuation(model, "second", 10))
+    scheduler.step()
+    assert first.seq >= 0 and second.seq < 0
+
+
+def test_requests_wait_until_there_is_memory_for_all_that_they_may_make(model, passes):
+    scheduler = by_policy(model, memory=2 * model.kv_size(400), max_idle=4)
+    jobs = [continuation(model, f"{i}" * 100, 300) for i in range(5)]
+    scheduler.add(*jobs)
+    scheduler.until_idle()
+    assert max(len(count) for count in passes) == 2 and all(len(job.tokens) == 300 for job in jobs)
+    assert scheduler.memory()[1] <= scheduler.policy.memory
+
+
+def test_where_memory_is_overcommitted_the_last_one_is_put_off_and_nobody_notices(model, path, passes):
+    scheduler = by_policy(model, memory=2 * model.kv_size(400), overcommit=True, max_idle=4)
+    jobs = [continuation(model, f"{i}" * 100, 300, logprobs=1) for i in range(5)]
+    scoring = AllLogits(model.vocab_size, list(b"score" * 60))
+    scheduler.add(*jobs, scoring)
+    put_off, highest = set(), 0
+    while scheduler.step():
+        put_off |= {id(job) for job in jobs if job.started and job.seq < 0}
+        highest = max(highest, scheduler.memory()[1])
+    assert put_off and max(len(count) for count in passes) > 2
+    assert highest <= scheduler.policy.memory + len(jobs) * model.kv_size(64)
+    assert [job.tokens for job in jobs] == [alone(path, job) for job in jobs]
+    assert all(len(job.logprobs) == 300 for job in jobs)
+    assert (scoring.out == LLM(path, threads=1).logits(list(b"score" * 60))).all()
+
+
+def test_a_request_that_alone_needs_more_memory_than_there_is_runs_alone(model):
+    scheduler = by_policy(model, memory=1)
+    scheduler.add(*[continuation(model, f"{i}", 5) for i in range(3)])
+    scheduler.until_idle()
+    assert scheduler.memory() == (0, 0)
+
+
+def test_what_a_longer_text_begins_with_is_not_kept_twice(model, by_hand):
+    by_hand.add(continuation(model, "s" * 50, 1))
+    by_hand.until_idle()
+    by_hand.add(*[continuation(model, "s" * 50 + c * 100, 1) for c in "ab"])
+    by_hand.until_idle()
+    held = [tokens for tokens in by_hand._places.cache.tokens if tokens]
+    assert len(held) == 2 and all(len(tokens) > 150 for tokens in held)
+
+
+def test_each_request_knows_its_share_of_the_work(model, by_hand):
+    jobs = [continuation(model, "a" * 100, 20), continuation(model, "b", 20)]
+    steps = []
+    by_hand.on_step = steps.append
+    by_hand.add(*jobs)
+    by_hand.until_idle()
+    assert sum(job.seconds for job in jobs) == pytest.approx(sum(step.seconds for step in steps))
+    assert sum(job.read for job in jobs) == pytest.approx(len(steps) * model.counts.read)
+    assert jobs[0].seconds > jobs[1].seconds
+    assert sum(step.tokens for step in steps) == 101 + 2 + 2 * 19 and steps[-1].generating == 2
+
+
+def test_a_prompt_without_anything_to_make_is_run_and_kept(model, by_hand):
+    for cached in (0, 101):
+        by_hand.add(job := continuation(model, "w" * 100, 0))
+        by_hand.until_idle()
+        assert job.ended and job.error is None and job.finish_reason == "length" and job.cached == cached
+
+
+def test_it_is_stuck_while_a_step_takes_too_long(llm, monkeypatch):
+    gate = Gate(monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(llm.generate, "a", max_tokens=1)
+        assert gate.reached.wait(SECONDS)
+        until(lambda: llm._scheduler.stuck(0.01))
+        assert not llm._scheduler.stuck(SECONDS)
+        gate.opened.set()
+        asked.result(SECONDS)
+    until(lambda: not llm._scheduler.stuck(0.01))
