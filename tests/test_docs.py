@@ -4,10 +4,12 @@ real one."""
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -247,3 +249,22 @@ def test_the_engine_is_as_small_as_the_readme_says():
     text = re.sub(r"/\*.*?\*/", "", re.sub(r"//.*", "", text), flags=re.DOTALL)
     lines = sum(bool(line.strip()) for line in text.splitlines())
     assert f"the engine: {lines} lines of code" in README
+
+
+@needs_command
+def test_the_servers_lines_work(tmp_path):
+    """With the built-in model in place of the chat model, on a port that is free."""
+    pytest.importorskip("starlette")
+    (lines,) = blocks("bash")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    serve, ask = lines.replace("8000", port).split("\n", 1)
+    assert serve == "pyllm serve -m smollm2.llm &"
+    model = ROOT / "pyllm" / "models" / "stories.llm"
+    wait = f"until curl -s http://127.0.0.1:{port}/health >/dev/null; do kill -0 $! || exit 1; sleep 0.1; done"
+    script = f"pyllm serve -m {model} --port {port} & {wait}; {ask.strip()}; kill $!; wait $!"
+    done = shell(script, tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["choices"][0]["message"]["content"] and answer["usage"]["completion_tokens"] <= 30
