@@ -302,7 +302,7 @@ enum llm_section_tag {
     /* UTF-8, JSON: how states become an embedding: {"pooling": "last" or "mean", "normalize": true or false,
      * "prompts": {name: text before a text of that kind}, "default_prompt": a name or null}; absent: last, true */
     LLM_EMBEDDING = 9,
-    LLM_TOKENIZER = 16,          /* llm_vocabulary; this and up to 31 are the tokenizer's, see below */
+    LLM_TOKENIZER = 16, /* llm_vocabulary; this and up to 31 are the tokenizer's, see below */
     LLM_TOKEN_STARTS = 17,
     LLM_TOKEN_BYTES = 18,
     LLM_TOKEN_TYPES = 19,
@@ -738,6 +738,20 @@ void llm_sampler_accept(llm_sampler *sampler, uint32_t token, int generated);
  *   mask  (vocab_size / 32 rounded up,), bit i % 32 of word i / 32 says whether token i may be drawn: what a
  *         grammar allows; at least one may. Applied after the bias. NULL: all may */
 uint32_t llm_sample(llm_sampler *sampler, const float *logits, const uint32_t *mask);
+
+/* How a token came to be drawn: what each step of the sampler has made of it, and left beside it. */
+typedef struct llm_explanation {
+    float logit;    /* as the model has it */
+    float adjusted; /* with penalties and bias */
+    uint32_t top_k; /* tokens left by top-k; where that is off, those that top-p could keep */
+    uint32_t top_p; /* by top-p, of these */
+    uint32_t min_p; /* by min-p, of these */
+    float drawn;    /* its probability among them, at this temperature; 1 where there was nothing to draw */
+} llm_explanation;
+
+/* The same as llm_sample(), and why. */
+uint32_t llm_sample_explained(
+    llm_sampler *sampler, const float *logits, const uint32_t *mask, llm_explanation *why);
 
 /* The probability under softmax(logits), before any penalty or temperature, of all tokens together that a mask
  * lets through; NaN where no logit is finite, or one is infinite. */

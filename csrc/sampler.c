@@ -241,9 +241,9 @@ static size_t filter_min_p(llm_sampler *s, size_t n) {
     return kept;
 }
 
-/* Makes the candidates of all filters, with their weights filled in, and returns how many (at least one).
- * max is finite. */
-static size_t filter(llm_sampler *s, const float *x, float max) {
+/* Makes the candidates of all filters, with their weights filled in, and returns how many (at least one), telling
+ * how many each has left. max is finite. */
+static size_t filter(llm_sampler *s, const float *x, float max, llm_explanation *why) {
     const llm_sampling *p = &s->params;
     double total;
     size_t n;
@@ -251,10 +251,13 @@ static size_t filter(llm_sampler *s, const float *x, float max) {
         n = filter_top_k(s, x, max, &total);
     else
         n = filter_all(s, x, max, &total);
+    why->top_k = (uint32_t)n;
     if (p->top_p < 1.0f)
         n = keep_best(s, x, n, s->weights, p->top_p * total);
+    why->top_p = (uint32_t)n;
     if (p->min_p > 0.0f)
         n = filter_min_p(s, n);
+    why->min_p = (uint32_t)n;
     return n;
 }
 
@@ -409,8 +412,8 @@ static float find_max(llm_sampler *s, const float *x) {
 }
 
 /* Draws one of the candidates, max being finite. */
-static size_t draw(llm_sampler *s, const float *x, float max) {
-    size_t n = filter(s, x, max), i = 0;
+static size_t draw(llm_sampler *s, const float *x, float max, llm_explanation *why) {
+    size_t n = filter(s, x, max, why), i = 0;
     double mass = 0;
     for (size_t j = 0; j < n; j++)
         mass += s->weights[s->ids[j]];
@@ -421,21 +424,31 @@ static size_t draw(llm_sampler *s, const float *x, float max) {
     }
     while (i && s->weights[s->ids[i]] == 0) /* rounding ran past the last token with any weight */
         i--;
+    why->drawn = (float)(s->weights[s->ids[i]] / mass);
     return s->ids[i];
 }
 
-uint32_t llm_sample(llm_sampler *s, const float *logits, const uint32_t *mask) {
+uint32_t llm_sample_explained(
+    llm_sampler *s, const float *logits, const uint32_t *mask, llm_explanation *why) {
     const float *x = adjust(s, logits, mask);
     size_t token;
     float max = find_max(s, x);
+    *why = (llm_explanation){.top_k = 1, .top_p = 1, .min_p = 1, .drawn = 1};
     if (max == -INFINITY)
         token = most_likely(s, logits, mask);
     else if (s->params.temperature == 0 || max == INFINITY)
         token = first_index(x, s->vocab_size, max);
     else
-        token = draw(s, x, max);
+        token = draw(s, x, max, why);
+    why->logit = logits[token];
+    why->adjusted = x[token];
     llm_sampler_accept(s, (uint32_t)token, 1);
     return (uint32_t)token;
+}
+
+uint32_t llm_sample(llm_sampler *s, const float *logits, const uint32_t *mask) {
+    llm_explanation why;
+    return llm_sample_explained(s, logits, mask, &why);
 }
 
 /* ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ __all__ = [
     "ChatOptions",
     "Completion",
     "ContextError",
+    "Explanation",
     "GrammarError",
     "LLMError",
     "Logprob",
@@ -29,7 +30,7 @@ if is_compiled(__path__):
     from pyllm.chat_template import TemplateError
     from pyllm.engine import LLM
     from pyllm.grammar import GrammarError
-    from pyllm.sampling import Completion, Logprob, SamplingParams, StreamEvent, Usage
+    from pyllm.sampling import Completion, Explanation, Logprob, SamplingParams, StreamEvent, Usage
     from pyllm.scheduler import Policy
     from pyllm.scoring import Score
     from pyllm.session import Session

@@ -113,7 +113,8 @@ class Places:
                 return False
         seqs = range(len(self))
         shared = [self._reusable(seq, request) for seq in seqs]
-        best = max(seqs, key=lambda seq: (shared[seq], seq in self.idle))
+        recent = {seq: i for i, seq in enumerate(self.idle)}  # the last one is the most likely to go on alike
+        best = max(seqs, key=lambda seq: (shared[seq], recent.get(seq, -1)))
         for other in self._used.values():
             if other.terms.partition != request.terms.partition:
                 continue
@@ -151,6 +152,8 @@ class Places:
         if copied in self.idle:
             request.uses += self.idle[best].uses
             self._touch(best)
+        if copied >= 0 and length >= request.fresh and not request.started:
+            request.known = list(self.tokens(best))
         self.idle.pop(seq, None)
         if seq == best:
             self.cache.truncate(seq, length)

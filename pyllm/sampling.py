@@ -55,6 +55,7 @@ class SamplingParams:
     keep_stop_token    whether the token that ends it is among the tokens; it never is in the text
     logprobs           None: none; 0: that of each token made; n: and those of the n most likely in its place
     prompt_logprobs    the same for the tokens of the prompt, all of which are run then
+    explain            whether the Completion says how each token came to be drawn
 
     At most one of these, which need the library llguidance, says what the text is to be (see grammar.py). A
     text that ends by itself is it; one that max_tokens or a stop text ends is the beginning of it.
@@ -85,6 +86,7 @@ class SamplingParams:
     keep_stop_token: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    explain: bool = False
     schema: Mapping[str, Any] | None = None
     regex: str | None = None
     choice: Sequence[str] | None = None
@@ -99,7 +101,7 @@ class SamplingParams:
         checked["min_tokens"] = integer("min_tokens", self.min_tokens, 0)
         for name in ("logprobs", "prompt_logprobs"):
             checked[name] = self._checked_logprobs(name)
-        for name in ("ignore_eos", "keep_stop_token"):
+        for name in ("ignore_eos", "keep_stop_token", "explain"):
             checked[name] = bool(getattr(self, name))
         self._checked_constraint()
         stops = () if self.stop_token_ids is None else self.stop_token_ids
@@ -221,6 +223,20 @@ class Logprob(NamedTuple):
     top: list[tuple[int, float]]  # (id, logprob) of the most likely tokens in this place, most likely first
 
 
+class Explanation(NamedTuple):
+    """How a token came to be drawn, as llm_explanation in llm.h says it: its logit as the model has it and
+    with penalties and bias; how many tokens top-k, top-p and min-p each left; its probability among the
+    last."""
+
+    token: int
+    logit: float
+    adjusted: float
+    top_k: int
+    top_p: int
+    min_p: int
+    drawn: float
+
+
 class Usage(NamedTuple):
     """What a completion took, in tokens: those of the prompt, those made, how many of the prompt's had been
     computed before; how many were guessed, and how many of those made were among them."""
@@ -272,6 +288,7 @@ class Completion:
 
     reasoning_content  what a chat's reply reasoned before its text; None: nothing, or not asked to be apart
     prompt_logprobs    if asked for, one for each token of the prompt; None for the first
+    explained          if asked for, one Explanation for each of tokens
     masked_mass        with a schema or the like, for each of tokens: the probability of all those that it
                        did not allow in this place. Much of it: the model wants to say something else
     cached_tokens      how many of the prompt's tokens had been computed before; not compared
@@ -288,6 +305,7 @@ class Completion:
     seed: int
     reasoning_content: str | None = None
     prompt_logprobs: list[Logprob | None] | None = field(default=None, repr=False)
+    explained: list[Explanation] | None = field(default=None, repr=False)
     masked_mass: list[float] | None = field(default=None, repr=False)
     cached_tokens: int = field(default=0, repr=False, compare=False)
     drafted_tokens: int = field(default=0, repr=False, compare=False)
@@ -363,6 +381,7 @@ class Continuation(Request):
         self.visible = visible
         self.drafter, self.accepted = drafter, 0
         self.grammar = grammar
+        self.agreed, self.trust = 0, 1  # how far `known` is as ids are, and how many tokens of it are guessed
         self.masked_mass: list[float] | None = None if grammar is None else []
         self.stops: dict[int, int | str] = {} if params.ignore_eos else {i: i for i in model.stop_tokens}
         self.stops |= {token: token for token in cast("tuple[int, ...]", params.stop_token_ids)}
@@ -372,6 +391,8 @@ class Continuation(Request):
         self.streamed = False
         self.tokens: list[int] = []
         self.logprobs: list[Logprob] | None = None if params.logprobs is None else []
+        self.explained: list[Explanation] | None = [] if params.explain else None
+        self.why = ffi.new("llm_explanation *")
         self.finish_reason = "" if self.limit else "length"  # "": not yet
         self.stop: int | str | None = None
         self.parts: list[str] = []  # text that is certain
@@ -398,13 +419,24 @@ class Continuation(Request):
     def draft(self, most: int) -> list[int]:
         """Guesses at the next tokens, up to one that would end it; none behind the last that it may have."""
         most = min(most, self.limit - len(self.tokens) - 1)
-        if most < 1:
+        if most < 1 or self.drafter is None:
             return []
         guesses = self.grammar.forced(most) if self.grammar is not None else []
-        if not guesses and self.drafter is not None:
+        guesses = guesses or self._remembered(most)
+        if not guesses:
             guesses = self.drafter.draft(self.ids, most)
         ends = (i for i, token in enumerate(guesses) if self._ends(token) or token >= self.model.vocab_size)
         return guesses[: next(ends, most)]
+
+    def _remembered(self, most: int) -> list[int]:
+        """What came next in a text that began alike, of which its sequence was: more with each that was
+        right."""
+        at, known = len(self.ids), self.known
+        if known[self.agreed : at] != self.ids[self.agreed : at] or at >= len(known):
+            self.known = []
+            return []
+        self.agreed, self.trust = at, min(2 * self.trust, most)
+        return known[at : at + self.trust]
 
     def accept(self, logits: Any) -> None:
         """Takes the next token from logits: a float * to (vocab_size,)."""
@@ -415,7 +447,7 @@ class Continuation(Request):
         if self.finished:  # max_tokens is 0
             return
         mask = self._mask()
-        token = lib.llm_sample(self.sampler, logits, mask)
+        token = lib.llm_sample_explained(self.sampler, logits, mask, self.why)
         if self.grammar is not None:
             self._bind(token, logits, mask)
         if self.guesses:
@@ -460,6 +492,10 @@ class Continuation(Request):
     def _take(self, token: int, logits: Any) -> None:
         ends = self._ends(token)
         if not ends or self.params.keep_stop_token:
+            if self.explained is not None:
+                why = self.why
+                left = why.top_k, why.top_p, why.min_p
+                self.explained.append(Explanation(token, why.logit, why.adjusted, *left, why.drawn))
             if self.logprobs is not None:
                 self.logprobs.append(self._logprob(logits, token, self.params.logprobs or 0))
             self.tokens.append(token)
@@ -526,6 +562,7 @@ class Continuation(Request):
             len(self.prompt),
             self.seed,
             prompt_logprobs=self.prompt_logprobs,
+            explained=self.explained,
             masked_mass=self.masked_mass,
             cached_tokens=self.cached,
             drafted_tokens=self.drafted,

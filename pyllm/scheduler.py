@@ -142,6 +142,7 @@ class Request:
         self.started = False  # whether it has had a place
         self.began = self.answered = 0.0  # time.monotonic() of that, and of its first logits
         self.uses = 1  # requests that have begun with its sequence
+        self.known: list[int] = []  # what that held, where it went on behind the prompt
         self.after: tuple[Request, int] | None = None  # another one, of which it awaits so many tokens
 
     @property

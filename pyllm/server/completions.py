@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pyllm.binding import token_ids
 from pyllm.sampling import Continuation, Logprob, SamplingParams, StreamEvent
-from pyllm.server.answer import Answer, usage_of
+from pyllm.server.answer import Answer, shown_extras, usage_of
 from pyllm.server.errors import bad
 from pyllm.server.logprobs import completion_logprobs, prompt_logprobs
 from pyllm.server.sampling_fields import count_of, limit_of, params_of, refused, seeds_of
 from pyllm.server.schemas import CompletionRequest, ranged
 from pyllm.server.service import Service
+from pyllm.server.stamps import Stamp, receipt, stamp
 
 DEFAULT_TOKENS = 16  # OpenAI's
 
@@ -50,6 +49,7 @@ class Completions(Answer):
         jobs: Sequence[Continuation],
         texts: Sequence[str],
         best_of: int,
+        stamp: Stamp,
     ) -> None:
         self.jobs: Sequence[Continuation]
         options = request.stream_options
@@ -60,14 +60,16 @@ class Completions(Answer):
             usage=bool(options and options.include_usage),
             every=bool(options and options.continuous_usage_stats),
         )
+        if request.resumable or request.resume_from:
+            self.stamp = stamp
         self.request, self.count, self.best_of = request, request.n or 1, best_of
         self.texts = (
             texts if request.echo else [""] * len(texts)
         )  # of the prompts, that go before the answers
         self.head: dict[str, Any] = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
+            "id": stamp.id,
             "object": "text_completion",
-            "created": int(time.time()),
+            "created": stamp.created,
             "model": model,
             "system_fingerprint": service.fingerprint,
         }
@@ -110,14 +112,20 @@ class Completions(Answer):
             choices += [self._whole_choice(index) for index in group[: self.count]]
         for place, choice in enumerate(choices):
             choice["index"] = place
-        return self.head | {"choices": choices, "usage": usage_of(self.jobs, self.best_of)}
+        usage = usage_of(self.jobs, self.best_of)
+        return self.head | {"choices": choices, "usage": usage} | self._receipt()
+
+    def _receipt(self) -> dict[str, Any]:
+        """What is needed to get the same once more, if it was asked for."""
+        if not self.request.receipt:
+            return {}
+        return {"receipt": receipt(self.service, "/v1/completions", self.request, self.jobs)}
 
     def _whole_choice(self, index: int) -> dict[str, Any]:
         job = self.jobs[index]
         choice = self._choice(index, self._prompt_of(index) + "".join(job.parts), job, True)
         choice["logprobs"] = self._logprobs(index, job.tokens, job.logprobs, first=True)
-        if job.masked_mass is not None:
-            choice["masked_mass"] = job.masked_mass
+        choice |= shown_extras(job)
         if self.request.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(self.service.texts, job.prompt_logprobs or ())
         if self.request.return_token_ids:
@@ -136,8 +144,9 @@ class Completions(Answer):
         yield self.head | {"choices": [choice]} | self.usage_so_far(job)
 
     def finish(self) -> Iterator[dict[str, Any]]:
-        if self.usage:
-            yield self.head | {"choices": [], "usage": usage_of(self.jobs, self.best_of)}
+        if self.usage or self.request.receipt:
+            usage = {"usage": usage_of(self.jobs, self.best_of)} if self.usage else {}
+            yield self.head | {"choices": []} | usage | self._receipt()
 
 
 def _mean(job: Continuation) -> float:
@@ -151,6 +160,7 @@ async def completions(service: Service, request: CompletionRequest, owner: str) 
     settings = service.settings
     model = service.model_named(request.model)
     prompts = prompts_of(request.prompt, settings.max_prompts)
+    mark = stamp(request, "cmpl")
     count = count_of(request, settings)
     best_of = ranged("best_of", request.best_of, count, settings.max_n, count)
     if best_of > count and request.stream:
@@ -166,7 +176,7 @@ async def completions(service: Service, request: CompletionRequest, owner: str) 
         logprobs=0 if logprobs is None and best_of > count else logprobs,
     )
     params = replace(params, prompt_logprobs=scored)
-    return await service.in_pool(_prepare, service, request, owner, model, prompts, params, best_of)
+    return await service.in_pool(_prepare, service, request, owner, model, prompts, params, best_of, mark)
 
 
 def _prepare(
@@ -177,6 +187,7 @@ def _prepare(
     prompts: list[str | list[int]],
     params: SamplingParams,
     best_of: int,
+    mark: Stamp,
 ) -> Completions:
     llm, bos = service.llm, None if request.add_special_tokens is not False else False
     jobs: list[Continuation] = []
@@ -194,4 +205,4 @@ def _prepare(
     except (TypeError, ValueError) as error:
         raise refused(error, request) from None
     service.set_terms(jobs, owner, request)
-    return Completions(service, request, model, jobs, texts, best_of)
+    return Completions(service, request, model, jobs, texts, best_of, mark)

@@ -41,6 +41,7 @@ def params_of(request: Sampling, settings: Settings, **more: Any) -> SamplingPar
         ignore_eos=request.ignore_eos,
         prompt_logprobs=request.prompt_logprobs,
         keep_stop_token=True,
+        explain=request.explain,
         **more,
     )
     given = {name: DEFAULTS.get(name) if value is None else value for name, value in fields.items()}

@@ -92,6 +92,10 @@ class Sampling(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
     cache: bool | None = None
     timeout: float | None = None
+    explain: bool | None = None
+    receipt: bool | None = None
+    resumable: bool | None = None
+    resume_from: str | None = None
 
 
 class CompletionRequest(Sampling, kw_only=True):
