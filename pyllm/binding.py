@@ -12,6 +12,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
@@ -261,6 +262,15 @@ class Decoder:
         return data.decode()
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A sequence: its tokens, their keys and values, uint8 in whole pages, and how far it can be cut back."""
+
+    tokens: list[int]
+    state: np.ndarray
+    oldest: int
+
+
 class Cache:
     """A session of the engine together with the tokens that its sequences hold. One thread at a time.
 
@@ -369,6 +379,27 @@ class Cache:
         self.tokens[seq] = []
         call(lib.llm_copy, self.ptr, source, seq, length)
         self.tokens[seq] = self.tokens[source][:length]
+
+    @property
+    def kv(self) -> int:
+        """How keys and values are kept, of enum llm_kv."""
+        kind: int = lib.llm_session_options(self.ptr).kv
+        return kind
+
+    def save(self, seq: int) -> Saved:
+        """A copy of a sequence."""
+        tokens, oldest = list(self.tokens[seq]), self.oldest(seq)
+        shape = self._model.header, self._model.layers, self.kv
+        state = np.empty(lib.llm_kv_size(*shape, len(tokens), oldest), np.uint8)
+        call(lib.llm_state, self.ptr, seq, len(tokens), oldest, ffi.from_buffer(state), 0)
+        return Saved(tokens, state, oldest)
+
+    def load(self, seq: int, saved: Saved) -> None:
+        """Makes a sequence what save() has copied."""
+        self.tokens[seq] = []
+        n = len(saved.tokens)
+        call(lib.llm_state, self.ptr, seq, n, saved.oldest, ffi.from_buffer(saved.state), 1)
+        self.tokens[seq] = list(saved.tokens)
 
 
 def after_fork() -> None:

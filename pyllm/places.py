@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pyllm.binding import Cache, shared_prefix
+from pyllm.binding import Cache, LLMError, shared_prefix
 
 if TYPE_CHECKING:
     from pyllm.scheduler import Request
+    from pyllm.shelf import Shelf
 
 MIN_SHARED = 32  # tokens that are worth waiting for another request to compute them
 MIN_COPIED = 8  # tokens that are worth a copy, which is made in pages of 64
+MIN_SHELVED = 128  # tokens that are worth a file
 DEEP = 2048  # positions behind which a token's attention costs about as much as its products with weights
 
 
@@ -37,9 +39,13 @@ class Places:
     max_idle    sequences that are kept after their requests
     memory      bytes of keys and values that all sequences may have; None: no limit
     overcommit  whether what requests have counts for that, not what they may come to have
+    shelf       where what was of use goes when it is let go of, and comes from again; None: nowhere
     """
 
-    def __init__(self, cache: Cache, max_idle: int, memory: int | None, overcommit: bool) -> None:
+    def __init__(
+        self, cache: Cache, max_idle: int, memory: int | None, overcommit: bool, shelf: Shelf | None = None
+    ) -> None:
+        self.shelf = shelf
         self.cache, self.max_idle, self.memory, self.overcommit = cache, max_idle, memory, overcommit
         self.idle: dict[
             int, Entry
@@ -95,7 +101,19 @@ class Places:
         ):
             seq = min(self.idle, key=lambda seq: self.idle[seq].worth)  # of equals the longest unused
             self._clock = max(self._clock, self.idle[seq].worth)
+            self._shelve(seq)
             self._empty(seq)
+
+    def _shelve(self, seq: int) -> None:
+        """Puts what is kept on the shelf, if it was of use to more than one."""
+        entry = self.idle[seq]
+        if self.shelf is not None and entry.uses > 1 and len(self.tokens(seq)) >= MIN_SHELVED:
+            self.shelf.put(entry.partition, self.cache.save(seq))
+
+    def shelve_all(self) -> None:
+        """The same with all that is kept."""
+        for seq in self.idle:
+            self._shelve(seq)
 
     def _empty(self, seq: int) -> None:
         self.idle.pop(seq, None)
@@ -125,7 +143,24 @@ class Places:
                 return False
         request.after = None
         self._take(request, best, shared[best])
+        if self.shelf is not None:
+            self._take_from_shelf(request)
         return True
+
+    def _take_from_shelf(self, request: Request) -> None:
+        """Has a request begin with what is on the shelf, where that is much more than it has."""
+        assert self.shelf is not None
+        have = len(self.tokens(request.seq))
+        name, length = self.shelf.find(request.terms.partition, request.ids, request.fresh)
+        if length - have < MIN_SHELVED or (found := self.shelf.load(name)) is None:
+            return
+        try:
+            self.cache.load(request.seq, found)
+        except LLMError:  # there is no memory for it
+            self.cache.truncate(request.seq, 0)
+        usable = self.cache.reusable(request.seq, request.ids, request.fresh)
+        self.cache.truncate(request.seq, usable)
+        request.uses = max(request.uses, 2)
 
     def _reusable(self, seq: int, request: Request) -> int:
         """How many tokens of a sequence a request can begin with."""
@@ -154,6 +189,8 @@ class Places:
             self._touch(best)
         if copied >= 0 and length >= request.fresh and not request.started:
             request.known = list(self.tokens(best))
+        if seq in self.idle and seq != best:
+            self._shelve(seq)
         self.idle.pop(seq, None)
         if seq == best:
             self.cache.truncate(seq, length)

@@ -34,6 +34,7 @@ from pyllm._llm import ffi, lib
 from pyllm.binding import CHUNK, Cache, LLMError, Model
 from pyllm.pace import Pace
 from pyllm.places import Places
+from pyllm.shelf import Shelf
 from pyllm.waiting import Shares, Waiting
 
 MAX_BATCH = 32  # requests that run at the same time
@@ -68,6 +69,9 @@ class Policy:
                  there is room for all that it may generate
     overcommit   whether a request enters when there is room for its prompt. Where memory then runs out, the
                  last one of the lowest priority leaves, and comes back later
+    folder       where sequences that were of use to several requests are written when there is no more room
+                 for them, and when shelve() is called; None: nowhere. Whoever may read it may read the texts
+    folder_size  bytes that it may take
     """
 
     max_running: int = MAX_BATCH
@@ -76,6 +80,8 @@ class Policy:
     throughput: bool = False
     memory: int | None = None
     overcommit: bool = False
+    folder: str | os.PathLike[str] | None = None
+    folder_size: int = 10 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +195,14 @@ class Request:
             self.error = error or failed
 
 
+class _Errand(Request):
+    """Something that is to be done between two steps."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        super().__init__([], 0)
+        self.start = do  # type: ignore[method-assign]
+
+
 @dataclass
 class Part:
     """What a step runs of a request: its next `count` ids, and with the last of them guesses behind it."""
@@ -233,8 +247,12 @@ class Scheduler:
         self._model, self._context, self._threads = model, context, threads
         self._closed = f"{model.path} is closed"
         self._max_rows = max(2 * self.policy.max_running, MAX_LOGITS // model.vocab_size)
+        self._shelf: Shelf | None = None
         self._places: Places | None = self._open_places()
         self.isa = self._places.cache.isa
+        if self.policy.folder is not None:
+            kv, size = self._places.cache.kv, self.policy.folder_size
+            self._places.shelf = self._shelf = Shelf(self.policy.folder, model, kv, context, size)
         self._inbox: SimpleQueue[tuple[Request, ...]] = SimpleQueue()
         self._waiting = Waiting()
         self._running: list[Request] = []  # in the order in which they entered
@@ -288,6 +306,13 @@ class Scheduler:
         finally:
             for request in requests:
                 self.cancel(request)
+
+    def shelve(self) -> None:
+        """Writes all that is kept and was of use to policy.folder, and waits for it. Nothing can be written
+        there afterwards."""
+        if self._shelf is not None:
+            self.run([_Errand(lambda: self._batch.shelve_all())])
+            self._shelf.close()
 
     def close(self) -> None:
         """Fails all requests before the next step, and refuses others. Does not wait: it may be called from
@@ -455,7 +480,7 @@ class Scheduler:
     def _open_places(self) -> Places:
         n_seqs = self.policy.max_running + self.policy.max_idle
         cache = Cache.open(self._model, self._context, self._threads, n_seqs)
-        return Places(cache, self.policy.max_idle, self.policy.memory, self.policy.overcommit)
+        return Places(cache, self.policy.max_idle, self.policy.memory, self.policy.overcommit, self._shelf)
 
     @property
     def _batch(self) -> Places:

@@ -31,7 +31,7 @@ from reference import (
 from test_engine import KV, Model, both_kv, every_dtype, isas, some_ids
 
 import pyllm
-from pyllm.session import HEAD
+from pyllm.saved import HEAD
 
 LIBRARY = [*ENGINE, "sampler.c"]
 FUZZ = Path(__file__).with_name("fuzz.c")

@@ -38,7 +38,7 @@ from pyllm import (
 from pyllm.binding import CHUNK, Cache
 from pyllm.sampling import Continuation
 from pyllm.scheduler import MAX_BATCH
-from pyllm.session import HEAD
+from pyllm.saved import HEAD
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

@@ -221,6 +221,7 @@ def serve(options: argparse.Namespace) -> int:
         throughput=options.throughput,
         memory=memory,
         overcommit=options.overcommit,
+        folder=options.cache_dir,
     )
     draft = {None: None, "off": False}.get(options.draft, options.draft)
     shared = dict(threads=options.threads, context=options.context)

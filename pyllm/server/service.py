@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
-from pyllm.binding import __version__
+from pyllm.binding import LLMError, __version__
 from pyllm.engine import LLM
 from pyllm.sampling import Continuation, SamplingParams
 from pyllm.scheduler import Policy, Request, Scheduler, Terms
@@ -98,6 +99,8 @@ class Service:
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
+            with suppress(LLMError):  # the model was closed before
+                await self.in_pool(self.scheduler.shelve)
         self._pool.shutdown(wait=False)
 
     async def _tick(self) -> None:
