@@ -189,7 +189,7 @@ class Places:
             self._touch(best)
         if copied >= 0 and length >= request.fresh and not request.started:
             request.known = list(self.tokens(best))
-        if seq in self.idle and seq != best:
+        if seq in self.idle and seq != copied:
             self._shelve(seq)
         self.idle.pop(seq, None)
         if seq == best:
