@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import signal
 import subprocess
 import sys
@@ -638,6 +639,37 @@ def test_a_client_that_leaves_is_gone_after_a_step(
         until(lambda: not scheduler._running)
         monkeypatch.undo()
         assert client.answer(COMPLETIONS, {"prompt": "after", "max_tokens": 2})
+
+
+def test_clients_that_leave_at_random_leave_nothing_behind(path: str) -> None:
+    policy = Policy(max_running=16, max_idle=16, itl=0.05)
+    settings = Settings(max_waiting=1000, max_wait=1e9)
+    with running_server(path, settings, threads=1, policy=policy) as running:
+        client, service = Client(running.url), running.service
+        steady = {"prompt": "steady", "max_tokens": 1000, "seed": 1, **ENDLESS}
+        alone = client.answer(COMPLETIONS, steady)["choices"]
+
+        def leave(i: int) -> None:
+            rng = random.Random(i)
+            prompt, stream = f"{i} " * rng.choice([1, 50, 300]), rng.random() < 0.5
+            body = {"prompt": prompt, "max_tokens": 1000, "stream": stream, **ENDLESS}
+            with client.open_stream(COMPLETIONS, body) as sock:
+                sock.settimeout(rng.random() / 2)
+                try:
+                    while sock.recv(1 << rng.randint(1, 14)) and rng.random() < 0.9:
+                        pass
+                except TimeoutError:
+                    pass
+
+        with ThreadPoolExecutor(65) as pool:
+            beside = pool.submit(client.answer, COMPLETIONS, steady)
+            list(pool.map(leave, range(300)))
+            assert beside.result(SECONDS)["choices"] == alone
+        until(lambda: not service.running and not service.scheduler._running)
+        assert service.metrics.counters["requests_cancelled"] == 300
+        assert service.metrics.finished["abort"] == 300
+        assert not service.scheduler._waiting and len(service.scheduler._places.idle) <= 16
+        assert service.scheduler._places._used == {}
 
 
 def test_a_full_queue_answers_at_once(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

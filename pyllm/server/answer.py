@@ -175,6 +175,8 @@ class Answer(Response):
     @staticmethod
     async def _send(running: Running, send: Send, body: bytes) -> None:
         """Writes to the client; waits while it does not read."""
+        if running.gone:
+            raise ClientGone
         running.sending = time.monotonic()
         await send({"type": "http.response.body", "body": body, "more_body": True})
         running.sending = 0.0

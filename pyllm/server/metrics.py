@@ -133,7 +133,7 @@ class Metrics:
     def ended(self, job: Continuation) -> None:
         """Counts a job that has ended."""
         counters = self.counters
-        if job.error is not None:
+        if job.cancelled or job.error is not None:
             reason = "abort" if job.cancelled else "error"
         else:
             reason = job.finish_reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from types import FrameType
@@ -27,6 +28,7 @@ class Server(uvicorn.Server):
             server_header=False,
         )
         super().__init__(config)
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # a client that has left is nothing to tell of
         self.service, self.where = app.service, where
         self.ending: asyncio.Task[None] | None = None
 

@@ -93,7 +93,8 @@ class Running:
         self._left = len(jobs)
         self.heard = time.monotonic()  # when something was last taken out
         self.sending = 0.0  # since when the client is being written to; 0: it is not
-        self.dropped = False  # whether it was, since it did not read
+        self.gone = False  # whether it has left
+        self.dropped = False  # whether it was let go of, since it did not read
 
     async def __aenter__(self) -> Running:
         for index, job in enumerate(self.jobs):
@@ -122,7 +123,8 @@ class Running:
         self.leave()
 
     def leave(self) -> None:
-        """Lets go of the client."""
+        """The client has left."""
+        self.gone = True
         self.cancel()
         self._mailbox.put(-1, GONE)
 
