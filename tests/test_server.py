@@ -7,6 +7,7 @@ import json
 import math
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -848,6 +849,41 @@ def refused(client: Client) -> bool:
     except OSError:
         return True
     return status == 503 and answer["error"]["code"] == "shutting_down"
+
+
+def test_every_option_of_the_command_is_taken(
+    command: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    options = (
+        "--name a --name b --any-model --key other --allow-host example --allow-origin https://x -c 500"
+        " --kv int8 --no-exact --draft off --running 3 --kept 2 --itl 50 --memory 0.5 --overcommit"
+        " --max-tokens 100 --default-max-tokens 10 --max-waiting 5 --max-wait 9 --timeout 60 --drain 5"
+        " --trust-messages --throughput"
+    )
+    process = command(*options.split(), "--key-file", str(keys), "--cache-dir", str(tmp_path / "kept"))
+    client = Client(url_of(process), Authorization="Bearer secret")
+    answer = client.answer(COMPLETIONS, {"prompt": "x", "model": "b", "ignore_eos": True})
+    assert answer["model"] == "b" and answer["usage"]["completion_tokens"] == 10
+    assert client.get("/v1/models")[1]["data"][0]["max_model_len"] == 500 and (tmp_path / "kept").is_dir()
+    assert error_of(client.post(COMPLETIONS, {"prompt": "x", "max_tokens": 101}))["param"] == "max_tokens"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(SECONDS) == 0
+
+
+def test_a_socket_in_the_file_system(command: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(str(path))
+    process = command("--uds", str(path))
+    assert url_of(process) == str(path)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert sock.recv(100).startswith(b"HTTP/1.1 200")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(SECONDS) == 0 and not path.exists()
 
 
 def test_what_takes_longer_than_the_drain_is_told(command: Callable[..., subprocess.Popen[str]]) -> None:

@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="GIB",
         help="GiB of keys and values (default: half of what is free)",
     )
+    add("--cache-dir", metavar="DIR", help="keep what several requests began with there, across restarts")
     add(
         "--overcommit", action="store_true", help="take requests by what they have, not by what they may need"
     )
