@@ -128,9 +128,7 @@ class PyllmLM(TemplateLM):
             raise ValueError("the model has neither BOS nor EOS to begin a text with: give prefix_token_id")
         return token
 
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **_: Any
-    ) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, as HFLM.tok_encode has them."""
         if add_special_tokens is not None:
             return self.llm.encode(string, bos=None if add_special_tokens else False)
@@ -143,9 +141,7 @@ class PyllmLM(TemplateLM):
         if not chat_template:
             return None
         name = None if chat_template is True else chat_template
-        self.chat_options = ChatOptions(
-            chat_template=name, template_kwargs=self.chat_options.template_kwargs
-        )
+        self.chat_options = ChatOptions(chat_template=name, template_kwargs=self.chat_options.template_kwargs)
         return self.llm._template(self.chat_options)
 
     def apply_chat_template(
@@ -159,7 +155,7 @@ class PyllmLM(TemplateLM):
             return self.llm.render_chat(chat_history, self.chat_options, **turn)
         except TemplateError:
             without = [message for message in chat_history if message["role"] != "system"]
-            if len(without) == len(chat_history):
+            if not without or len(without) == len(chat_history):
                 raise
             log.warning("the chat template refuses the messages; they are tried without those of the system")
             return self.llm.render_chat(without, self.chat_options, **turn)
@@ -198,8 +194,8 @@ class PyllmLM(TemplateLM):
         texts = {job: request[0] for job, request in zip(jobs, requests, strict=True)}
         for job in self._run(jobs, "scores", disable_tqdm):
             if (text := texts[job]) is not None:
-                self.cache_hook.add_partial("loglikelihood", text, tuple(job.score()))
-        return [tuple(job.score()) for job in jobs]
+                self.cache_hook.add_partial("loglikelihood", text, (job.logprob, job.greedy))
+        return [(job.logprob, job.greedy) for job in jobs]
 
     def _scoring(self, text: Any, before: list[int], after: list[int]) -> Scoring:
         """The request for a score. Of what is too long, the beginning is left out."""
@@ -212,9 +208,7 @@ class PyllmLM(TemplateLM):
             log.warning("a context of %s tokens is cut to its last %s", len(before), room)
         return Scoring(self.llm.vocab_size, before[-room:], after)
 
-    def loglikelihood_rolling(
-        self, requests: Sequence[Any], disable_tqdm: bool | None = None
-    ) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool | None = None) -> list[float]:
         """The log-probability of each text, in windows of max_length tokens."""
         quiet = not self.progress if disable_tqdm is None else disable_tqdm
         texts = [request.args[0] for request in requests]
@@ -255,7 +249,7 @@ class PyllmLM(TemplateLM):
         stops = handle_stop_sequences(kwargs.pop("until"), eos)
         kwargs.pop("do_sample")
         own = {"temperature": 0.0, "top_p": 1.0, "seed": self.seed, "max_tokens": kwargs.pop("max_gen_toks")}
-        own |= {RENAMED.get(name, name): value for name, value in kwargs.items()}
+        own |= {str(RENAMED.get(name, name)): value for name, value in kwargs.items()}
         if unknown := sorted(own.keys() - PARAMS):
             raise ValueError(f"generation_kwargs: pyllm has no {', '.join(unknown)}")
         own["seed"] = (own["seed"] + repeat) % 2**64
@@ -264,9 +258,8 @@ class PyllmLM(TemplateLM):
     def _prompt(self, context: str, tokens: int) -> list[int]:
         """The ids of a context, behind which there is room for so many tokens."""
         if (room := self.max_length - tokens) < 1:
-            raise ValueError(f"max_gen_toks is {tokens}, which leaves no room for a prompt: there are "
-                             f"{self.max_length} tokens")  # fmt: skip
-        ids = self.tok_encode(context)
+            raise ValueError(f"max_gen_toks is {tokens}: of {self.max_length} that leaves none for a prompt")
+        ids = self.tok_encode(context) or [self.prefix_token_id]
         if len(ids) > room:
             log.warning("a prompt of %s tokens is cut to its last %s", len(ids), room)
         return ids[-room:]
@@ -306,8 +299,10 @@ def arguments(given: Sequence[str]) -> list[str]:
 
 def with_underscores(argument: str) -> str:
     """An option as lm_eval spells it: --model_args for --model-args."""
-    name, equals, value = argument.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return "--" + name.replace("-", "_") + equals + value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

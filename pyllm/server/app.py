@@ -85,6 +85,8 @@ def routes(service: Service) -> list[Route]:
         async def endpoint(http: Request) -> Response:
             await service.start()
             request = decode(await body_of(http, service.settings.max_body), kind)
+            if hasattr(request, "resume_from") and request.resume_from is None:
+                request.resume_from = http.headers.get("last-event-id")
             return await answer(service, request, http.scope["pyllm.owner"])
 
         return endpoint
