@@ -262,7 +262,8 @@ def test_the_servers_lines_work(tmp_path):
     serve, ask = lines.replace("8000", port).split("\n", 1)
     assert serve == "pyllm serve -m smollm2.llm &"
     model = ROOT / "pyllm" / "models" / "stories.llm"
-    wait = f"until curl -s http://127.0.0.1:{port}/health >/dev/null; do kill -0 $! || exit 1; sleep 0.1; done"
+    health = f"curl -s http://127.0.0.1:{port}/health >/dev/null"
+    wait = f"until {health}; do kill -0 $! || exit 1; sleep 0.1; done"
     script = f"pyllm serve -m {model} --port {port} & {wait}; {ask.strip()}; kill $!; wait $!"
     done = shell(script, tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr

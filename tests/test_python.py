@@ -37,8 +37,8 @@ from pyllm import (
 )
 from pyllm.binding import CHUNK, Cache
 from pyllm.sampling import Continuation
-from pyllm.scheduler import MAX_BATCH
 from pyllm.saved import HEAD
+from pyllm.scheduler import MAX_BATCH
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
