@@ -257,7 +257,8 @@ def test_history_is_shown_to_templates_as_they_want_it() -> None:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     template = (
         b"{% if tools %}{{ tools | tojson }}<tool_call></tool_call>{% endif %}{% for m in messages %}"
-        b"{{ m.role }}:{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>{% endfor %}assistant:"
+        b"{{ m.role }}:{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>{% endfor %}"
+        b"assistant:"
     )
     path = write_model(tmp_path_factory.mktemp("calls"), template=template, control=CONTROL)
     with running_server(path, threads=1) as running:
