@@ -240,12 +240,14 @@ class Parser:
         if anchored and (self._any or self._held[: max(at, 0)].strip()):
             at = -1
         if at >= 0:
-            text, self._place = self._held[:at], "name"
+            text, self._place = self._held[:at].rstrip(), "name"
             self._held = self._held[at + len(self._calls.form.before) :]
-            return text.rstrip() if not self._any else text
+            return text
         if anchored and not self._any and not last and mark.startswith(self._held.lstrip()[: len(mark)]):
             return ""
         end = len(self._held) if last or anchored else unfinished(self._held, [mark])
+        if not last:  # white space before the mark is dropped
+            end = len(self._held[:end].rstrip())
         text, self._held = self._held[:end], self._held[end:]
         self._any |= bool(text.strip())
         return text
@@ -390,7 +392,7 @@ def with_objects(message: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise ValueError("the arguments of a tool call are no JSON") from None
         changed.append({**call, "function": {**function, "arguments": arguments}})
     return {**message, "tool_calls": changed}

@@ -302,6 +302,14 @@ def test_a_message_cannot_forge_a_turn(client: Client, path: str, llm: LLM) -> N
     assert ids.count(IM_END) == 2
 
 
+def test_messages_nested_too_deeply_are_refused(client: Client) -> None:
+    deep: Any = "x"
+    for _ in range(600):
+        deep = [deep]
+    status, answer = client.post(CHAT, {"messages": [{"role": "user", "content": "x", "more": deep}]})
+    assert status == 400 and answer["error"]["param"] == "messages"
+
+
 def test_the_last_message_can_be_continued(client: Client) -> None:
     messages = [*HI, {"role": "assistant", "content": "Well"}]
     ids = client.answer("/tokenize", {"messages": messages, "continue_final_message": True})["tokens"]

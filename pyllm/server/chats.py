@@ -77,7 +77,9 @@ class Chats(Answer):
         self.request = request
         if request.resumable or request.resume_from:
             self.stamp = stamp
-        self.replies = [Reply(parting, calls.parser(job.seed) if calls else None) for job in jobs]
+        self.replies = [
+            Reply(parting, calls.parser(job.seed + len(job.prompt)) if calls else None) for job in jobs
+        ]
         self.head: dict[str, Any] = {
             "id": stamp.id,
             "object": "chat.completion.chunk" if self.stream else "chat.completion",
@@ -216,6 +218,8 @@ def prompt_of(service: Service, request: Any) -> tuple[list[int], Parting, ChatO
         raise bad(f"messages: {error}", "messages", "template_error") from None
     except (LLMError, TypeError, ValueError) as error:
         raise bad(f"{error}", "messages") from None
+    except RecursionError:
+        raise bad("messages: nested too deeply", "messages") from None
     service.check_lengths([ids], "messages")
     return ids, parting, options
 

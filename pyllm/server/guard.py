@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pyllm.server.answer import JSON, encode
 from pyllm.server.errors import ApiError
+from pyllm.server.messages import shaped
 from pyllm.server.settings import Settings
 
 OPEN = frozenset({"/health", "/v1/health"})  # without a key
@@ -53,7 +54,7 @@ class Guard:
             scope["pyllm.owner"] = self._owner(scope["path"], headers)
             self._check_body(scope["method"], headers)
         except ApiError as error:
-            await send_error(with_headers, error)
+            await send_error(with_headers, shaped(error, scope["path"]))
             return
         await self.app(scope, receive, with_headers)
 
