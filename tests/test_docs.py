@@ -80,7 +80,7 @@ def test_shown_output_is_the_real_one(block, tmp_path):
 def test_ci_runs_what_the_tests_do_not():
     """.ci/run takes the two indented lines and every line of the sh blocks from the README and runs them."""
     ci = (ROOT / ".ci" / "run").read_text()
-    assert "^```sh$" in ci and len([line for block in blocks("sh") for line in block.splitlines()]) == 6
+    assert "^```sh$" in ci and len([line for block in blocks("sh") for line in block.splitlines()]) == 8
     indented = re.findall(r"^    (.*)$", README.split("```")[0], re.MULTILINE)
     assert len(indented) == 2 and all(line.split(" && ")[1].split()[0] in ci for line in indented)
 

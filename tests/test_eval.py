@@ -29,7 +29,6 @@ from pyllm import LLM  # noqa: E402
 from pyllm.eval import PyllmLM, arguments, main, with_underscores  # noqa: E402
 from pyllm.testing import Server, running_server  # noqa: E402
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 FORMS = ["arithmetic_text", "arithmetic_choice", "arithmetic_likelihood"]
 CONTEXT = 400
 PAIRS = [
@@ -125,7 +124,8 @@ def start(out: Path, code: str, *options: str) -> subprocess.Popen[str]:
     """A command that evaluates all forms."""
     shared = ["--include_path", str(TASKS), "--tasks", *FORMS, "--log_samples", "--output_path", str(out)]
     command = [sys.executable, "-c", f"import sys; {code}", *options, *shared]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def written(command: subprocess.Popen[str], out: Path) -> dict[str, Any]:
