@@ -24,7 +24,7 @@ from dataclasses import fields
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from pyllm.binding import LLMError, __version__
+from pyllm.binding import LLMError, __version__, integer
 from pyllm.chat import ChatOptions
 from pyllm.chat_template import TemplateError
 from pyllm.engine import LLM
@@ -107,7 +107,7 @@ class PyllmLM(TemplateLM):
         super().__init__()
         self.llm = path if isinstance(path, LLM) else LLM(path, **{"exact": True, **options})
         self.add_bos_token, self.custom_prefix_token_id = add_bos_token, prefix_token_id
-        self.max_length = max_length or self.llm.context
+        self.max_length = integer("max_length", max_length or self.llm.context, 1, self.llm.context)
         self.max_gen_toks, self.seed, self.progress = max_gen_toks, seed, progress
         self.chat_options = ChatOptions(template_kwargs=chat_template_args)
 
@@ -199,6 +199,7 @@ class PyllmLM(TemplateLM):
 
     def _scoring(self, text: Any, before: list[int], after: list[int]) -> Scoring:
         """The request for a score. Of what is too long, the beginning is left out."""
+        before = before or [self.prefix_token_id]  # a context of white space alone, which has moved
         if not after:
             raise ValueError(f"{text!r:.200}: the continuation has no tokens to score")
         if len(after) > self.max_length:

@@ -152,6 +152,11 @@ def test_scores_are_those_of_llm_score_and_of_the_logits(llm: LLM) -> None:
         assert greedy == (logits.argmax(1) == after).all()
 
 
+def test_a_context_of_white_space_is_an_empty_one(llm: LLM) -> None:
+    (score,) = PyllmLM(llm, add_bos_token=False).loglikelihood([asked(" ", "there")])
+    assert score == tuple(llm.score(" ", "there", bos=False)) == tuple(llm.score("", " there"))
+
+
 def test_texts_longer_than_the_context_are_the_same_over_http(llm: LLM, served: Server) -> None:
     """max_length counts differently there, see PyllmLM."""
     assert len(LONG) > CONTEXT
@@ -220,6 +225,8 @@ def test_generations_stop_at_texts_and_at_eos(llm: LLM) -> None:
 
 
 def test_what_cannot_be_done_is_an_error(llm: LLM) -> None:
+    with pytest.raises(ValueError, match=f"max_length must be from 1 to {CONTEXT}"):
+        PyllmLM(llm, max_length=CONTEXT + 1)
     model = PyllmLM(llm, max_length=50)
     with pytest.raises(ValueError, match="generation_kwargs: pyllm has no num_beams"):
         model.generate_until([asked("Once", {"num_beams": 4})])
