@@ -232,7 +232,13 @@ class Parser:
         """What a piece makes certain: text, and what is added to calls."""
         self._held += piece
         text = self._text(last) if self._place == "text" else ""
-        return text, list(self._deltas())
+        deltas: list[Delta] = []
+        for delta in self._deltas():
+            if deltas and delta.name is None and deltas[-1].index == delta.index:
+                deltas[-1].arguments += delta.arguments  # OpenAI's client takes one a call from a chunk
+            else:
+                deltas.append(delta)
+        return text, deltas
 
     def _text(self, last: bool) -> str:
         mark, anchored = self._calls.mark, self._calls.form.anchored

@@ -284,6 +284,9 @@ def test_a_call_that_is_required_comes(served: Server, choice: Any) -> None:
         assert set(arguments) <= {"city", "unit", "a"} and call["type"] == "function"
         events = client.events(CHAT, {**body, "parallel_tool_calls": False})
         deltas = [d for e in events for d in e["choices"][0]["delta"].get("tool_calls", ())]
+        for event in events:
+            indices = [d["index"] for d in event["choices"][0]["delta"].get("tool_calls", ())]
+            assert len(indices) == len(set(indices)), "OpenAI's client takes one a call from a chunk"
         assert deltas[0]["function"]["name"] == call["function"]["name"] and deltas[0]["id"] == call["id"]
         assert "".join(d["function"]["arguments"] for d in deltas) == call["function"]["arguments"]
         assert not any(e["choices"][0]["delta"].get("content") for e in events)
