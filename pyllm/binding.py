@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pyllm._llm import ffi, lib
+from pyllm.untrusted import ControlTexts
 
 try:
     __version__ = importlib.metadata.version("pyllm")
@@ -204,6 +205,11 @@ class Model:
         n = ffi.new("size_t *")
         stops = lib.llm_token_stops(self.tokenizer, n)
         return tuple(ffi.unpack(stops, n[0])) if n[0] else ()
+
+    @cached_property
+    def control_texts(self) -> ControlTexts:
+        """What finds their texts in others."""
+        return ControlTexts(self.control_tokens)
 
     def kv_size(self, length: int) -> int:
         """The bytes of keys and values of a sequence of that many tokens, in whole pages."""

@@ -37,7 +37,6 @@ from pyllm.sampling import Completion, Continuation, SamplingParams, StreamEvent
 from pyllm.scheduler import Policy, Scheduler
 from pyllm.scoring import AllLogits, Score, Scoring
 from pyllm.session import Session
-from pyllm.untrusted import ControlTexts
 
 BUILT_IN = Path(__file__).parent / "models" / "stories.llm"
 
@@ -484,21 +483,17 @@ class LLM:
             text = self.render_chat(messages, options)
             parts = [(text, True)]
         else:
-            parts = self._control_texts.parts(self._render_marked(messages, options))
+            parts = self._open().control_texts.parts(self._render_marked(messages, options))
             text = "".join(part for part, _ in parts)
         ids = [i for part, counts in parts for i in self.encode(part, bos=False, special=counts)]
         return ids, Parting(marks, ends_inside(text, marks, messages, options.continue_final_message))
 
     def _render_marked(self, messages: Sequence[Message], options: ChatOptions) -> str:
         """The text of a conversation in which the control tokens of messages are marked."""
-        marked = self._control_texts.marked
+        marked = self._open().control_texts.marked
         names = ("tools", "documents", "template_kwargs")
         own = {name: marked(getattr(options, name)) for name in names}
         return self.render_chat(marked(list(messages)), replace(options, **own))
-
-    @cached_property
-    def _control_texts(self) -> ControlTexts:
-        return ControlTexts(self._open().control_tokens)
 
     def _marks(self, options: ChatOptions) -> tuple[str, str]:
         """The texts around the reasoning of a reply."""

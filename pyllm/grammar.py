@@ -18,7 +18,6 @@ import numpy as np
 
 from pyllm._llm import ffi, lib
 from pyllm.binding import LLMError, Model
-from pyllm.untrusted import ControlTexts
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -228,7 +227,7 @@ class Reasoning:
 def as_lark(model: Model, text: str) -> str:
     """A text in a rule, its control tokens by their numbers; nothing if it is empty."""
     tokens = model.control_tokens
-    parts = filter(None, ControlTexts(tokens).split(text))
+    parts = filter(None, model.control_texts.split(text))
     return " ".join(
         f"<[{tokens[part]}]>" if part in tokens else json.dumps(part, ensure_ascii=False) for part in parts
     )

@@ -164,11 +164,12 @@ class Places:
 
     def _reusable(self, seq: int, request: Request) -> int:
         """How many tokens of a sequence a request can begin with."""
-        owner = self.idle[seq] if seq in self.idle else None
-        if owner is None and seq in self._used:
+        if seq in self.idle:
+            partition = self.idle[seq].partition
+        elif seq in self._used:
             partition = self._used[seq].terms.partition
-        else:
-            partition = owner.partition if owner else None
+        else:  # it is empty
+            return 0
         if partition != request.terms.partition:
             return 0
         return self.cache.reusable(seq, request.ids, request.fresh)
@@ -229,8 +230,3 @@ class Places:
                 self._empty(other)  # this one has all of it
         self.idle[seq] = self._entry(seq, partition, request.uses)
         self.make_room()
-
-    def clear(self) -> None:
-        """Forgets who has what: of requests that have ended otherwise."""
-        self._used.clear()
-        self.idle.clear()

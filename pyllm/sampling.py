@@ -397,10 +397,8 @@ class Continuation(Request):
         self.stop: int | str | None = None
         self.parts: list[str] = []  # text that is certain
         self.held = ""  # text that may be the start of a stop text
-        self.told: tuple[int, int] | None = (
-            0,
-            0,
-        )  # how many of parts and tokens events have told of; None: all
+        # how many of parts and tokens events have told of; None: all
+        self.told: tuple[int, int] | None = (0, 0)
 
     @property
     def most(self) -> int:

@@ -107,13 +107,11 @@ class Step:
     """What a step was.
 
     seconds     that the pass over the weights took
-    expected    what was expected of it; None: not known
     tokens      that it ran
     generating  requests for which it computed their next token
     """
 
     seconds: float
-    expected: float | None
     tokens: int
     generating: int
 
@@ -632,7 +630,6 @@ class Scheduler:
 
     def _learn(self, parts: list[Part], tokens: int, reads: int, seconds: float) -> None:
         """Takes in what a step has cost, and says so."""
-        expected = self.pace.seconds(tokens, reads) if self.pace.known else None
         self.pace.learn(tokens, reads, seconds)
         weights = self._model.counts.read
         for part in parts:
@@ -641,7 +638,7 @@ class Scheduler:
             part.request.read += share * weights
         if self.on_step is not None:
             generating = sum(self._wanted(part) > 0 for part in parts)
-            self.on_step(Step(seconds, expected, tokens, generating))
+            self.on_step(Step(seconds, tokens, generating))
 
     def _pass_on(self, part: Part, logits: Any, count: int) -> None:
         """Gives a request its logits (count, vocab_size): those behind its own tokens, and those behind

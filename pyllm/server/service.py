@@ -52,9 +52,8 @@ class Service:
         self.running: set[Running] = set()
         isa = llm.instruction_set
         model = llm._open().fingerprint + __version__.encode() + isa.encode()
-        self.fingerprint = (
-            f"fp_{hashlib.sha256(model).hexdigest()[:16]}"  # of what makes the bytes what they are
-        )
+        # of what makes the bytes what they are
+        self.fingerprint = f"fp_{hashlib.sha256(model).hexdigest()[:16]}"
         self._pool = ThreadPoolExecutor(POOL, "pyllm-text")
         self._poster: Poster | None = None
         self._ticker: asyncio.Task[None] | None = None
