@@ -16,8 +16,9 @@ from pyllm.sampling import Continuation, StreamEvent
 from pyllm.scheduler import LateError, Request
 from pyllm.server.errors import ApiError
 from pyllm.server.metrics import Timing
+from pyllm.server.schemas import Sampling
 from pyllm.server.service import Service
-from pyllm.server.stamps import Stamp
+from pyllm.server.stamps import Stamp, receipt
 from pyllm.server.work import ClientGone, Running
 
 encode = msgspec.json.Encoder().encode
@@ -190,6 +191,70 @@ class Answer(Response):
         if job.cancelled:
             raise ApiError(503, "the server is shutting down", code="shutting_down")
         raise ApiError(500, f"{job.error}", code="engine_error")
+
+
+class Generated(Answer):
+    """What the answers of both kinds of completions have in common.
+
+    path         of the endpoint
+    kind         of the object that is sent
+    of_a_prompt  how many jobs that follow each other have one prompt
+    """
+
+    path: str
+
+    def __init__(
+        self,
+        service: Service,
+        request: Sampling,
+        model: str,
+        jobs: Sequence[Continuation],
+        stamp: Stamp,
+        kind: str,
+        of_a_prompt: int,
+    ) -> None:
+        self.jobs: Sequence[Continuation]
+        options = request.stream_options
+        super().__init__(
+            service,
+            jobs,
+            stream=bool(request.stream),
+            usage=bool(options and options.include_usage),
+            every=bool(options and options.continuous_usage_stats),
+        )
+        self._asked, self._of_a_prompt = request, of_a_prompt
+        if request.resumable or request.resume_from:
+            self.stamp = stamp
+        self.head: dict[str, Any] = {
+            "id": stamp.id,
+            "object": kind,
+            "created": stamp.created,
+            "model": model,
+            "system_fingerprint": service.fingerprint,
+        }
+
+    def ended(self, index: int, finished: bool) -> dict[str, Any]:
+        """Why a choice has ended, if it has."""
+        job = self.jobs[index]
+        return {
+            "finish_reason": self.finish_reason(index) if finished else None,
+            "stop_reason": job.stop if finished and job.stop not in job.model.stop_tokens else None,
+        }
+
+    def finish_reason(self, index: int) -> str:
+        """OpenAI's word for why a choice has ended."""
+        return self.jobs[index].finish_reason
+
+    def summary(self, usage: bool = True) -> dict[str, Any]:
+        """What all of it took, and what is needed to get the same once more if that was asked for."""
+        told: dict[str, Any] = {"usage": usage_of(self.jobs, self._of_a_prompt)} if usage else {}
+        if self._asked.receipt:
+            told["receipt"] = receipt(self.service, self.path, self._asked, self.jobs)
+        return told
+
+    def finish(self) -> Iterator[dict[str, Any]]:
+        if self.usage or self._asked.receipt:
+            yield self.head | {"choices": []} | self.summary(self.usage)
 
 
 async def _send_json(send: Send, status: int, body: dict[str, Any]) -> None:

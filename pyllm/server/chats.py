@@ -12,13 +12,13 @@ from pyllm.calls import Calls, Delta, Parser, format_of, knows_tools, tools_of, 
 from pyllm.chat import ChatOptions, Parting, Reasoning
 from pyllm.chat_template import TemplateError
 from pyllm.sampling import Continuation, SamplingParams, StreamEvent
-from pyllm.server.answer import Answer, shown_extras, usage_of
+from pyllm.server.answer import Generated, shown_extras
 from pyllm.server.errors import bad
 from pyllm.server.logprobs import chat_logprobs, prompt_logprobs
 from pyllm.server.sampling_fields import alternatives_of, count_of, limit_of, params_of, refused, seeds_of
 from pyllm.server.schemas import ChatRequest
 from pyllm.server.service import Service
-from pyllm.server.stamps import Stamp, receipt, stamp
+from pyllm.server.stamps import Stamp, stamp
 
 # Of a model that has no template: the texts of the messages, to be continued
 PLAIN = """\
@@ -52,8 +52,10 @@ class Reply:
         return "tool_calls" if calls and job.finish_reason == "stop" else job.finish_reason
 
 
-class Chats(Answer):
+class Chats(Generated):
     """The answer to a ChatRequest: a choice for each job."""
+
+    path = "/v1/chat/completions"
 
     def __init__(
         self,
@@ -65,35 +67,15 @@ class Chats(Answer):
         calls: Calls | None,
         stamp: Stamp,
     ) -> None:
-        self.jobs: Sequence[Continuation]
-        options = request.stream_options
-        super().__init__(
-            service,
-            jobs,
-            stream=bool(request.stream),
-            usage=bool(options and options.include_usage),
-            every=bool(options and options.continuous_usage_stats),
-        )
+        kind = "chat.completion.chunk" if request.stream else "chat.completion"
+        super().__init__(service, request, model, jobs, stamp, kind, len(jobs))
         self.request = request
-        if request.resumable or request.resume_from:
-            self.stamp = stamp
         self.replies = [
             Reply(parting, calls.parser(job.seed + len(job.prompt)) if calls else None) for job in jobs
         ]
-        self.head: dict[str, Any] = {
-            "id": stamp.id,
-            "object": "chat.completion.chunk" if self.stream else "chat.completion",
-            "created": stamp.created,
-            "model": model,
-            "system_fingerprint": service.fingerprint,
-        }
 
-    def _ended(self, index: int, finished: bool) -> dict[str, Any]:
-        job = self.jobs[index]
-        return {
-            "finish_reason": self.replies[index].finish_reason(job) if finished else None,
-            "stop_reason": job.stop if finished and job.stop not in job.model.stop_tokens else None,
-        }
+    def finish_reason(self, index: int) -> str:
+        return self.replies[index].finish_reason(self.jobs[index])
 
     def _reasoning(self, thought: str) -> dict[str, Any]:
         """Reasoning under both names that clients know."""
@@ -109,26 +91,20 @@ class Chats(Answer):
             message |= self._reasoning(thought)
             if deltas:
                 message |= {"content": text or None, "tool_calls": whole_calls(deltas)}
-            choice = {"index": index, "message": message, "logprobs": None} | self._ended(index, True)
+            choice = {"index": index, "message": message, "logprobs": None} | self.ended(index, True)
             choice |= shown_extras(job)
             if job.logprobs is not None:
                 choice["logprobs"] = chat_logprobs(self.service.texts, job.logprobs)
             if self.request.return_token_ids:
                 choice["token_ids"] = job.tokens
             choices.append(choice)
-        whole: dict[str, Any] = self.head | {"choices": choices, "usage": usage_of(self.jobs, len(self.jobs))}
+        whole: dict[str, Any] = self.head | {"choices": choices} | self.summary()
         first = self.jobs[0]
         if first.prompt_logprobs is not None:
             whole["prompt_logprobs"] = prompt_logprobs(self.service.texts, first.prompt_logprobs)
         if self.request.return_token_ids:
             whole["prompt_token_ids"] = first.prompt
-        return whole | self._receipt()
-
-    def _receipt(self) -> dict[str, Any]:
-        """What is needed to get the same once more, if it was asked for."""
-        if not self.request.receipt:
-            return {}
-        return {"receipt": receipt(self.service, "/v1/chat/completions", self.request, self.jobs)}
+        return whole
 
     def pieces(self, index: int, event: StreamEvent) -> Iterator[dict[str, Any]]:
         reply = self.replies[index]
@@ -151,13 +127,8 @@ class Chats(Answer):
         yield chunk
 
     def _chunk(self, index: int, delta: dict[str, Any], finished: bool) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None} | self._ended(index, finished)
+        choice = {"index": index, "delta": delta, "logprobs": None} | self.ended(index, finished)
         return self.head | {"choices": [choice]} | self.usage_so_far(self.jobs[index])
-
-    def finish(self) -> Iterator[dict[str, Any]]:
-        if self.usage or self.request.receipt:
-            usage = {"usage": usage_of(self.jobs, len(self.jobs))} if self.usage else {}
-            yield self.head | {"choices": []} | usage | self._receipt()
 
 
 def shown_delta(delta: Delta) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from pyllm.binding import token_ids
 from pyllm.sampling import Continuation, Logprob, SamplingParams, StreamEvent
-from pyllm.server.answer import Answer, shown_extras, usage_of
+from pyllm.server.answer import Generated, shown_extras
 from pyllm.server.errors import bad
 from pyllm.server.logprobs import completion_logprobs, prompt_logprobs
 from pyllm.server.sampling_fields import count_of, limit_of, params_of, refused, seeds_of
 from pyllm.server.schemas import CompletionRequest, ranged
 from pyllm.server.service import Service
-from pyllm.server.stamps import Stamp, receipt, stamp
+from pyllm.server.stamps import Stamp, stamp
 
 DEFAULT_TOKENS = 16  # OpenAI's
 
@@ -38,8 +38,10 @@ def prompts_of(given: Any, most: int) -> list[str | list[int]]:
     return list(given)
 
 
-class Completions(Answer):
+class Completions(Generated):
     """The answer to a CompletionRequest: each prompt's `count` best of its jobs."""
+
+    path = "/v1/completions"
 
     def __init__(
         self,
@@ -51,31 +53,12 @@ class Completions(Answer):
         best_of: int,
         stamp: Stamp,
     ) -> None:
-        self.jobs: Sequence[Continuation]
-        options = request.stream_options
-        super().__init__(
-            service,
-            jobs,
-            stream=bool(request.stream),
-            usage=bool(options and options.include_usage),
-            every=bool(options and options.continuous_usage_stats),
-        )
-        if request.resumable or request.resume_from:
-            self.stamp = stamp
+        super().__init__(service, request, model, jobs, stamp, "text_completion", best_of)
         self.request, self.count, self.best_of = request, request.n or 1, best_of
-        self.texts = (
-            texts if request.echo else [""] * len(texts)
-        )  # of the prompts, that go before the answers
-        self.head: dict[str, Any] = {
-            "id": stamp.id,
-            "object": "text_completion",
-            "created": stamp.created,
-            "model": model,
-            "system_fingerprint": service.fingerprint,
-        }
-        self.offsets = [
-            len(self._prompt_of(index)) for index in range(len(jobs))
-        ]  # where the next piece begins
+        # texts of the prompts, that go before the answers
+        self.texts = texts if request.echo else [""] * len(texts)
+        # where the next piece of each choice begins
+        self.offsets = [len(self._prompt_of(index)) for index in range(len(jobs))]
         self.begun: set[int] = set()  # choices of which a piece was sent
 
     def _prompt_of(self, index: int) -> str:
@@ -94,14 +77,8 @@ class Completions(Answer):
             start = 0
         return completion_logprobs(self.service.texts, known, self.request.logprobs, start)
 
-    def _choice(self, index: int, text: str, job: Continuation, finished: bool) -> dict[str, Any]:
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": None,
-            "finish_reason": job.finish_reason if finished else None,
-            "stop_reason": job.stop if finished and job.stop not in job.model.stop_tokens else None,
-        }
+    def _choice(self, index: int, text: str, finished: bool) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None} | self.ended(index, finished)
 
     def whole(self) -> dict[str, Any]:
         choices = []
@@ -112,18 +89,11 @@ class Completions(Answer):
             choices += [self._whole_choice(index) for index in group[: self.count]]
         for place, choice in enumerate(choices):
             choice["index"] = place
-        usage = usage_of(self.jobs, self.best_of)
-        return self.head | {"choices": choices, "usage": usage} | self._receipt()
-
-    def _receipt(self) -> dict[str, Any]:
-        """What is needed to get the same once more, if it was asked for."""
-        if not self.request.receipt:
-            return {}
-        return {"receipt": receipt(self.service, "/v1/completions", self.request, self.jobs)}
+        return self.head | {"choices": choices} | self.summary()
 
     def _whole_choice(self, index: int) -> dict[str, Any]:
         job = self.jobs[index]
-        choice = self._choice(index, self._prompt_of(index) + "".join(job.parts), job, True)
+        choice = self._choice(index, self._prompt_of(index) + "".join(job.parts), True)
         choice["logprobs"] = self._logprobs(index, job.tokens, job.logprobs, first=True)
         choice |= shown_extras(job)
         if self.request.prompt_logprobs is not None:
@@ -136,17 +106,12 @@ class Completions(Answer):
         job, first = self.jobs[index], index not in self.begun
         self.begun.add(index)
         text = self._prompt_of(index) + event.text if first else event.text
-        choice = self._choice(index, text, job, event.finish_reason is not None)
+        choice = self._choice(index, text, event.finish_reason is not None)
         choice["logprobs"] = self._logprobs(index, event.tokens, event.logprobs, first)
         self.offsets[index] += len(event.text)
         if self.request.return_token_ids:
             choice["token_ids"] = event.tokens
         yield self.head | {"choices": [choice]} | self.usage_so_far(job)
-
-    def finish(self) -> Iterator[dict[str, Any]]:
-        if self.usage or self.request.receipt:
-            usage = {"usage": usage_of(self.jobs, self.best_of)} if self.usage else {}
-            yield self.head | {"choices": []} | usage | self._receipt()
 
 
 def _mean(job: Continuation) -> float:
