@@ -645,8 +645,6 @@ CALL = {"type": "function_call", "call_id": "abc", "name": "add", "arguments": "
         ({"messages": []}, "messages"),
         ({"n": 2}, "n"),
         ({"explain": True}, "explain"),
-        ({"receipt": True}, "receipt"),
-        ({"resumable": True}, "resumable"),
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"nonsense": 1}, "nonsense"),
         ({"metadata": {"a": 1}}, "metadata[...]"),
@@ -696,7 +694,7 @@ def test_every_field_of_chats_is_passed_on_or_refused() -> None:
         "model max_tokens min_tokens temperature top_p top_k min_p repetition_penalty presence_penalty "
         "frequency_penalty logit_bias seed stop stop_token_ids ignore_eos stream stream_options "
         "response_format structured_outputs guided_json guided_regex guided_choice guided_grammar priority "
-        "cache_salt cache timeout".split()
+        "cache_salt cache timeout receipt resumable resume_from".split()
     )
     assert passed | set(UNANSWERED) == set(Sampling.__struct_fields__)
 

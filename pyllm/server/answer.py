@@ -18,7 +18,7 @@ from pyllm.server.errors import ApiError
 from pyllm.server.metrics import Timing
 from pyllm.server.schemas import Sampling
 from pyllm.server.service import Service
-from pyllm.server.stamps import Stamp, receipt
+from pyllm.server.stamps import Stamp, receipt_of
 from pyllm.server.work import ClientGone, Running
 
 encode = msgspec.json.Encoder().encode
@@ -246,11 +246,15 @@ class Generated(Answer):
         return self.jobs[index].finish_reason
 
     def summary(self, usage: bool = True) -> dict[str, Any]:
-        """What all of it took, and what is needed to get the same once more if that was asked for."""
+        """What all of it took, and its receipt."""
         told: dict[str, Any] = {"usage": usage_of(self.jobs, self._of_a_prompt)} if usage else {}
-        if self._asked.receipt:
-            told["receipt"] = receipt(self.service, self.path, self._asked, self.jobs)
-        return told
+        return told | self.receipt()
+
+    def receipt(self) -> dict[str, Any]:
+        """What is needed to get the same once more, if that was asked for."""
+        if not self._asked.receipt:
+            return {}
+        return {"receipt": receipt_of(self.service, self.path, self._asked, self.jobs)}
 
     def finish(self) -> Iterator[dict[str, Any]]:
         if self.usage or self._asked.receipt:

@@ -254,10 +254,10 @@ def text_of(part: Any, name: str) -> str:
     raise bad(f"{name}: only texts are supported, not {kind!r:.40}", name, "unsupported_content")
 
 
-async def chats(service: Service, request: ChatRequest, owner: str) -> Chats:
-    """Checks everything, and makes the answer, which runs when it is sent."""
+async def chats(service: Service, request: ChatRequest, owner: str, kind: str = "chatcmpl-") -> Chats:
+    """Checks everything, and makes the answer, which runs when it is sent. kind: how its id begins."""
     model = service.model_named(request.model)
-    mark = stamp(request, "chatcmpl")
+    mark = stamp(request, kind)
     count = count_of(request, service.settings)
     asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
     params = params_of(

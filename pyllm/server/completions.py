@@ -125,7 +125,7 @@ async def completions(service: Service, request: CompletionRequest, owner: str) 
     settings = service.settings
     model = service.model_named(request.model)
     prompts = prompts_of(request.prompt, settings.max_prompts)
-    mark = stamp(request, "cmpl")
+    mark = stamp(request, "cmpl-")
     count = count_of(request, settings)
     best_of = ranged("best_of", request.best_of, count, settings.max_n, count)
     if best_of > count and request.stream:

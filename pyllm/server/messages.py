@@ -7,7 +7,6 @@ came before is not computed again without them.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -283,7 +282,7 @@ def chat_for(request: MessagesRequest) -> ChatRequest:
 
 async def messages(service: Service, request: MessagesRequest, owner: str) -> MessagesAnswer:
     """Checks everything, and makes the answer, which runs when it is sent."""
-    return MessagesAnswer(await chat_of(service, chat_for(request), owner, NAMES), request)
+    return MessagesAnswer(await chat_of(service, chat_for(request), owner, NAMES, "msg_"), request)
 
 
 async def count_tokens(service: Service, request: CountRequest, owner: str) -> Json:
@@ -313,7 +312,6 @@ class MessagesAnswer(Translated):
     def __init__(self, chat: Chats, request: MessagesRequest) -> None:
         super().__init__(chat, request.stream)
         self.omits = request.thinking is not None and request.thinking.display == "omitted"
-        self.id = f"msg_{secrets.token_hex(12)}"
         self.begun = False
 
     def _message(self, content: list[dict[str, Any]], **ended: Any) -> dict[str, Any]:
@@ -342,7 +340,8 @@ class MessagesAnswer(Translated):
     def told(self) -> dict[str, Any]:
         """The message. A call that was cut is none: there is no object that it would be."""
         blocks = [block for block in self.blocks.all if not (block.kind == "call" and block.cut)]
-        return self._message([self._content(block) for block in blocks], **self._stopped())
+        content = [self._content(block) for block in blocks]
+        return self._message(content, **self._stopped()) | self.receipt()
 
     def _content(self, block: Block) -> dict[str, Any]:
         """A block that is whole."""
@@ -384,7 +383,8 @@ class MessagesAnswer(Translated):
             yield {"type": "content_block_delta", "index": block.index, "delta": delta}
 
     def finish(self) -> Iterator[dict[str, Any]]:
-        yield {"type": "message_delta", "delta": self._stopped(), "usage": self._usage()}
+        ended = {"delta": self._stopped(), "usage": self._usage()}
+        yield {"type": "message_delta"} | ended | self.receipt()
         yield {"type": "message_stop"}
 
     def failed(self, error: ApiError) -> Iterator[dict[str, Any]]:

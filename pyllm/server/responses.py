@@ -5,7 +5,6 @@ Nothing is kept between requests: what would need that is refused by name, as ar
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -231,7 +230,7 @@ def chat_for(request: ResponsesRequest) -> ChatRequest:
 
 async def responses(service: Service, request: ResponsesRequest, owner: str) -> Responses:
     """Checks everything, and makes the answer, which runs when it is sent."""
-    return Responses(await chat_of(service, chat_for(request), owner, NAMES), request)
+    return Responses(await chat_of(service, chat_for(request), owner, NAMES, "resp_"), request)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -247,12 +246,11 @@ class Responses(Translated):
 
     def __init__(self, chat: Chats, request: ResponsesRequest) -> None:
         super().__init__(chat, request.stream)
-        self.key = secrets.token_hex(12)
         self.number = 0  # of the next event
         self.head = {
-            "id": f"resp_{self.key}",
+            "id": self.id,
             "object": "response",
-            "created_at": int(time.time()),
+            "created_at": chat.head["created"],
             "model": self.model,
             "system_fingerprint": chat.service.fingerprint,
             **echo(request),
@@ -260,7 +258,7 @@ class Responses(Translated):
 
     def told(self) -> dict[str, Any]:
         cut = self.job.finish_reason == "length"
-        return self._response("incomplete" if cut else "completed")
+        return self._response("incomplete" if cut else "completed") | self.receipt()
 
     def _response(self, status: str, error: dict[str, Any] | None = None) -> dict[str, Any]:
         began = status == "in_progress"
@@ -288,7 +286,7 @@ class Responses(Translated):
     # Items
 
     def _id(self, block: Block) -> str:
-        return f"{PREFIXES[block.kind]}_{self.key}{block.index:02x}"
+        return f"{PREFIXES[block.kind]}_{self.id.removeprefix('resp_')}{block.index:02x}"
 
     def _item(self, block: Block) -> dict[str, Any]:
         """A block as an item, as far as it has come."""

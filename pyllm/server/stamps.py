@@ -48,7 +48,7 @@ def told(request: Sampling) -> dict[str, Any]:
 
 def stamp(request: Sampling, kind: str) -> Stamp:
     """The stamp of a request, which gets a seed if it has none; 400 when it goes on from another request's
-    event."""
+    event. kind: how its id begins."""
     fields = {name: value for name, value in told(request).items() if name != "seed"}
     digest = hashlib.sha256(msgspec.json.encode(sorted(fields.items()))).hexdigest()[:8]
     if request.resume_from is not None:
@@ -56,17 +56,17 @@ def stamp(request: Sampling, kind: str) -> Stamp:
     if request.seed is None:
         request.seed = secrets.randbits(63)
     created = int(time.time())
-    return Stamp(f"{kind}-{created:08x}{request.seed % 2**64:016x}{digest}", created)
+    return Stamp(f"{kind}{created:08x}{request.seed % 2**64:016x}{digest}", created)
 
 
 def _resumed(request: Sampling, kind: str, digest: str) -> Stamp:
     given, _, number = (request.resume_from or "").rpartition(":")
-    name, _, code = given.partition("-")
+    code = given.removeprefix(kind)
     try:
         created, seed, sent = int(code[:8], 16), int(code[8:24], 16), int(number) + 1
     except ValueError:
         sent = -1
-    if sent < 1 or name != kind or len(code) != 32:
+    if sent < 1 or not given.startswith(kind) or len(code) != 32:
         raise bad("Last-Event-ID is none of this server's", "resume_from")
     if code[24:] != digest or request.seed not in (None, seed, seed - 2**64):
         raise bad("Last-Event-ID is of another request", "resume_from")
@@ -79,7 +79,9 @@ def digest_of(job: Continuation) -> str:
     return hashlib.sha256(np.array(job.tokens, "<u4").tobytes()).hexdigest()
 
 
-def receipt(service: Service, path: str, request: Sampling, jobs: Sequence[Continuation]) -> dict[str, Any]:
+def receipt_of(
+    service: Service, path: str, request: Sampling, jobs: Sequence[Continuation]
+) -> dict[str, Any]:
     """What is needed to make an answer once more, and to see that it is the same."""
     model = service.llm._open()
     return {

@@ -29,9 +29,6 @@ UNANSWERED: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
     "return_token_ids": (False,),
     "explain": (False,),
-    "receipt": (False,),
-    "resumable": (False,),
-    "resume_from": (),
 }
 
 
@@ -221,10 +218,11 @@ def chat_request(request: Sampling, **fields: Any) -> ChatRequest:
     return ChatRequest(**{**own, "stream": None, "stream_options": None, **fields})
 
 
-async def chat_of(service: Service, request: ChatRequest, owner: str, names: Names) -> Chats:
-    """The answer to a chat, not run yet; errors name the other API's fields."""
+async def chat_of(service: Service, request: ChatRequest, owner: str, names: Names, kind: str) -> Chats:
+    """The answer to a chat, not run yet; errors name the other API's fields. kind: how its id begins
+    there."""
     try:
-        return await chats(service, request, owner)
+        return await chats(service, request, owner, kind)
     except ApiError as error:
         raise renamed(error, names) from None
 
@@ -267,7 +265,10 @@ class Translated(Answer):
         self.jobs: Sequence[Continuation]
         super().__init__(chat.service, chat.jobs, stream=bool(stream))
         (self.job,), (self.reply,) = chat.jobs, chat.replies
+        self.id: str = chat.head["id"]
         self.model: str = chat.head["model"]
+        self.stamp = chat.stamp
+        self.receipt = chat.receipt
         self.blocks = Blocks(self.reply)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -288,4 +289,5 @@ class Translated(Answer):
 
     def framed(self, event: dict[str, Any]) -> bytes:
         kind: str = event["type"]
-        return b"event: " + kind.encode() + b"\n" + super().framed(event)
+        framed = super().framed(event)
+        return framed and b"event: " + kind.encode() + b"\n" + framed
