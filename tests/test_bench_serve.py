@@ -419,6 +419,7 @@ SMALL = shlex.split(
     "--input-len 40 --output-len 8 --lengths 8,32 --repeat 1 --streams 1,2 --requests 4 --capacity-streams 2 "
     "--loads 0.5,2 --joining-len 200 --joining-streams 2 --joining-output 200 --chats 2 --turns 2 "
     "--turn-len 8 --clients 2 --prefix-len 64 --prefix-requests 3 --leaving-clients 4 "
+    "--soak-streams 3 --soak-seconds 2 "
     "--goodput ttft:60000 tpot:60000"
 )
 
@@ -456,6 +457,8 @@ def test_all_scenarios_run_on_a_real_server(url: str, tmp_path: Path, capsys: Ca
     left = medians["leaving", "1 of 4 leave"]
     assert left["compared"] == 3 and left["different"] == left["still_running"] == 0
     assert medians["schema", "schema"].get("valid_share", 1) == 1
+    quarters = [medians["soak", f"quarter {i}"] for i in (1, 2, 3, 4)]
+    assert all(quarter["completed"] > 0 and quarter["failed"] == 0 for quarter in quarters)
     if not_installed("matplotlib"):
         return
     assert (tmp_path / "serve.png").read_bytes().startswith(b"\x89PNG")

@@ -110,6 +110,8 @@ SIZES: tuple[tuple[str, Callable[[str], Any], Any, str], ...] = (
     ("--prefix-len", COUNT, 1000, "prefix: tokens of the system prompt"),
     ("--prefix-requests", COUNT, 32, "prefix: requests that begin with it"),
     ("--leaving-clients", COUNT, 16, "leaving: clients, of which a quarter leaves"),
+    ("--soak-streams", COUNT, 64, "soak: clients at once"),
+    ("--soak-seconds", ABOVE, 60.0, "soak: for how long"),
 )
 
 

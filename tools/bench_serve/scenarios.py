@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tools.bench_serve.client import Client, Outcome, Request
-from tools.bench_serve.load import Load, arrivals, closed_loop, open_loop
+from tools.bench_serve.load import Load, arrivals, closed_loop, open_loop, patient
 from tools.bench_serve.measures import itl, summary
 from tools.bench_serve.servers import About, Server, ServerError
 
@@ -38,6 +39,9 @@ SCHEMA: dict[str, Any] = {
     "required": ["name", "age", "tags"],
     "additionalProperties": False,
 }
+FORM = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+WORD = 4  # tokens that one of WORDS has, at most, in small vocabularies
+QUARTERS, LEAVING = 4, 0.1  # of a soak: points, and the share of requests that their clients leave
 
 
 @dataclass
@@ -98,6 +102,20 @@ class Bench:
         rest = self.options.input_len - len(shared)
         prompts = [shared + self.tokens(rest, *key, i) for i in range(count)]
         return [self.completion(prompt, self.options.output_len, *key, i) for i, prompt in enumerate(prompts)]
+
+    def mixed(self, *key: object) -> Request:
+        """One of several kinds, of any size up to --input-len and --output-len."""
+        rng = self.rng(*key)
+        tokens, output = rng.randint(1, self.options.input_len), rng.randint(1, self.options.output_len)
+        kind = rng.choice(("completion", "shared", "chat", "schema"))
+        if kind == "completion":
+            return self.completion(self.tokens(tokens, *key), output, *key)
+        if kind == "shared":
+            shared = self.tokens(self.options.input_len, "shared")
+            return self.completion(shared[:-1] + self.tokens(1, *key), output, *key)
+        words = " ".join(rng.choices(WORDS, k=max(1, tokens // WORD)))
+        more = {"response_format": FORM} if kind == "schema" else {}
+        return self.chat([{"role": "user", "content": words}], output, *key, **more)
 
     def point(self, label: str, load: Load, **more: float) -> Point:
         """The measures of requests, and more of them. What failed is noted."""
@@ -264,9 +282,8 @@ async def prefix(b: Bench) -> AsyncIterator[Point]:
 async def schema(b: Bench) -> AsyncIterator[Point]:
     """Chats whose answers are free, and the same with a JSON schema."""
     await begin_chats(b)
-    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
     words = WORDS[: 4 * b.options.repeat]
-    for label, more in (("free", {}), ("schema", {"response_format": form})):
+    for label, more in (("free", {}), ("schema", {"response_format": FORM})):
         texts = [f"Describe a person who likes the word {word}, as JSON." for word in words]
         chats = [[{"role": "user", "content": text}] for text in texts]
         requests = [b.chat(messages, 128, i, **more) for i, messages in enumerate(chats)]
@@ -317,6 +334,44 @@ async def cached(b: Bench) -> AsyncIterator[Point]:
     ]
     load = await closed_loop(b.client, pairs, 1)
     yield b.point("90 % cached", Load(load.outcomes[1::2], load.duration))
+
+
+@scenario(
+    *("completed", "failed", "left", "refusals", "output_throughput", "p99_ttft_ms", "peak_mb"),
+    room=lambda o: o.input_len + o.output_len + 2 * TEMPLATE_ROOM,
+)
+async def soak(b: Bench) -> AsyncIterator[Point]:
+    """Clients that send completions, chats and chats with a schema without a pause, and leave a tenth of
+    them: each quarter of the time should look like the one before, and its memory, too."""
+    length = b.options.soak_seconds / QUARTERS
+    start = time.perf_counter()
+    done: list[Outcome] = []
+
+    async def work(client: int) -> None:
+        for i in itertools.count():
+            if time.perf_counter() - start > QUARTERS * length:
+                return
+            rng, outcome = b.rng(client, i), Outcome()
+            task = asyncio.create_task(patient(b.client, b.mixed(client, i), outcome))
+            if rng.random() < LEAVING:
+                chunks = rng.randrange(b.options.output_len)
+                await until(lambda o=outcome, n=chunks: len(o.chunks) >= n, [task])  # type: ignore[misc]
+                await left([task])
+            await asyncio.wait([task])
+            outcome.left |= task.cancelled()  # before it was begun
+            done.append(outcome)
+
+    tasks = [asyncio.create_task(work(client)) for client in range(b.options.soak_streams)]
+    for quarter in range(1, QUARTERS + 1):
+        await asyncio.sleep(start + quarter * length - time.perf_counter())
+        if quarter == QUARTERS:
+            await asyncio.gather(*tasks)
+        ended, done[:] = list(done), []
+        used = b.server.used()
+        more = {"left": sum(o.left for o in ended)} | ({"peak_mb": used.bytes / 1e6} if used else {})
+        yield b.point(
+            f"quarter {quarter}", Load(ended, time.perf_counter() - start - (quarter - 1) * length), **more
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -28,13 +28,25 @@ TITLES = {
     "refusals_with_retry_after": "with Retry-After",
     "cached_share": "cached",
     "valid_share": "valid of the whole",
+    "completed": "done",
+    "failed": "failed",
     "left": "left",
     "compared": "compared",
     "different": "different",
     "idle_after_ms": "idle after, ms",
     "still_running": "still running",
+    "peak_mb": "peak MB",
 }
-COUNTS = {"refusals", "refusals_with_retry_after", "left", "compared", "different", "still_running"}
+COUNTS = {
+    "completed",
+    "failed",
+    "refusals",
+    "refusals_with_retry_after",
+    "left",
+    "compared",
+    "different",
+    "still_running",
+}
 SHARES = {"cached_share", "valid_share"}
 
 
