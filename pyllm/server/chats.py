@@ -287,7 +287,7 @@ def _prepare(
             bound = [calls.state(llm._grammars, reasoning, params.constraint) for _ in range(count)]
         each = seeds_of(params, count)
         jobs = llm._prepare([ids] * count, each, {}, llm._visible(options), [reasoning] * count, bound)
-    except (TypeError, ValueError) as error:
+    except (LLMError, TypeError, ValueError) as error:
         raise refused(error, request) from None
     service.set_terms(jobs, owner, request)
     return Chats(service, request, model, jobs, parting, calls, mark)

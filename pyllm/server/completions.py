@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pyllm.binding import token_ids
+from pyllm.binding import LLMError, token_ids
 from pyllm.sampling import Continuation, Logprob, SamplingParams, StreamEvent
 from pyllm.server.answer import Generated, shown_extras
 from pyllm.server.errors import bad
@@ -19,22 +19,22 @@ from pyllm.server.stamps import Stamp, stamp
 DEFAULT_TOKENS = 16  # OpenAI's
 
 
-def prompts_of(given: Any, most: int) -> list[str | list[int]]:
-    """The prompts of a request: a text or ids, or a list of these. ApiError for anything else."""
+def prompts_of(given: Any, most: int, param: str = "prompt") -> list[str | list[int]]:
+    """The prompts of a request: a text or ids, or a list of these. ApiError for anything else, which says
+    what the field is called."""
     if isinstance(given, str):
         return [given]
     if given and all(isinstance(item, int) and not isinstance(item, bool) for item in given):
         return [given]
     if not given:
-        raise bad("prompt is empty", "prompt")
+        raise bad(f"{param} is empty", param)
     for item in given:
         ids = isinstance(item, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in item)
         if not (isinstance(item, str) or ids):
-            raise bad("prompt must be a text, token ids, or a list of texts or token ids", "prompt")
+            raise bad(f"{param} must be a text, token ids, or a list of texts or token ids", param)
     if len(given) > most:
-        raise bad(
-            f"prompt has {len(given)} prompts, more than the {most} of this server", "prompt", "too_large"
-        )
+        count = f"{param} has {len(given)} texts, more than the {most} of this server"
+        raise bad(count, param, "too_large")
     return list(given)
 
 
@@ -167,7 +167,7 @@ def _prepare(
         for i, (prompt, ids) in enumerate(zip(prompts, tokens, strict=True)):
             texts.append(prompt if isinstance(prompt, str) else llm.decode(ids, special=True))
             jobs += llm._prepare([ids] * best_of, each[i * best_of : (i + 1) * best_of], {})
-    except (TypeError, ValueError) as error:
+    except (LLMError, TypeError, ValueError) as error:
         raise refused(error, request) from None
     service.set_terms(jobs, owner, request)
     return Completions(service, request, model, jobs, texts, best_of, mark)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from pyllm.binding import ContextError
+from pyllm.binding import ContextError, LLMError
 from pyllm.embedding import Embedding
 from pyllm.scheduler import Request
 from pyllm.server.answer import Answer
@@ -46,10 +46,10 @@ class Embeddings(Answer):
 async def embeddings(service: Service, request: EmbeddingRequest, owner: str) -> Embeddings:
     """Checks everything, and makes the answer, which runs when it is sent."""
     model = service.model_named(request.model)
-    try:
-        texts = prompts_of(request.input, service.settings.max_prompts)
-    except Exception as error:
-        raise bad(f"{error}".replace("prompt", "input", 1), "input") from None
+    texts = prompts_of(request.input, service.settings.max_inputs, "input")
+    for i, text in enumerate(texts):
+        if not text:  # as at OpenAI's, though a model that adds BOS would have a token
+            raise bad(f"input[{i}] is empty" if len(texts) > 1 else "input is empty", "input")
     return await service.in_pool(_prepare, service, request, owner, model, texts)
 
 
@@ -60,7 +60,7 @@ def _prepare(
         jobs = service.llm._embeddings(texts, request.prompt_name, dimensions=request.dimensions)
     except ContextError as error:
         raise bad(f"{error}", "input", "context_length_exceeded") from None
-    except (TypeError, ValueError) as error:
+    except (LLMError, TypeError, ValueError) as error:
         raise refused(error, request) from None
     found: list[Request] = list(jobs)
     service.set_terms(found, owner, request)

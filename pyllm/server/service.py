@@ -193,8 +193,9 @@ class Service:
                 code="too_much_memory",
             )
         ahead = sum(not job.ended for running in self.running for job in running.jobs)
-        expected = self.expected_wait(jobs)
-        if ahead + len(jobs) > self.settings.max_waiting + self.scheduler.policy.max_running:
+        # Its own size is no reason to send a client away: it would have the same later
+        expected = self.expected_wait(jobs[:1])
+        if ahead and ahead + len(jobs) > self.settings.max_waiting + self.scheduler.policy.max_running:
             self.metrics.rejected["queue"] += 1
             raise self._busy(f"{ahead} requests run or wait", expected)
         if expected > self.settings.max_wait:

@@ -19,6 +19,7 @@ class Settings:
     default_tokens    that it gets when it does not say; None: as max_tokens
     max_n             answers for one prompt
     max_prompts       prompts in one request
+    max_inputs        texts in one request for embeddings, as OpenAI has it
     max_body          bytes of a request
     max_logprobs      alternatives for a token
     max_stop          stop texts or tokens, each of at most max_stop_length characters
@@ -44,6 +45,7 @@ class Settings:
     default_tokens: int | None = None
     max_n: int = 16
     max_prompts: int = 256
+    max_inputs: int = 2048
     max_body: int = 8 << 20
     max_logprobs: int = 20
     max_stop: int = 16
