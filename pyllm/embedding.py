@@ -28,12 +28,20 @@ class Recipe:
     normalize       whether it is made 1 long
     prompts         texts that go before a text, by what kind of text it is: "query", "document"
     default_prompt  the name of the one that goes before texts of which nothing is said
+    include_prompt  whether the mean is over the prompt's tokens, too
+    max_tokens      of a text with its prompt; None: as many as the context has
+    refused         why the model makes no embeddings here; None: it does
+    generates       whether it has an output matrix: logits mean nothing without
     """
 
     pooling: Pooling = "last"
     normalize: bool = True
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    include_prompt: bool = True
+    max_tokens: int | None = None
+    refused: str | None = None
+    generates: bool = True
 
     def prompt(self, name: str | None) -> str:
         """The text before a text. name: None: the default. ValueError for one that is not there."""
@@ -53,11 +61,20 @@ def recipe_of(model: Model) -> Recipe:
     try:
         given: Any = json.loads(text)
         recipe = Recipe(
-            given["pooling"], bool(given["normalize"]), dict(given["prompts"]), given["default_prompt"]
+            given["pooling"],
+            bool(given["normalize"]),
+            dict(given["prompts"]),
+            given["default_prompt"],
+            bool(given.get("include_prompt", True)),
+            given.get("max_tokens"),
+            given.get("refused"),
+            bool(given.get("generates", True)),
         )
     except (ValueError, TypeError, KeyError, RecursionError):
         raise LLMError(f"{model.path}: how it makes embeddings cannot be read") from None
-    if recipe.pooling not in ("last", "mean") or not all(isinstance(t, str) for t in recipe.prompts.values()):
+    texts = (*recipe.prompts.values(), *(text for text in (recipe.refused,) if text is not None))
+    limit = recipe.max_tokens is None or type(recipe.max_tokens) is int
+    if recipe.pooling not in ("last", "mean") or not limit or not all(isinstance(t, str) for t in texts):
         raise LLMError(f"{model.path}: how it makes embeddings is not known here")
     return recipe
 
@@ -66,11 +83,11 @@ class Embedding(Request):
     """The embedding of the ids of a text, at least one: float32 (dim,), or the first of its numbers.
 
     dimensions  how many; None: all
+    skipped     tokens at the beginning that the mean leaves out, fewer than there are
     """
 
-    def __init__(self, ids: list[int], recipe: Recipe, dimensions: int | None) -> None:
-        whole = recipe.pooling == "mean"
-        super().__init__(ids, len(ids), 0 if whole else len(ids) - 1)
+    def __init__(self, ids: list[int], recipe: Recipe, dimensions: int | None, skipped: int = 0) -> None:
+        super().__init__(ids, len(ids), skipped if recipe.pooling == "mean" else len(ids) - 1)
         self.recipe, self.dimensions, self.count = recipe, dimensions, 0
         self.sum: np.ndarray | None = None
 

@@ -331,6 +331,7 @@ class LLM:
         visible    control tokens that have a text nevertheless
         reasoning  what each may write before the text that a grammar binds
         bound      what binds each, in place of what its parameters say"""
+        self._check_output()
         model, jobs = self._open(), []
         for i, each in enumerate(params_for(len(prompts), params, overrides)):
             name = f"prompt {i}" if len(prompts) > 1 else "the prompt"
@@ -536,6 +537,7 @@ class LLM:
 
     def logits(self, prompt: Prompt) -> np.ndarray:
         """float32 (n, vocab_size): for each of the prompt's n tokens, the logits of the token after it."""
+        self._check_output()
         job = AllLogits(self.vocab_size, self._ids(prompt))
         self._batch().run([job] if job.ids else [])
         return job.out
@@ -554,6 +556,7 @@ class LLM:
         continuation is empty, or ("Hel", "lo") both together have no more tokens than the context alone.
         Nothing is not certain: the harness refuses that too. Raises ContextError when both together are
         longer than the context and the last token, which is only predicted."""
+        self._check_output()
         if isinstance(context, (str, bytes)) and type(context) is type(continuation):
             before, after = self._encode_pair(_text(context), _text(continuation), bos)
         elif isinstance(context, (str, bytes)) or isinstance(continuation, (str, bytes)):
@@ -608,7 +611,9 @@ class LLM:
         dimensions  how many of the numbers, the first; None: all
 
         Texts are encoded as encode() does it by default; token ids are taken as they are, without a prompt.
-        Raises ValueError when there is no token, no such prompt, or no so many numbers."""
+        Raises ValueError when there is no token, no such prompt, or no so many numbers; ContextError when a
+        text is longer than the model's files allow: none is cut; LLMError when they ask for what is not
+        supported. Without `normalize` the vectors of Granite and MiniCPM have the scale of their logits."""
         batch = _is_batch_of_prompts(texts)
         each: Any = list(texts) if batch else [texts]
         jobs = self._embeddings(each, prompt, pooling, normalize, dimensions)
@@ -627,7 +632,10 @@ class LLM:
     ) -> list[Embedding]:
         """Checks everything, and computes nothing yet."""
         recipe = self._recipe
+        if recipe.refused is not None:
+            raise LLMError(f"{self.path}: the model's embeddings: {recipe.refused}")
         before = recipe.prompt(prompt)
+        skipped = 0 if recipe.include_prompt or not before else self._length_of_prompt(before)
         if pooling not in (None, "last", "mean"):
             raise ValueError(f'pooling must be None, "last" or "mean", not {pooling!r:.60}')
         if dimensions is not None:
@@ -640,19 +648,40 @@ class LLM:
         jobs = []
         for i, text in enumerate(texts):
             name = f"text {i}" if len(texts) > 1 else "the text"
-            ids = self._ids(before + _text(text) if isinstance(text, (str, bytes)) else text, name)
+            behind = 0  # where it begins
+            if isinstance(text, (str, bytes)):
+                text, behind = before + _text(text), skipped
+            ids = self._ids(text, name)
             if not ids:
                 raise ValueError(f"{name} has no tokens")
-            jobs.append(Embedding(ids, own, dimensions))
+            if recipe.max_tokens is not None and len(ids) > recipe.max_tokens:
+                raise ContextError(
+                    f"{name} has {len(ids)} tokens, more than the {recipe.max_tokens} that this model makes "
+                    "embeddings of"
+                )
+            if behind >= len(ids):
+                raise ValueError(f"{name} has no tokens behind its prompt")
+            jobs.append(Embedding(ids, own, dimensions, behind))
         return jobs
+
+    def _length_of_prompt(self, prompt: str) -> int:
+        """The tokens of a prompt alone, but for an EOS behind them, as sentence-transformers counts them."""
+        ids = self.encode(prompt)
+        return len(ids) - (ids[-1:] == [self.eos_token])
 
     @cached_property
     def _recipe(self) -> Recipe:
         """How the model makes embeddings."""
         return recipe_of(self._open())
 
+    def _check_output(self) -> None:
+        """LLMError when the model has no output matrix to make logits with."""
+        if not self._recipe.generates:
+            raise LLMError(f"{self.path}: the model has no output matrix: it makes embeddings, and no text")
+
     def session(self) -> Session:
         """An empty Session of this model."""
+        self._check_output()
         return Session(self)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,58 @@ def test_prompts_go_before_texts(tmp_path: Path) -> None:
         assert (llm.embed("x") == own).all() and abs(np.linalg.norm(own) - 1) > 1e-3
 
 
+def test_a_mean_may_leave_the_prompt_out(tmp_path: Path) -> None:
+    told = {**QUERY, "pooling": "mean", "normalize": False, "include_prompt": False}
+    path = write(tmp_path, FP16, told)
+    with LLM(path, threads=1, exact=True) as llm:
+        found, whole = llm.embed("Hello", prompt="query"), llm.embed("Hello", prompt="document")
+        last = llm.embed("Hello", prompt="query", pooling="last")
+        ids = llm.encode("Q: Hello")
+        assert (llm.embed(ids) != found).any(), "of ids nobody knows what the prompt is"
+        with pytest.raises(ValueError, match="the text has no tokens behind its prompt"):
+            llm.embed("", prompt="query")
+        states = Reference(Path(path).read_bytes()).states(ids)
+        expected = states[len(llm.encode("Q: ")) :].mean(axis=0)
+        assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
+        assert np.abs(last - states[-1]).max() < 2e-3 * np.abs(states[-1]).max()
+        assert (
+            np.abs(whole - Reference(Path(path).read_bytes()).states(llm.encode("Hello")).mean(0)).max()
+            < 0.01
+        )
+
+
+def test_a_text_is_never_cut(tmp_path: Path) -> None:
+    with LLM(write(tmp_path, FP16, {**QUERY, "max_tokens": 8}), threads=1) as llm:
+        assert llm.embed("x" * 7).shape == (llm.dim,)
+        with pytest.raises(ContextError, match="the text has 9 tokens, more than the 8"):
+            llm.embed("x" * 8)
+        with pytest.raises(ContextError, match="text 1 has 11 tokens, more than the 8"):
+            llm.embed(["x", "x" * 7], prompt="query")
+
+
+def test_a_model_without_an_output_matrix_makes_no_text(tmp_path: Path) -> None:
+    with LLM(write(tmp_path, FP16, {**QUERY, "generates": False}), threads=1) as llm:
+        assert abs(np.linalg.norm(llm.embed("x")) - 1) < 1e-6
+        for asked in (
+            llm.generate,
+            llm.logits,
+            lambda text: llm.score(text, "y"),
+            lambda text: llm.session(),
+        ):
+            with pytest.raises(LLMError, match="no output matrix"):
+                asked("x")
+
+
 @pytest.mark.parametrize(
-    "recipe", ["{", "[]", '{"pooling": "last"}', json.dumps({**QUERY, "pooling": "max"})]
+    "recipe",
+    [
+        "{",
+        "[]",
+        '{"pooling": "last"}',
+        json.dumps({**QUERY, "pooling": "max"}),
+        json.dumps({**QUERY, "max_tokens": "8"}),
+        json.dumps({**QUERY, "refused": 1}),
+    ],
 )
 def test_a_file_that_says_nonsense_is_refused(tmp_path: Path, recipe: str) -> None:
     with LLM(write(tmp_path, FP16, recipe), threads=1) as llm, pytest.raises(LLMError, match="embeddings"):
@@ -137,41 +188,120 @@ def modules(*kinds: str) -> list[dict[str, str]]:
     return [{"type": f"sentence_transformers.models.{kind}", "path": paths[kind]} for kind in kinds]
 
 
+PLAIN = ("Transformer", "Pooling")
+
+
 def test_a_recipe_is_read_from_the_models_files(tmp_path: Path) -> None:
     """As Qwen3-Embedding's are."""
     query = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
     about = {"prompts": {"query": query, "document": ""}, "default_prompt_name": None}
     pooling = {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False, "include_prompt": True}
-    notes: list[str] = []
     folder = folder_with(tmp_path, modules("Transformer", "Pooling", "Normalize"), pooling, about)
-    text = embedding.recipe(folder, notes)
-    assert json.loads(text or "") == {**QUERY, "prompts": {"query": query, "document": ""}} and not notes
+    prompts = {"query": query, "document": ""}
+    expected = {**QUERY, "prompts": prompts, "include_prompt": True, "max_tokens": None}
+    assert embedding.recipe(folder) == expected
 
 
 @pytest.mark.parametrize(
-    "kinds, pooling, note",
+    "pooling, found",
     [
-        (("Transformer", "Pooling", "Dense"), {"pooling_mode_mean_tokens": True}, "Dense"),
-        (("Transformer", "Pooling"), {"pooling_mode_cls_token": True}, "pooling_mode_cls_token"),
-        (("Transformer", "Pooling"), {"pooling_mode_mean_tokens": True, "include_prompt": False}, "mean"),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_cls_token": False}, "last"),
+        ({"pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+        ({"pooling_mode": ["mean"], "include_prompt": False}, "mean"),
+        ({"pooling_mode": "lasttoken", "pooling_mode_mean_tokens": True}, "last"),  # the newer key counts
+        ({}, "mean"),
     ],
 )
-def test_what_the_engine_does_not_have_is_left_out_and_said(
-    tmp_path: Path, kinds: tuple[str, ...], pooling: Any, note: str
+def test_pooling_is_read_in_its_older_and_newer_form(tmp_path: Path, pooling: Any, found: str) -> None:
+    recipe = embedding.recipe(folder_with(tmp_path, modules(*PLAIN), pooling))
+    assert recipe is not None and recipe["pooling"] == found and not recipe["normalize"]
+    assert recipe["include_prompt"] is pooling.get("include_prompt", True)
+
+
+@pytest.mark.parametrize(
+    "kinds, pooling, transformer, why",
+    [
+        (
+            (*PLAIN, "Dense"),
+            {"pooling_mode_mean_tokens": True},
+            {},
+            "modules.json has Transformer, Pooling, D",
+        ),
+        (
+            ("Transformer", "Normalize", "Pooling"),
+            {"pooling_mode_mean_tokens": True},
+            {},
+            "Normalize, Pooling",
+        ),
+        (("Transformer",), {}, {}, "modules.json has Transformer"),
+        (PLAIN, {"pooling_mode_cls_token": True}, {}, "by cls is"),
+        (PLAIN, {"pooling_mode": "weightedmean"}, {}, "by weightedmean is"),
+        (
+            PLAIN,
+            {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+            {},
+            "by max and mean is",
+        ),
+        (PLAIN, {"pooling_mode": ["mean", "lasttoken"]}, {}, "by mean and lasttoken is"),
+        (PLAIN, {"pooling_mode": "mean"}, {"do_lower_case": True}, "do_lower_case"),
+        (PLAIN, {"pooling_mode": "mean"}, {"transformer_task": "text-generation"}, "transformer_task"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(
+    tmp_path: Path, kinds: tuple[str, ...], pooling: Any, transformer: Any, why: str
 ) -> None:
-    notes: list[str] = []
-    assert embedding.recipe(folder_with(tmp_path, modules(*kinds), pooling), notes) is None
-    assert len(notes) == 1 and note in notes[0]
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(transformer))
+    recipe = embedding.recipe(folder_with(tmp_path, modules(*kinds), pooling))
+    assert recipe is not None and why in recipe["refused"]
+    with LLM(write(tmp_path, FP16, recipe), threads=1) as llm:
+        assert llm.generate("x", max_tokens=1, ignore_eos=True).tokens
+        with pytest.raises(LLMError, match=re.escape(recipe["refused"])):
+            llm.embed("x")
+
+
+@pytest.mark.parametrize(
+    "transformer, tokenizer, longest",
+    [
+        ({"max_seq_length": 512}, {"model_max_length": 2048}, 512),
+        ({}, {"model_max_length": 2048}, 2048),
+        ({"max_seq_length": None}, {"model_max_length": 10**30}, None),
+    ],
+)
+def test_the_longest_text_is_the_one_that_the_files_name(
+    tmp_path: Path, transformer: Any, tokenizer: Any, longest: int | None
+) -> None:
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(transformer))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    recipe = embedding.recipe(folder_with(tmp_path, modules(*PLAIN), {"pooling_mode": "mean"}))
+    assert recipe is not None and recipe["max_tokens"] == longest
 
 
 def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
-    assert embedding.recipe(tmp_path, []) is None
+    assert embedding.recipe(tmp_path) is None
     (tmp_path / "modules.json").write_text("{")
     with pytest.raises(ConvertError, match="modules.json"):
-        embedding.recipe(tmp_path, [])
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": "x.Pooling", "path": "../.."}]))
+        embedding.recipe(tmp_path)
+    strange = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "../.."}]
+    (tmp_path / "modules.json").write_text(json.dumps(strange))
     with pytest.raises(ConvertError, match="plain folder"):
-        embedding.recipe(tmp_path, [])
+        embedding.recipe(tmp_path)
+    folder = folder_with(tmp_path, modules(*PLAIN), {"pooling_mode": "mean", "include_prompt": "no"})
+    with pytest.raises(ConvertError, match="include_prompt is 'no'"):
+        embedding.recipe(folder)
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    for about, why in (
+        ({"prompts": ["query: "]}, "prompts are not texts by name"),
+        ({"prompts": {"query": "q: "}, "default_prompt_name": "answer"}, "default prompt, 'answer', is none"),
+        ({"prompts": {"query": "q: "}, "default_prompt_name": ["query"]}, "is none of its prompts"),
+    ):
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(about))
+        with pytest.raises(ConvertError, match=why):
+            embedding.recipe(folder)
+    (folder / "config_sentence_transformers.json").unlink()
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": "512"}))
+    with pytest.raises(ConvertError, match="max_seq_length is '512'"):
+        embedding.recipe(folder)
 
 
 # ----------------------------------------------------------------------------------------------------------

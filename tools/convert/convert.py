@@ -31,6 +31,7 @@ from . import calibrate as calibration
 from . import (
     chat_parts,
     eight_bits,
+    embedding,
     flatfile,
     four_bits,
     gguf_file,
@@ -145,15 +146,18 @@ def same(one: sources.Tensor, other: sources.Tensor) -> bool:
     return all(np.array_equal(one.read(*rows), other.read(*rows)) for rows in slices(one))
 
 
-def settle_tie(model: Model, tensors: dict[str, sources.Tensor]) -> None:
+def settle_tie(model: Model, tensors: dict[str, sources.Tensor], base: bool = False) -> None:
     """Output matrix and embedding, the way PreTrainedModel.tie_weights of transformers 5 does it: stored
-    twice they are tied only if they are equal; stored once, the one serves as both."""
+    twice they are tied only if they are equal; stored once, the one serves as both. A base model (see
+    Source.base) that is not tied has no output matrix, and is for embeddings only."""
     if not model.shape.tied:
+        model.headless = base
+        model.shape = replace(model.shape, tied=base)
         return
-    embedding, output = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
-    if embedding is None and output is not None:
+    embed, output = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
+    if embed is None and output is not None:
         tensors["model.embed_tokens.weight"] = output
-    if embedding is not None and output is not None and not same(embedding, output):
+    if embed is not None and output is not None and not same(embed, output):
         model.shape = replace(model.shape, tied=False)
         model.notes.append(
             "the configuration ties the output matrix to the embedding, but both are stored and differ: "
@@ -350,7 +354,7 @@ def convert_source(
     check_destination(out, source)
 
     tensors = named(model, source.tensors, rename=not source.canonical)
-    settle_tie(model, tensors)
+    settle_tie(model, tensors, source.base)
     for adapter in adapters:
         count = lora.merge(adapter, model.family, tensors, model.shape.tied)
         model.notes.append(f"merged {count} matrices of the adapter {adapter.name}")
@@ -360,8 +364,13 @@ def convert_source(
         lib.LLM_NAME: one_line(name or source.name).encode(),
         lib.LLM_ABOUT: about(source, model, dtype, adapters).encode(),
     }
-    if source.embedding is not None:
-        sections[lib.LLM_EMBEDDING] = source.embedding.encode()
+    recipe = source.embedding
+    if model.headless:
+        recipe = (recipe or embedding.told("last")) | {"generates": False}
+        model.notes.append(f"{embedding.HEADLESS}: it makes embeddings, and generates nothing")
+    if recipe is not None:
+        model.notes += [f"embeddings: {recipe['refused']}"] if "refused" in recipe else []
+        sections[lib.LLM_EMBEDDING] = json.dumps(recipe, ensure_ascii=False).encode()
     templates = source.templates
     if chat_template:
         templates = {"default": sources.read_text(chat_template)}
@@ -380,7 +389,10 @@ def convert_source(
                         f"the tokenizer of {folder} cannot be converted exactly: {error}"
                     ) from None
 
-    sections |= make_chat(templates, source.special_tokens, model.notes)
+    if model.headless:
+        sections[lib.LLM_CHAT_WHY] = embedding.HEADLESS.encode()
+    else:
+        sections |= make_chat(templates, source.special_tokens, model.notes)
 
     layout = flatfile.finish_layout(model.shape, dtype, sections)
     plan = collect(source, model, layout, tensors)

@@ -152,7 +152,6 @@ GEMMA_NUMBERS = {
 GEMMA_ONLY = {
     "hidden_act": ("gelu_pytorch_tanh", "gelu"),  # transformers reads gelu as the tanh form
     "hidden_activation": (None, "gelu_pytorch_tanh"),
-    "use_bidirectional_attention": (None, False),
 }
 OLMO_FLAGS = lib.LLM_QK_NORM | lib.LLM_QK_NORM_WHOLE
 OLMO2_FLAGS = OLMO_FLAGS | lib.LLM_NO_PRE_NORM | lib.LLM_POST_NORM
@@ -574,6 +573,7 @@ WRAPPED_NAMES = (
 PICTURES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 # Why an architecture that people ask for is not in the table
+ENCODER = "its attention looks ahead (an encoder)"
 LAYER_NORM = "it normalises with LayerNorm (a mean, a bias), and this format has RMSNorm only"
 LATENT = "its attention is over compressed keys and values (MLA)"
 RECURRENT = "some of its layers are recurrent (a state-space model), not attention"
@@ -585,6 +585,12 @@ REASONS: dict[str, str] = {
     "KimiK25ForConditionalGeneration": LATENT,
     "MiniCPM3ForCausalLM": LATENT,
     "Glm4MoeLiteForCausalLM": LATENT,
+    "BertModel": ENCODER,
+    "RobertaModel": ENCODER,
+    "XLMRobertaModel": ENCODER,
+    "ModernBertModel": ENCODER,
+    "NomicBertModel": ENCODER,
+    "EmbeddingGemma": ENCODER,  # its own architecture in GGUF only
     "ChatGLMModel": "it is the remote-code form of GLM-4; convert the repository whose name ends in -hf",
     "MambaForCausalLM": RECURRENT,
     "Mamba2ForCausalLM": RECURRENT,
@@ -651,4 +657,8 @@ DEFAULTS = {
     "use_sliding_window": False,
     "sliding_window": None,
 }
-ONLY = {"hidden_act": ("silu", "swish")}
+ONLY = {
+    "hidden_act": ("silu", "swish"),
+    "is_causal": (None, True),  # others look ahead, as encoders do
+    "use_bidirectional_attention": (None, False),
+}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pyllm._llm import lib
 
-from . import gguf_header, gguf_tokenizer, int4, known_keys, sources
+from . import embedding, gguf_header, gguf_tokenizer, int4, known_keys, sources
 from .configuration import expert_count, integer, layer_count
 from .families import FAMILIES, REASONS
 from .sources import ConvertError, File, FileTensor, Grid, Source, shown
@@ -145,6 +145,10 @@ OTHERS = {
     "apertus": "ApertusForCausalLM",
     "bitnet": "BitNetForCausalLM",
     "baichuan": "BaichuanForCausalLM",
+    "bert": "BertModel",
+    "modern-bert": "ModernBertModel",
+    "nomic-bert": "NomicBertModel",
+    "gemma-embedding": "EmbeddingGemma",
 }
 
 # Metadata -> config.json, without the architecture's prefix.
@@ -185,6 +189,8 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "rope.dimension_sections": (None,),
     "rope.scaling.finetuned": (None, True),  # False: Granite without rotation
 }
+# enum llama_pooling_type; -1 says nothing
+POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 # Metadata that is not always asked for and changes nothing then; the embedding says how many tokens there are
 UNASKED = ("vocab_size", "rope.scale_linear", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
 
@@ -366,6 +372,17 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     return row.fill(config) | config
 
 
+def recipe(pooling: object) -> Config | None:
+    """LLM_EMBEDDING from the metadata; llama.cpp makes embeddings 1 long."""
+    if pooling in (None, -1, 0):
+        return None
+    name = POOLINGS.get(pooling, "unknown") if isinstance(pooling, int) else "unknown"
+    if name not in embedding.POOLINGS.values():
+        kind = f"{shown(pooling)} ({name})"
+        return embedding.refused(f"pooling_type is {kind}, which is not supported; mean and last are")
+    return embedding.told(name)
+
+
 CODEBOOKS = {"Q4_0": int4.UNIFORM, "IQ4_NL": int4.NONLINEAR}
 
 
@@ -500,14 +517,15 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
         else:
             source.tensors[name] = tensor
     config["rope_parameters"] = rope_parameters(get, factors)
+    source.embedding = recipe(get("pooling_type"))
     rest = [key for key in metadata if key.startswith(f"{architecture}.") and key not in asked]
     source.notes += known_keys.told("the metadata", rest)
     config["tie_word_embeddings"] = "lm_head.weight" not in source.tensors
     biased = any(f"model.layers.0.self_attn.{x}_proj.bias" in source.tensors for x in ("q", "qkv"))
     config |= dict.fromkeys(("attention_bias", "qkv_bias", "bias"), biased)  # whatever the family calls it
-    embedding = source.tensors.get("model.embed_tokens.weight")
-    if embedding is not None:
-        config["vocab_size"] = embedding.shape[0]
+    embed = source.tensors.get("model.embed_tokens.weight")
+    if embed is not None:
+        config["vocab_size"] = embed.shape[0]
 
     tokens = value("tokenizer.ggml.tokens") or []
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):

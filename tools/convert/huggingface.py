@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ TENSORS = ".safetensors"
 SINGLE, ADAPTER = "model" + TENSORS, "adapter_model" + TENSORS
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# How the names of a model begin that was saved without its output matrix: embeddings are made so
+BASE = ("embed_tokens.", "tok_embeddings.", "layers.", "norm.", "rotary_emb.")
 # What conversion needs
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md")
 INDEX = ".index.json"  # the end of the name of a file that says which shard has which tensor
@@ -165,6 +167,13 @@ def read_shards(
     return tensors
 
 
+def is_base(names: Iterable[str]) -> bool:
+    """Whether a checkpoint is of a model without its output matrix, saved alone, whose names lack
+    "model."."""
+    names = list(names)
+    return bool(names) and all(name.startswith(BASE) for name in names)
+
+
 def text_of(token: object) -> str | None:
     """A special token in tokenizer_config.json is its text, or an object that has it under "content"."""
     if isinstance(token, dict):
@@ -197,6 +206,10 @@ def open_directory(folder: Path, name: str | None = None) -> Source:
     source = Source(path=folder, name=name or folder.resolve().name or "model", config=config, tensors={})
     try:
         source.tensors = read_weights(source)
+        source.base = is_base(source.tensors)
+        if source.base:
+            source.tensors = {f"model.{name}": tensor for name, tensor in source.tensors.items()}
+            source.native = lambda name: name.removeprefix("model.")
         read_texts(source)
     except BaseException:
         source.close()
@@ -222,7 +235,7 @@ def read_texts(source: Source) -> None:
     for key, value in (("license", license_of(folder, config)), ("description", config.get("description"))):
         if isinstance(value, str) and value.strip():
             source.about[key] = value
-    source.embedding = embedding.recipe(folder, source.notes)
+    source.embedding = embedding.recipe(folder)
     if any(os.path.lexists(folder / file) for file in huggingface_tokenizer.TOKENIZER_FILES):
         source.tokenizer = lambda template: tokenizer(folder, template)
 

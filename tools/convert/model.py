@@ -30,6 +30,7 @@ class Model:
     wrapped: bool = False  # the text part of a model of texts and pictures
     logit_scale: float = 1.0
     head_order: np.ndarray | None = None  # (head_dim,) see rope.head_order; None: as it is
+    headless: bool = False  # there is no output matrix: it is for embeddings only
     ahead: int = 0  # layers behind the last one that predict further tokens, which are left out
     notes: list[str] = field(default_factory=list)
 
@@ -58,10 +59,13 @@ class Model:
 
 
 def architecture_of(config: Config) -> Any:
-    """The architecture that the configuration names, or else that of its model_type."""
+    """The architecture that the configuration names, or else that of its model_type; of a model saved without
+    its output matrix, such as Qwen3Model, the one with it."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     kind = config.get("model_type")
+    if isinstance(name, str) and name.endswith("Model") and isinstance(kind, str):
+        return MODEL_TYPES.get(kind, name)
     if not name and isinstance(kind, str):
         return MODEL_TYPES.get(kind, kind)
     return name

@@ -373,12 +373,13 @@ class Source:
     config: dict[str, Any]  # as config.json has it
     tensors: dict[str, Tensor]  # by Hugging Face's names
     canonical: bool = False  # or by those of tensors.TENSORS and FUSED
+    base: bool = False  # saved as the model without an output matrix, as transformers' AutoModel has it
     about: dict[str, str] = field(default_factory=dict)  # license, description
     templates: dict[str, str] = field(default_factory=dict)  # Jinja chat templates: "default", "tool_use"
     special_tokens: dict[str, str] = field(
         default_factory=dict
     )  # bos_token, eos_token, ...: the template may use them
-    embedding: str | None = None  # how it makes embeddings: the text of LLM_EMBEDDING
+    embedding: dict[str, Any] | None = None  # how it makes embeddings: LLM_EMBEDDING; None: it does not say
     # makes the tokenizer's sections; takes the chat template that says what ends a turn, or None: its own
     tokenizer: Callable[[str | None], dict[int, bytes]] | None = None
     native: Callable[[str], str] = str  # how this source spells a Hugging Face name
