@@ -106,6 +106,7 @@ class PyllmLM(TemplateLM):
             raise ImportError(f"{NEEDS} ({MISSING})")
         super().__init__()
         self.llm = path if isinstance(path, LLM) else LLM(path, **{"exact": True, **options})
+        self.llm._check_output()
         self.add_bos_token, self.custom_prefix_token_id = add_bos_token, prefix_token_id
         self.max_length = integer("max_length", max_length or self.llm.context, 1, self.llm.context)
         self.max_gen_toks, self.seed, self.progress = max_gen_toks, seed, progress

@@ -6,7 +6,10 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from pyllm.tools.sources import ConvertError
 from reference import FP16, INT8R, Reference, make_model
 
 from pyllm import LLM, ContextError, LLMError
+from pyllm.binding import Cache
 
 TEXTS = ["Hello", "a longer text, " * 20, "x"]
 QUERY = {
@@ -340,3 +344,163 @@ def test_the_server_gives_the_same_numbers_in_both_encodings(tmp_path: Path) -> 
         ):
             status, error = client.post("/v1/embeddings", body)
             assert status == 400 and error["error"]["param"] == param, error
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server of a model for embeddings that takes texts of 40 tokens; (client, LLM of the same file)."""
+    pytest.importorskip("starlette")
+    from served import Client
+
+    from pyllm.testing import running_server
+
+    path = write(tmp_path_factory.mktemp("served"), INT8R, {**QUERY, "max_tokens": 40})
+    with running_server(path, threads=1) as running, LLM(path, threads=1) as llm:
+        yield Client(running.url), llm
+
+
+def vectors(answer: Any) -> np.ndarray:
+    return np.array([one["embedding"] for one in answer["data"]], np.float32)
+
+
+def test_texts_and_token_ids_may_be_given_alone_and_in_lists(served: Any) -> None:
+    client, llm = served
+    ids = llm.encode("Hello")
+    for given, texts in (
+        ("Hello", ["Hello"]),
+        (ids, ["Hello"]),
+        ([ids], ["Hello"]),
+        ([ids, llm.encode("x"), ids], ["Hello", "x", "Hello"]),
+        (["x", ids], ["x", "Hello"]),
+    ):
+        answer = client.answer("/v1/embeddings", {"input": given})
+        assert (vectors(answer) == llm.embed(texts)).all()
+        tokens = sum(len(llm.encode(text)) for text in texts)
+        assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def test_the_server_gives_fewer_dimensions_1_long(served: Any) -> None:
+    client, llm = served
+    (found,) = vectors(client.answer("/v1/embeddings", {"input": "Hello", "dimensions": 5}))
+    whole = llm.embed("Hello")[:5]
+    assert found.shape == (5,) and np.allclose(found, whole / np.linalg.norm(whole), atol=1e-6)
+
+
+def test_openais_client_asks_for_base64_by_itself(served: Any) -> None:
+    openai = pytest.importorskip("openai")
+    client, llm = served
+    base_url = f"{client.address.geturl()}/v1"
+    with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as theirs:
+        found = theirs.embeddings.create(
+            model=theirs.models.list().data[0].id, input=TEXTS[::2], dimensions=9
+        )
+        expected = llm.embed(TEXTS[::2], dimensions=9)
+        assert (np.array([one.embedding for one in found.data], np.float32) == expected).all()
+        floats = theirs.embeddings.create(model=found.model, input="x", encoding_format="float")
+        assert (np.array(floats.data[0].embedding, np.float32) == llm.embed("x")).all()
+
+
+@pytest.mark.parametrize(
+    "body, param, said",
+    [
+        ({"input": ""}, "input", "input is empty"),
+        ({"input": []}, "input", "input is empty"),
+        ({"input": ["x", ""]}, "input", "input[1] is empty"),
+        ({"input": [[]]}, "input", "input is empty"),
+        ({"input": [[1], "x", []]}, "input", "input[2] is empty"),
+        ({"input": 3}, None, "input"),
+        ({}, None, "input"),
+        ({"input": [True]}, "input", "input must be a text"),
+        ({"input": {"text": "x"}}, None, "input"),
+        ({"input": [300]}, None, "300"),
+        ({"input": [-1]}, None, "-1"),
+        ({"input": ["x"] * 2049}, "input", "input has 2049 texts, more than the 2048"),
+        ({"input": "x" * 40}, "input", "has 41 tokens, more than the 40 that"),
+        ({"input": ["x", "x" * 700]}, "input", "text 1 has 701 tokens, more than the context of 600"),
+        ({"input": "x", "encoding_format": "hex"}, "encoding_format", "encoding_format"),
+        ({"input": "x", "dimensions": 0}, "dimensions", "dimensions"),
+        ({"input": "x", "dimensions": 1.5}, "dimensions", "dimensions"),
+        ({"input": "x", "prompt_name": "answer"}, "prompt_name", "it has: query, document"),
+    ],
+)
+def test_a_request_that_is_wrong_is_400_and_names_the_field(
+    served: Any, body: Any, param: str | None, said: str
+) -> None:
+    client, _ = served
+    status, answer = client.post("/v1/embeddings", body)
+    assert status == 400 and said in answer["error"]["message"], answer
+    assert param is None or answer["error"]["param"] == param
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_64_texts_beside_chats_are_what_they_are_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("starlette")
+    from served import Client, write_model
+
+    from pyllm.testing import running_server
+
+    path, opened, forward = write_model(tmp_path, context=600), threading.Event(), Cache.forward
+
+    def held(*args: Any) -> Any:
+        """No step ends until all five have come."""
+        assert opened.wait(60)
+        return forward(*args)
+
+    texts = [f"{i} " * (i % 9 + 1) for i in range(64)]
+    chat = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 150,
+        "ignore_eos": True,
+        "temperature": 0,
+    }
+    with running_server(path, threads=1) as running, LLM(path, threads=1) as llm:
+        client = Client(running.url)
+        alone = client.answer("/v1/chat/completions", chat)["choices"]
+        monkeypatch.setattr(Cache, "forward", held)
+        with ThreadPoolExecutor(5) as pool:
+            chats = [pool.submit(client.answer, "/v1/chat/completions", chat) for _ in range(4)]
+            found = pool.submit(client.answer, "/v1/embeddings", {"input": texts})
+            until(lambda: len(running.service.running) == 5)
+            opened.set()
+            assert (vectors(found.result()) == llm.embed(texts)).all()
+            assert all(done.result()["choices"] == alone for done in chats)
+
+
+def test_a_list_is_not_too_long_for_a_queue_in_which_nobody_waits(tmp_path: Path) -> None:
+    """It would be, however often it came again."""
+    pytest.importorskip("starlette")
+    from served import Client
+
+    from pyllm import Policy
+    from pyllm.server import Settings
+    from pyllm.testing import running_server
+
+    path = write(tmp_path, FP16)
+    with running_server(path, Settings(max_waiting=2), threads=1, policy=Policy(max_running=2)) as running:
+        client = Client(running.url)
+        assert len(client.answer("/v1/embeddings", {"input": ["x", "yz"] * 20})["data"]) == 40
+
+
+def test_the_server_says_what_a_model_does_not_do(tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    from served import Client
+
+    from pyllm.testing import running_server
+
+    told = {**QUERY, "refused": "pooling by cls is not supported", "generates": False}
+    with running_server(write(tmp_path, FP16, told), threads=1) as running:
+        client = Client(running.url)
+        for path, body, said in (
+            ("/v1/embeddings", {"input": "x"}, "pooling by cls is not supported"),
+            ("/v1/completions", {"prompt": "x"}, "no output matrix"),
+        ):
+            status, answer = client.post(path, body)
+            assert status == 400 and said in answer["error"]["message"], answer

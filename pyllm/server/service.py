@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from pyllm.binding import LLMError, __version__
+from pyllm.embedding import Embedding, Recipe
 from pyllm.engine import LLM
 from pyllm.sampling import Continuation, SamplingParams
 from pyllm.scheduler import Policy, Request, Scheduler, Terms
@@ -73,8 +74,10 @@ class Service:
         """Runs something, so that pages of the file are there, and it is known what a step costs."""
         length = max(1, min(WARM_TOKENS, self.llm.context - WARM_STEPS))
         ids = [i % self.llm.vocab_size for i in range(length)]
-        params = SamplingParams(max_tokens=WARM_STEPS, ignore_eos=True, temperature=0)
-        jobs = self.llm._prepare([ids], params, {})
+        jobs: list[Request] = [Embedding(ids, Recipe(), None)]
+        if self.llm._recipe.generates:
+            params = SamplingParams(max_tokens=WARM_STEPS, ignore_eos=True, temperature=0)
+            jobs = [*self.llm._prepare([ids], params, {})]
         jobs[0].terms = Terms(partition=object(), keep=False)
 
         async def never() -> Any:
