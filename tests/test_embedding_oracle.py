@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
+from pyllm._llm import lib  # noqa: E402
 from pyllm.tools.convert import convert  # noqa: E402
 from pyllm.tools.sources import ConvertError  # noqa: E402
 
@@ -284,6 +285,7 @@ def test_one_that_is_not_tied_makes_no_text_and_says_why(
         for asked in (llm.generate, llm.logits, lambda text: list(llm.stream(text))):
             with pytest.raises(LLMError, match="the model has no output matrix"):
                 asked("x")
+        assert llm._open().text(lib.LLM_CHAT_WHY) == "the model has no output matrix"  # for the command
 
 
 def test_a_head_that_is_missing_from_a_whole_model_is_named(
@@ -383,11 +385,22 @@ def test_the_pooling_of_a_gguf_file_is_its_metadatas(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_embeddings_are_those_of_sentence_transformers(made: Callable[[str], Made], name: str) -> None:
+def test_embeddings_are_those_of_sentence_transformers(
+    made: Callable[[str], Made], name: str, tmp_path: Path
+) -> None:
+    """Of the files as they are, and as the library writes them itself."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = made(name)
     theirs = sentence_transformers.SentenceTransformer(str(model.folder), device="cpu")
-    with LLM(model.folder / "fp16.llm", threads=1, exact=True) as llm:
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    convert(tmp_path / "saved", tmp_path / "saved.llm")
+    with (
+        LLM(model.folder / "fp16.llm", threads=1, exact=True) as llm,
+        LLM(tmp_path / "saved.llm", threads=1, exact=True) as saved,
+    ):
+        assert (saved.embed(TEXTS, prompt="query") == llm.embed(TEXTS, prompt="query")).all()
+        with pytest.raises(ContextError, match="more than the 200"):
+            saved.embed("x" * 201)
         for prompt in ("query", "document"):
             expected = theirs.encode(TEXTS, prompt_name=prompt)
             for found, wanted in zip(llm.embed(TEXTS, prompt=prompt), expected, strict=True):
