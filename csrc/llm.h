@@ -302,8 +302,8 @@ enum llm_section_tag {
     /* UTF-8, JSON: how states become an embedding: {"pooling": "last" or "mean", "normalize": true or false,
      * "prompts": {name: text before a text of that kind}, "default_prompt": a name or null}; absent: last, true.
      * It may also have "include_prompt" (false: the mean leaves the prompt's tokens out), "max_tokens" (of a
-     * text, null: no limit but the context), "refused" (why there are no embeddings), and "generates" (false:
-     * there is no output matrix, and logits mean nothing) */
+     * text, null: no limit but the context), "scale" (what states are multiplied by, 1), "refused" (why there
+     * are no embeddings), and "generates" (false: there is no output matrix, and logits mean nothing) */
     LLM_EMBEDDING = 9,
     LLM_TOKENIZER = 16, /* llm_vocabulary; this and up to 31 are the tokenizer's, see below */
     LLM_TOKEN_STARTS = 17,

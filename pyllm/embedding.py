@@ -30,6 +30,8 @@ class Recipe:
     default_prompt  the name of the one that goes before texts of which nothing is said
     include_prompt  whether the mean is over the prompt's tokens, too
     max_tokens      of a text with its prompt; None: as many as the context has
+    scale           what states are multiplied by: those of Granite have the scale of its logits in this
+                    format
     refused         why the model makes no embeddings here; None: it does
     generates       whether it has an output matrix: logits mean nothing without
     """
@@ -40,6 +42,7 @@ class Recipe:
     default_prompt: str | None = None
     include_prompt: bool = True
     max_tokens: int | None = None
+    scale: float = 1.0
     refused: str | None = None
     generates: bool = True
 
@@ -67,6 +70,7 @@ def recipe_of(model: Model) -> Recipe:
             given["default_prompt"],
             bool(given.get("include_prompt", True)),
             given.get("max_tokens"),
+            float(given.get("scale", 1.0)),
             given.get("refused"),
             bool(given.get("generates", True)),
         )
@@ -99,6 +103,6 @@ class Embedding(Request):
     def vector(self) -> np.ndarray:
         """The embedding, when it has ended."""
         assert self.sum is not None
-        mean = (self.sum / self.count)[: self.dimensions]
+        mean = (self.sum / self.count * self.recipe.scale)[: self.dimensions]
         length = np.linalg.norm(mean) if self.recipe.normalize else 1.0
         return (mean / max(length, 1e-12)).astype(np.float32)

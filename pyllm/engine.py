@@ -613,7 +613,7 @@ class LLM:
         Texts are encoded as encode() does it by default; token ids are taken as they are, without a prompt.
         Raises ValueError when there is no token, no such prompt, or no so many numbers; ContextError when a
         text is longer than the model's files allow: none is cut; LLMError when they ask for what is not
-        supported. Without `normalize` the vectors of Granite and MiniCPM have the scale of their logits."""
+        supported."""
         batch = _is_batch_of_prompts(texts)
         each: Any = list(texts) if batch else [texts]
         jobs = self._embeddings(each, prompt, pooling, normalize, dimensions)

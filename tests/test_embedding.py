@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 from common import BOS, IM_END, byte_tokenizer
 from pyllm._llm import lib
-from pyllm.tools import embedding
+from pyllm.tools import embedding, gguf_file
+from pyllm.tools.model import describe
 from pyllm.tools.sources import ConvertError
 from reference import FP16, INT8R, Reference, make_model
 
 from pyllm import LLM, ContextError, LLMError
 from pyllm.binding import Cache
+from tools.checkpoints import finish
 
 TEXTS = ["Hello", "a longer text, " * 20, "x"]
 QUERY = {
@@ -152,6 +154,7 @@ def test_a_model_without_an_output_matrix_makes_no_text(tmp_path: Path) -> None:
         json.dumps({**QUERY, "pooling": "max"}),
         json.dumps({**QUERY, "max_tokens": "8"}),
         json.dumps({**QUERY, "refused": 1}),
+        json.dumps({**QUERY, "scale": "x"}),
     ],
 )
 def test_a_file_that_says_nonsense_is_refused(tmp_path: Path, recipe: str) -> None:
@@ -306,6 +309,17 @@ def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": "512"}))
     with pytest.raises(ConvertError, match="max_seq_length is '512'"):
         embedding.recipe(folder)
+
+
+@pytest.mark.parametrize("name", ["bert", "nomic-bert", "modern-bert", "gemma-embedding"])
+def test_encoders_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    finish(gguf.GGUFWriter(tmp_path / "tiny.gguf", name))
+    with pytest.raises(ConvertError, match=f"{name} cannot be converted: its attention looks ahead"):
+        gguf_file.open_file(tmp_path / "tiny.gguf")
+    if name == "bert":
+        with pytest.raises(ConvertError, match="BertModel cannot be converted: its attention looks ahead"):
+            describe({"architectures": ["BertModel"], "model_type": "bert"})
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ class Case:
     normalize: bool = True
     adds_end: bool = False
     tied: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -113,6 +114,13 @@ CASES = {
     "Llama, mean": Case("Llama", "LlamaForCausalLM", {"pooling_mode": "mean"}),
     "Llama, saved without a head": Case("Llama", "LlamaModel", {"pooling_mode": "mean"}),
     "Mistral, saved without a head": Case("Mistral", "MistralModel", {"pooling_mode": "lasttoken"}),
+    "Granite, whose logits have a scale": Case(
+        "Granite",
+        "GraniteForCausalLM",
+        {"pooling_mode": "mean"},
+        normalize=False,
+        config={"attention_multiplier": 0.3, "residual_multiplier": 0.22, "logits_scaling": 8.0},
+    ),
     "Gemma 3, that looks back only": Case(
         "Gemma3Text", "Gemma3TextModel", {"pooling_mode": "mean"}, tied=True
     ),
@@ -145,7 +153,7 @@ class Made:
 def save(folder: Path, case: Case, **config: Any) -> Made:
     """A random checkpoint with all files of an embedding model."""
     torch.manual_seed(11)
-    sizes = {**SIZES, "tie_word_embeddings": case.tied, **config}
+    sizes = {**SIZES, "tie_word_embeddings": case.tied, **case.config, **config}
     made = getattr(transformers, f"{case.kind}Config")(**sizes)
     whole = getattr(transformers, case.model)._from_config(made, attn_implementation="eager")
     whole = whole.to(torch.float32).eval()

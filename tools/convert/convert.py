@@ -368,6 +368,8 @@ def convert_source(
     if model.headless:
         recipe = (recipe or embedding.told("last")) | {"generates": False}
         model.notes.append(f"{embedding.HEADLESS}: it makes embeddings, and generates nothing")
+    if model.logit_scale != 1:  # the norm's numbers have it, so states have it too
+        recipe = (recipe or embedding.told("last")) | {"scale": 1 / model.logit_scale}
     if recipe is not None:
         model.notes += [f"embeddings: {recipe['refused']}"] if "refused" in recipe else []
         sections[lib.LLM_EMBEDDING] = json.dumps(recipe, ensure_ascii=False).encode()
