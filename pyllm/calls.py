@@ -2,7 +2,8 @@
 table, so that the two cannot disagree.
 
 What a model writes after its mark for a call is bound to the grammar: the name is one of the tools', the
-arguments are JSON that the tool's schema allows. So the parser need not guess.
+arguments are what the tool's schema allows. So the parser need not guess. Arguments are one JSON object, or,
+in formats that look like XML, one after the other: then strings are as they are, and all else is JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyllm.binding import Model
-from pyllm.grammar import Constraint, GrammarError, Grammars, Reasoning, State, as_lark, schema_in_lark
+from pyllm.grammar import (
+    Constraint,
+    GrammarError,
+    Grammars,
+    Reasoning,
+    State,
+    as_lark,
+    escaped,
+    schema_in_lark,
+    text_before,
+)
 from pyllm.sampling import unfinished
 
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}\Z")
@@ -30,11 +41,13 @@ class Format:
     name       of the family
     signs      its templates have one of these in them
     before     text before the calls: the mark by which they are known
-    call       a call; {call} is the JSON object of name and arguments, {name} and {arguments} are these apart
+    call       a call; {call} is the JSON object of name and arguments, {name} and {arguments} are these
+               apart; {parameters} are all that are given, each as `parameter` has it
     between    text between two calls
     after      text after the last
     arguments  the name under which the object has its arguments
     anchored   whether the mark counts at the start of a reply only, since it is no word of its own
+    parameter  an argument where each is apart: {key} and {value}
     """
 
     name: str
@@ -45,27 +58,50 @@ class Format:
     after: str
     arguments: str = "arguments"
     anchored: bool = False
+    parameter: str = ""
+
+    @property
+    def around_name(self) -> tuple[str, str]:
+        """What is before and behind a name that is apart."""
+        before, _, rest = self.call.partition("{name}")
+        return before, rest.partition("{")[0]
+
+    @property
+    def around_value(self) -> tuple[str, str, str, str]:
+        """What is before a key, between it and its value, and behind that: its end, and the rest."""
+        before, between, behind = re.split(r"\{key\}|\{value\}", self.parameter)
+        end = behind.strip()
+        return before, between, end, behind.partition(end)[2]
+
+    @property
+    def padded(self) -> bool:
+        """Whether a value has a line of its own."""
+        return "\n{value}\n" in self.parameter
 
 
 FORMATS = (
+    Format("qwen3_coder", ("<parameter=",), "<tool_call>",
+           "\n<function={name}>\n{parameters}</function>\n</tool_call>", "\n<tool_call>", "",
+           parameter="<parameter={key}>\n{value}\n</parameter>\n"),
+    Format("glm4", ("</arg_key>\n<arg_value>",), "<tool_call>",
+           "{name}\n{parameters}</tool_call>", "\n<tool_call>", "",
+           parameter="<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n"),
     Format("mistral", ("[ARGS]",), "[TOOL_CALLS]", "{name}[ARGS]{arguments}", "[TOOL_CALLS]", ""),
     Format("mistral", ("[TOOL_CALLS]",), "[TOOL_CALLS]", "{call}", ", ", "]"),
     Format("granite", ("<|tool_call|>",), "<|tool_call|>", "{call}", ", ", "]"),
     Format("hermes", ("<tool_call>",), "<tool_call>", "\n{call}\n</tool_call>", "\n<tool_call>", ""),
     Format("llama3", ("<|python_tag|>", '"parameters"'), "", "{call}", "; ", "", "parameters", anchored=True),
-)
+)  # fmt: skip
 GENERIC = Format("json", (), "", "{call}", "\n", "", anchored=True)
 UNKNOWN = ("<function=", "<|channel|>", "<arg_key>", "<｜tool▁calls▁begin｜>")  # of formats that are not here
 
 
 def format_of(template: str) -> Format:
     """The format of a template's family. ValueError when it is one that is not known."""
-    if sign := next((sign for sign in UNKNOWN if sign in template), None):
+    form = next((each for each in FORMATS if any(sign in template for sign in each.signs)), GENERIC)
+    if not form.parameter and (sign := next((sign for sign in UNKNOWN if sign in template), None)):
         raise ValueError(f"the model's template writes calls with {sign!r}, which is not supported")
-    for each in FORMATS:
-        if any(sign in template for sign in each.signs):
-            return each
-    return GENERIC
+    return form
 
 
 def knows_tools(template: str) -> bool:
@@ -79,6 +115,81 @@ class Tool:
 
     name: str
     parameters: dict[str, Any] = field(default_factory=lambda: {"type": "object"})
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The arguments that a call must have."""
+        return frozenset(self.parameters.get("required") or ())
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The schema of each argument, with what it may refer to."""
+        shared = {name: self.parameters[name] for name in DEFINITIONS if name in self.parameters}
+        properties = self.parameters.get("properties") or {}
+        return {
+            key: {**shared, **({} if value is True else value)}
+            for key, value in properties.items()
+            if value is not False
+        }
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Arguments that are apart
+
+KINDS = frozenset(("string", "number", "integer", "boolean", "null", "array", "object"))
+DEFINITIONS = ("$defs", "definitions")
+NOTES = frozenset(
+    "$schema $id $comment title description default examples deprecated readOnly writeOnly".split()
+)
+# What the schema of arguments that are apart may have
+OF_OBJECTS = NOTES | {"type", "properties", "required", "additionalProperties", "strict", *DEFINITIONS}
+
+
+def kinds_of(schema: Any) -> frozenset[str]:
+    """The types that a value may be of if nothing else is said of it; none where there is."""
+    said = {} if schema is True else {k: v for k, v in schema.items() if k not in NOTES | {*DEFINITIONS}}
+    if not said:
+        return KINDS
+    if said.keys() == {"type"}:
+        return frozenset([said["type"]] if isinstance(said["type"], str) else said["type"])
+    if said.keys() <= {"anyOf"}:
+        each = [kinds_of(part) for part in said["anyOf"] if part is not False]
+        return frozenset().union(*each) if all(each) else frozenset()
+    return frozenset()
+
+
+def texts_of(schema: Any, end: str) -> list[str] | None:
+    """The texts that a value must be one of, if none of them holds the mark of a value's end."""
+    texts = [schema["const"]] if "const" in schema else schema.get("enum")
+    said = schema.keys() - NOTES - {*DEFINITIONS}
+    if said not in ({"enum"}, {"const"}, {"type", "enum"}, {"type", "const"}) or not texts:
+        return None
+    if schema.get("type", "string") != "string":
+        return None
+    return texts if all(isinstance(text, str) and text and end not in text for text in texts) else None
+
+
+def value_of(text: str, kinds: frozenset[str]) -> str:
+    """The JSON of a value that may be a string, or of other types: what looks like one of these is it."""
+    try:
+        value = json.loads(text, parse_constant=lambda name: name)
+    except (ValueError, RecursionError):
+        return quoted(text)
+    names = {bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
+    kind = "null" if value is None else names.get(type(value), "string")
+    if kind != "string" and (kind in kinds or (kind == "integer" and "number" in kinds)):
+        return text.strip()
+    return quoted(text)
+
+
+def quoted(text: str) -> str:
+    """A text as JSON has it, and a rule in which its control tokens are text."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def inside(text: str) -> str:
+    """A piece of a text, as it is in one in JSON."""
+    return quoted(text)[1:-1]
 
 
 class Calls:
@@ -103,6 +214,8 @@ class Calls:
         """The grammar of the calls, with what may come before them, or in place of them."""
         form = self.form
         rules = [f"call{i}: {self._call(model, tool)}" for i, tool in enumerate(self.tools)]
+        if form.parameter:
+            rules.append(text_before(model, "text", form.around_value[2]))
         one = " | ".join(f"call{i}" for i in range(len(self.tools)))
         between = as_lark(model, form.between)
         start = f"{as_lark(model, form.before)} {self._open} call"
@@ -121,9 +234,49 @@ class Calls:
             "{call}": f'{json.dumps(start)} {arguments} "}}"',
             "{name}": json.dumps(tool.name),
             "{arguments}": arguments,
+            "{parameters}": self._parameters(model, tool) if self.form.parameter else "",
         }
         parts = re.split(r"(\{\w+\})", self.form.call)
         return " ".join(values.get(part) or as_lark(model, part) for part in parts if part)
+
+    def _parameters(self, model: Model, tool: Tool) -> str:
+        """The arguments of a tool where each is apart, in the schema's order, as JSON objects have them."""
+        before, between, end, rest = self.form.around_value
+        start, end_of = as_lark(model, before), as_lark(model, end + rest)
+        parts = []
+        for key, value in tool.values.items():
+            part = f"{start} {quoted(key)} {as_lark(model, between)}"
+            texts = texts_of(value, end)
+            pad = as_lark(model, "\n" if self.form.padded else "")
+            if texts is not None:
+                part += f" ({' | '.join(map(quoted, texts))}) {pad} {end_of}"
+            elif "string" in kinds_of(value):
+                part += f" text {as_lark(model, rest)}"
+            else:
+                part += f" {schema_in_lark(value)} {pad} {end_of}"
+            parts.append(f"({part})" if key in tool.required else f"({part})?")
+        return " ".join(parts)
+
+    def _check(self, grammars: Grammars, tool: Tool) -> None:
+        """GrammarError when the schema of a tool cannot be enforced."""
+        grammars.check_schema(tool.parameters)
+        if not self.form.parameter:
+            return
+        for name in tool.parameters.keys() - OF_OBJECTS:  # they bind several arguments, which are apart here
+            raise GrammarError(
+                f"schema at /{escaped(name)}: not supported with a model that writes arguments one by one",
+                f"/{escaped(name)}",
+            )
+        if missing := sorted(tool.required - tool.values.keys()):
+            raise GrammarError(f"schema at /required: there is no property {missing[0]!r:.60}", "/required")
+        for key, value in tool.values.items():
+            pointer = f"/properties/{escaped(key)}"
+            if self.form.around_value[1] in key:
+                raise GrammarError(f"schema at {pointer}: the model cannot write this name", pointer)
+            try:
+                grammars.check_schema(value)
+            except GrammarError as error:
+                raise GrammarError(f"schema at {pointer}: {error}", pointer) from None
 
     def state(
         self, grammars: Grammars, reasoning: Reasoning | None, otherwise: Constraint | None = None
@@ -132,7 +285,7 @@ class Calls:
         from their mark on. GrammarError that names the tool when the schema of one cannot be enforced."""
         for tool in self.tools:
             try:
-                grammars.check_schema(tool.parameters)
+                self._check(grammars, tool)
             except GrammarError as error:
                 raise GrammarError(f"{tool.name}: {error}", error.pointer) from None
         if self.required or otherwise is not None:
@@ -221,10 +374,14 @@ class Parser:
     def __init__(self, calls: Calls, seed: int) -> None:
         self._calls, self._seed = calls, seed
         self._held = ""  # what is not certain yet
-        self._place = "text"  # "text", "name", "arguments" or "behind"
+        self._place = "text"  # "text", "name", "arguments" ("key", "value" where they are apart) or "behind"
         self._any = False  # whether there was text
         self._depth = 0  # of brackets in the arguments
         self._string = self._escape = False  # whether in a string of them, behind a backslash
+        self._tool: Tool | None = None  # whose arguments are apart
+        self._how = ""  # of their value that comes: "text", "json", or "either"
+        self._kinds = frozenset[str]()
+        self._n_keys = 0
         self.count = 0  # calls so far
         self.whole = 0  # those that are complete
 
@@ -272,6 +429,12 @@ class Parser:
                 if not ended:
                     return
                 self.whole, self._place = self.whole + 1, "behind"
+            elif self._place in ("key", "value"):
+                added = self._key() if self._place == "key" else self._value()
+                if added is None:
+                    return
+                if added:
+                    yield Delta(self.count - 1, added)
             else:
                 at = self._held.find(self._next_sign)
                 if at < 0:
@@ -288,8 +451,9 @@ class Parser:
         """The name of a call, when it is there, with what comes before its arguments."""
         form = self._calls.form
         if "{name}" in form.call:
-            name, sign, rest = self._held.partition("[ARGS]")
-            found = bool(sign)
+            before, behind = form.around_name
+            name, sign, rest = self._held.removeprefix(before).partition(behind)
+            found = bool(sign) and self._held.startswith(before)
         else:
             key = re.escape(form.arguments)
             shape = rf'[^{{]*\{{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"{key}"\s*:\s*'
@@ -299,7 +463,8 @@ class Parser:
             rest = self._held[match.end() :] if match else ""
         if not found:
             return None
-        self._held, self._place, self._depth = rest, "arguments", 0
+        self._held, self._place, self._depth = rest, "key" if form.parameter else "arguments", 0
+        self._tool, self._n_keys = next((t for t in self._calls.tools if t.name == name), None), 0
         self.count += 1
         return Delta(self.count - 1, "", name.strip(), self._id())
 
@@ -322,6 +487,65 @@ class Parser:
                 return piece, True
         piece, self._held = self._held, ""
         return piece, False
+
+    # ------------------------------------------------------------------------------------------------------
+    # Arguments that are apart
+
+    def _key(self) -> str | None:
+        """What the start of an argument, or the end of them, is in the JSON object; None: it is not whole."""
+        form = self._calls.form
+        before, between, end, _ = form.around_value
+        close = form.call.partition("{parameters}")[2]
+        if self._held.startswith(close):
+            self._held, self._place = self._held[len(close) :], "behind"
+            self.whole += 1
+            return "}" if self._n_keys else "{}"
+        key, sign, rest = self._held.removeprefix(before).partition(between)
+        if not sign or not self._held.startswith(before):
+            return None
+        schema = {} if self._tool is None else self._tool.values.get(key, {})
+        self._kinds = kinds_of(schema)
+        text = texts_of(schema, end) is not None or self._kinds == {"string"}
+        self._how = "text" if text else "either" if "string" in self._kinds else "json"
+        self._held, self._place = rest, "value"
+        self._string = self._escape = False
+        self._n_keys += 1
+        start = "{" if self._n_keys == 1 else ", "
+        return f"{start}{quoted(key)}: " + ('"' if text else "")
+
+    def _value(self) -> str | None:
+        """What has come of a value, as JSON; None: nothing is certain. A string is as it is up to its end."""
+        form = self._calls.form
+        end, rest = form.around_value[2:]
+        if self._how == "json":
+            return self._json(end + rest)
+        text, found, behind = self._held.partition(end)
+        if found and len(behind) >= len(rest):
+            self._held, self._place = behind[len(rest) :], "key"
+            text = text.removesuffix("\n") if form.padded else text
+            return value_of(text, self._kinds) if self._how == "either" else inside(text) + '"'
+        if found or self._how == "either":
+            return None
+        certain = unfinished(text, [end, f"\n{end}"])
+        text, self._held = text[:certain], text[certain:]
+        return inside(text) or None
+
+    def _json(self, end: str) -> str | None:
+        """What has come of a value that is JSON, up to the white space before its end."""
+        at = 0
+        while at < len(self._held) and (self._string or self._held[at] != "<"):
+            c = self._held[at]
+            self._string = (self._escape or c != '"') if self._string else c == '"'
+            self._escape = self._string and c == "\\" and not self._escape
+            at += 1
+        piece = self._held[:at]
+        piece = piece if self._string else piece.rstrip()
+        self._held = self._held[len(piece) :]
+        behind = self._held.lstrip()
+        if not self._string and len(behind) >= len(end):
+            self._held, self._place = behind[len(end) :], "key"
+            return piece
+        return piece or None
 
 
 def tools_of(given: Sequence[Mapping[str, Any]]) -> list[Tool]:

@@ -215,13 +215,16 @@ class Reasoning:
 
     def lark(self, model: Model) -> tuple[str, str]:
         """The start of a rule, and the rules that it refers to."""
-        begin, end = (as_lark(model, mark) for mark in self.marks)
-        if self.marks[1] in model.control_tokens:
-            thought = f"thought: THOUGHT {end}\nTHOUGHT: /(.|\\n)*/\n"
-        else:  # the mark must not be taken for a part of the thought
-            thought = f"thought[suffix={end}]: /(.|\\n)*/\n"
-        rules = thought + "SPACE: /\\s*/\n"
-        return ("thought SPACE" if self.begun else f"({begin} thought SPACE)?"), rules
+        begin, end = self.marks
+        rules = text_before(model, "thought", end) + "\nSPACE: /\\s*/\n"
+        return ("thought SPACE" if self.begun else f"({as_lark(model, begin)} thought SPACE)?"), rules
+
+
+def text_before(model: Model, name: str, end: str) -> str:
+    """The rule of a text that goes up to a mark, with which it ends."""
+    if end in model.control_tokens:
+        return f"{name}: {name.upper()} {as_lark(model, end)}\n{name.upper()}: /(.|\\n)*/"
+    return f"{name}[suffix={as_lark(model, end)}]: /(.|\\n)*/"  # the mark is no part of the text
 
 
 def as_lark(model: Model, text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,12 @@ TOOLS = tools_of([WEATHER, ADD])
 HI = [{"role": "user", "content": "Hi"}]
 # What each format's calls look like, as the models' own templates show them: one call, and two
 ONE = {
+    (
+        "<parameter=",
+    ): "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
+    (
+        "</arg_key>\n<arg_value>",
+    ): "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
     ("[ARGS]",): '[TOOL_CALLS]add[ARGS]{"a": 1}',
     ("[TOOL_CALLS]",): '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}]',
     ("<|tool_call|>",): '<|tool_call|>[{"name": "add", "arguments": {"a": 1}}]',
@@ -68,6 +75,14 @@ ONE = {
     (): '{"name": "add", "arguments": {"a": 1}}',
 }
 TWO = {
+    (
+        "<parameter=",
+    ): "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>\n"
+    '<tool_call>\n<function=get_weather>\n<parameter=city>\n"}{\\""\n</parameter>\n</function>\n</tool_call>',
+    (
+        "</arg_key>\n<arg_value>",
+    ): "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>\n"
+    '<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>"}{\\""</arg_value>\n</tool_call>',
     ("[ARGS]",): '[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]get_weather[ARGS]{"city": "}{\\""}',
     ("[TOOL_CALLS]",): '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}, '
     '{"name": "get_weather", "arguments": {"city": "}{\\""}}]',
@@ -79,6 +94,33 @@ TWO = {
     '{"name": "get_weather", "parameters": {"city": "}{\\""}}',
     (): '{"name": "add", "arguments": {"a": 1}}\n{"name": "get_weather", "arguments": {"city": "}{\\""}}',
 }
+# Tools and calls as the template of Qwen3-Coder writes them; that of the same name without its instructions
+QWEN3_CODER = b"""\
+{%- if tools %}<tools>
+{%- for tool in tools %}
+<function>
+<name>{{ tool.function.name }}</name>
+<parameters>{{ tool.function.parameters | tojson }}</parameters>
+</function>
+{%- endfor %}
+</tools>
+{% endif %}
+{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\\n' }}
+{{- m.content or '' }}
+{%- for call in m.tool_calls or [] %}
+{{- '\\n<tool_call>\\n<function=' + call.function.name + '>\\n' }}
+{%- for key, value in call.function.arguments | items %}
+{{- '<parameter=' + key + '>\\n' }}
+{{- value if value is string else value | tojson }}
+{{- '\\n</parameter>\\n' }}
+{%- endfor %}
+{{- '</function>\\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
+"""
 EVERY = [*FORMATS, GENERIC]
 NAMES = [f"{form.name} {form.signs}" for form in EVERY]
 
@@ -97,6 +139,17 @@ def accepts(llm: LLM, state: State, text: str) -> bool:
             return False
         state.accept(token)
     return True
+
+
+def named(name: str) -> dict[str, Any]:
+    """A tool_choice."""
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed(state: State) -> set[int]:
+    """The tokens that may come next."""
+    mask = state.mask()
+    return {token for token in range(IM_END + 1) if mask[token // 32] >> token % 32 & 1}
 
 
 def parsed(calls: Calls, pieces: Sequence[str]) -> tuple[str, list[Any]]:
@@ -174,6 +227,124 @@ def test_with_auto_nothing_is_bound_before_the_mark_and_everything_behind(llm: L
         assert accepts(llm, calls.state(llm._grammars, None), "Text " + wrong)
 
 
+WRITE = {
+    "type": "function",
+    "function": {
+        "name": "write",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "text": {"type": "string", "description": "what to write"},
+                "mode": {"enum": ["new", "more"]},
+                "times": {"$ref": "#/$defs/count"},
+                "to": {"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]},
+                "tags": {"type": "array", "items": {"type": "string"}},
+                "any": {},
+            },
+            "required": ["text", "times"],
+            "$defs": {"count": {"type": "integer", "minimum": 1, "maximum": 99}},
+        },
+    },
+}
+APART = [form for form in FORMATS if form.parameter]
+# Arguments of that tool, as they are written one by one where not as JSON
+ARGUMENTS: list[dict[str, tuple[str, Any]]] = [
+    {"text": ("", ""), "times": ("1", 1)},
+    {"text": ('a "b" \\ \t\n\n', 'a "b" \\ \t\n\n'), "mode": ("more", "more"), "times": ("12", 12)},
+    {"text": ("</param\n<b>\n</p", "</param\n<b>\n</p"), "times": ("7", 7), "to": ("null", None)},
+    {"text": ("grüße 😀", "grüße 😀"), "times": ("7", 7), "to": ("me", "me"), "any": ("[1, {}]", [1, {}])},
+    {"text": ("12", "12"), "times": ("7", 7), "to": ("12", 12),
+     "tags": ('["</parameter>\\n", "</arg_value>\\n"]', ["</parameter>\n", "</arg_value>\n"]), "any": ("", "")},
+    {"text": ("x", "x"), "times": ("7", 7), "to": ("1.5", "1.5"), "tags": ("[ ]", []), "any": ('"q"', '"q"')},
+]  # fmt: skip
+
+
+def written(form: Format, name: str, arguments: dict[str, tuple[str, Any]]) -> str:
+    """A call with these arguments as a form has it."""
+    each = [form.parameter.format(key=key, value=text) for key, (text, _) in arguments.items()]
+    return form.before + form.call.format(name=name, parameters="".join(each)) + form.after
+
+
+@pytest.mark.parametrize("form", APART, ids=lambda form: form.name)
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_arguments_that_are_apart_become_json(llm: LLM, form: Format, arguments: dict[str, Any]) -> None:
+    calls = Calls(form, tools_of([WRITE]), required=True, parallel=True)
+    text = written(form, "write", arguments)
+    state = calls.state(llm._grammars, None)
+    assert accepts(llm, state, text) and IM_END in allowed(state), "it may end here"
+    for seed in range(40):
+        pieces = pieces_of(text, seed)
+        _, (call,) = parsed(calls, pieces)
+        assert json.loads(call["arguments"]) == {key: value for key, (_, value) in arguments.items()}, pieces
+
+
+@pytest.mark.parametrize("form", APART, ids=lambda form: form.name)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"text": "x"},
+        {"times": "1"},
+        {"text": "x", "times": "100"},
+        {"text": "x", "times": '"1"'},
+        {"text": "x", "mode": "other", "times": "1"},
+        {"text": "x", "times": "1", "more": "x"},
+        {"text": "x", "times": "1", "tags": "[1]"},
+        {"text": "x", "text ": "x", "times": "1"},
+    ],
+)
+def test_arguments_that_are_apart_are_what_the_schema_allows(
+    llm: LLM, form: Format, arguments: dict[str, str]
+) -> None:
+    calls = Calls(form, tools_of([WRITE]), required=True, parallel=True)
+    text = written(form, "write", {key: (value, None) for key, value in arguments.items()})
+    assert not accepts(llm, calls.state(llm._grammars, None), text)
+
+
+@pytest.mark.parametrize("form", APART, ids=lambda form: form.name)
+def test_arguments_that_are_apart_stream_as_valid_pieces(form: Format) -> None:
+    calls = Calls(form, tools_of([WRITE]), required=True, parallel=True)
+    whole = {key: value for key, (_, value) in ARGUMENTS[1].items()}
+    parser, arguments = calls.parser(1), ""
+    for c in written(form, "write", ARGUMENTS[1]):
+        for delta in parser.feed(c)[1]:
+            arguments += delta.arguments
+            assert json.dumps(whole).startswith(arguments)
+    assert json.loads(arguments) == whole and parser.whole == parser.count == 1
+    parser = calls.parser(1)
+    parser.feed(written(form, "write", ARGUMENTS[1])[:-60], last=True)
+    assert (parser.count, parser.whole) == (1, 0), "it was cut"
+
+
+@pytest.mark.parametrize(
+    "more, pointer",
+    [
+        ({"patternProperties": {"^x": {}}}, "/patternProperties"),
+        ({"anyOf": [{"required": ["a"]}, {}]}, "/anyOf"),
+        ({"required": ["b"]}, "/required"),
+        ({"properties": {"a>\n": {}}}, "/properties/a>\n"),
+        ({"properties": {"a": {"$ref": "#/properties/b"}, "b": {}}}, "/properties/a"),
+    ],
+)
+def test_a_schema_of_arguments_that_are_apart_is_enforced_whole_or_refused(
+    llm: LLM, more: dict[str, Any], pointer: str
+) -> None:
+    schema = {"type": "object", "properties": {"a": {}}, **more}
+    tools = tools_of([{"type": "function", "function": {"name": "f", "parameters": schema}}])
+    with pytest.raises(GrammarError, match="f: schema at") as refused:
+        Calls(APART[0], tools, True, True).state(llm._grammars, None)
+    assert refused.value.pointer == pointer
+
+
+def test_the_template_of_qwen3_coder_shows_calls_as_they_are_written(llm: LLM) -> None:
+    form = format_of(QWEN3_CODER.decode())
+    for given in ARGUMENTS[:3]:
+        arguments = {key: value for key, (_, value) in given.items()}
+        call = {"type": "function", "function": {"name": "write", "arguments": arguments}}
+        turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+        text = llm.render_chat([*HI, turn], tools=[WRITE], chat_template=QWEN3_CODER.decode())
+        assert written(form, "write", given) in text
+
+
 def test_arguments_are_valid_json_at_every_cut_that_is_whole(llm: LLM) -> None:
     calls = Calls(GENERIC, TOOLS, required=True, parallel=False)
     parser, arguments = calls.parser(1), ""
@@ -198,8 +369,12 @@ def test_the_family_is_known_by_its_template() -> None:
     assert format_of('{{ "<tool_call>" }}').name == "hermes"
     assert format_of("<|start_header_id|> {'name': ..} \"parameters\"").name == "llama3"
     assert format_of("nothing of tools") is GENERIC
+    assert format_of(QWEN3_CODER.decode()).name == "qwen3_coder"
+    assert format_of("<tool_call>{{ f.name }}\n<arg_key>{{ k }}</arg_key>\n<arg_value>").name == "glm4"
     with pytest.raises(ValueError, match="<function="):
-        format_of("<tool_call>\n<function=name>")
+        format_of("<tool_call>\n<function=name>{}")
+    with pytest.raises(ValueError, match="<arg_key>"):
+        format_of("<tool_call>{{ f.name }}<arg_key>{{ k }}</arg_key><arg_value>")
     assert knows_tools("{% if tools %}") and not knows_tools("{{ toolset }}")
 
 
@@ -291,6 +466,38 @@ def test_a_call_that_is_required_comes(served: Server, choice: Any) -> None:
         assert "".join(d["function"]["arguments"] for d in deltas) == call["function"]["arguments"]
         assert not any(e["choices"][0]["delta"].get("content") for e in events)
         assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_calls_of_qwen3_coder_over_http(tmp_path: Path) -> None:
+    properties = {
+        "unit": {"enum": ["°C", '"F"']},
+        "a": {"type": "boolean"},
+        "b": {"type": ["integer", "null"]},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["unit", "a"]}
+    tool = {"type": "function", "function": {"name": "measure", "parameters": schema}}
+    with running_server(write_model(tmp_path, template=QWEN3_CODER), threads=1) as running:
+        client, keys = Client(running.url), set[str]()
+        for seed in range(6):
+            body = {"messages": HI, "tools": [tool, WRITE], "tool_choice": named("measure"), "seed": seed}
+            (one,) = client.answer(CHAT, {**body, "max_tokens": 400})["choices"]
+            events = client.events(CHAT, {**body, "max_tokens": 400})
+            deltas = [d for e in events for d in e["choices"][0]["delta"].get("tool_calls", ())]
+            (call,) = one["message"]["tool_calls"]
+            assert "".join(d["function"]["arguments"] for d in deltas) == call["function"]["arguments"]
+            assert deltas[0]["id"] == call["id"] and one["message"]["content"] is None
+            assert one["finish_reason"] == events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+            arguments = json.loads(call["function"]["arguments"])
+            assert arguments["unit"] in ("°C", '"F"') and isinstance(arguments["a"], bool)
+            assert arguments.keys() <= properties.keys() and type(arguments.get("b")) in (int, type(None))
+            keys |= arguments.keys()
+            turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+            client.answer(CHAT, {"messages": [*HI, turn, *HI], "tools": [tool], "max_tokens": 1})
+            (cut,) = client.answer(CHAT, {**body, "max_tokens": 60})["choices"]
+            assert cut["finish_reason"] == "length"
+            sent = cut["message"]["tool_calls"][0]["function"]["arguments"]
+            assert sent and call["function"]["arguments"].startswith(sent)
+    assert keys == properties.keys()
 
 
 def test_a_call_that_is_cut_is_no_call(served: Server) -> None:
