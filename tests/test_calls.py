@@ -146,6 +146,11 @@ def named(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
 
+def some_of(mode: str, *names: str) -> dict[str, Any]:
+    """A tool_choice."""
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [*map(named, names)]}}
+
+
 def allowed(state: State) -> set[int]:
     """The tokens that may come next."""
     mask = state.mask()
@@ -254,7 +259,8 @@ ARGUMENTS: list[dict[str, tuple[str, Any]]] = [
     {"text": ("</param\n<b>\n</p", "</param\n<b>\n</p"), "times": ("7", 7), "to": ("null", None)},
     {"text": ("grüße 😀", "grüße 😀"), "times": ("7", 7), "to": ("me", "me"), "any": ("[1, {}]", [1, {}])},
     {"text": ("12", "12"), "times": ("7", 7), "to": ("12", 12),
-     "tags": ('["</parameter>\\n", "</arg_value>\\n"]', ["</parameter>\n", "</arg_value>\n"]), "any": ("", "")},
+     "tags": ('["</parameter>\\n", "</arg_value>\\n"]', ["</parameter>\n", "</arg_value>\n"]),
+     "any": ("", "")},
     {"text": ("x", "x"), "times": ("7", 7), "to": ("1.5", "1.5"), "tags": ("[ ]", []), "any": ('"q"', '"q"')},
 ]  # fmt: skip
 
@@ -527,6 +533,20 @@ def test_none_shows_no_tools(served: Server) -> None:
     assert lengths["none"]["prompt_tokens"] < lengths["auto"]["prompt_tokens"]
 
 
+def test_allowed_tools_are_those_that_may_be_called_of_those_that_are_shown(served: Server) -> None:
+    client = Client(served.url)
+    body = {"messages": HI, "tools": [WEATHER, ADD], "max_tokens": 1500, "parallel_tool_calls": False}
+    shown = client.answer(CHAT, {**body, "max_tokens": 1})["usage"]["prompt_tokens"]
+    for names in (("add",), ("get_weather",), ("get_weather", "add")):
+        for seed in range(4):
+            answer = client.answer(CHAT, {**body, "tool_choice": some_of("required", *names), "seed": seed})
+            (call,) = answer["choices"][0]["message"]["tool_calls"]
+            assert call["function"]["name"] in names
+            assert answer["usage"]["prompt_tokens"] == shown, "what was computed for all tools is of use"
+    (one,) = client.answer(CHAT, {**body, "tool_choice": some_of("auto", "add"), "max_tokens": 9})["choices"]
+    assert one["message"]["content"] and "tool_calls" not in one["message"]
+
+
 def test_a_schema_binds_the_answer_beside_calls(served: Server) -> None:
     schema = {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]}
     schema["additionalProperties"] = False
@@ -548,6 +568,17 @@ def test_a_schema_binds_the_answer_beside_calls(served: Server) -> None:
         ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice"),
         ({"tools": [{"type": "mcp"}]}, "tools"),
         ({"tools": [ADD], "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": [ADD], "tool_choice": {"type": "allowed"}}, "tool_choice"),
+        ({"tools": [ADD], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        (
+            {"tools": [ADD], "tool_choice": some_of("some", "add")},
+            "tool_choice.allowed_tools.mode",
+        ),
+        ({"tools": [ADD], "tool_choice": some_of("auto")}, "tool_choice.allowed_tools.tools"),
+        (
+            {"tools": [ADD], "tool_choice": some_of("auto", "add", "sub")},
+            "tool_choice.allowed_tools.tools[1].function.name",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(served: Server, more: dict[str, Any], param: str) -> None:

@@ -66,6 +66,7 @@ THINKS = {
     "max_output_tokens": 500,
 }
 AT_ONCE = {str(THINK): -100.0}  # a bias against reasoning, where a grammar would let the model begin with it
+NAMED = {"type": "function", "name": "add"}
 CALLS = {"tools": [ADD, SUB], "tool_choice": "required", "max_output_tokens": 500, "logit_bias": AT_ONCE}
 # Requests of every kind, with how they end: the kinds of items, the status, and that of the last item
 EVERY: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
@@ -599,6 +600,17 @@ def test_a_function_can_be_asked_for_by_name(client: Client) -> None:
     assert all(tool["strict"] is True for tool in told["tools"])
 
 
+def test_only_allowed_tools_are_called_and_all_are_shown(client: Client) -> None:
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "sub"}]}
+    shown = client.answer(RESPONSES, {"input": "Hi", **CALLS, "seed": 1})["usage"]["input_tokens"]
+    for seed in range(4):
+        body = {**CALLS, "tool_choice": allowed, "seed": seed, "parallel_tool_calls": False}
+        told = client.answer(RESPONSES, {"input": "Hi", **body})
+        (call,) = told["output"]
+        assert call["type"] == "function_call" and call["name"] == "sub"
+        assert told["usage"]["input_tokens"] == shown and told["tool_choice"] == allowed
+
+
 def test_effort_none_keeps_the_model_from_thinking(client: Client) -> None:
     lengths = [
         client.answer(RESPONSES, {"input": "Hi", "reasoning": {"effort": effort}, "max_output_tokens": 1})
@@ -630,6 +642,11 @@ CALL = {"type": "function_call", "call_id": "abc", "name": "add", "arguments": "
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "name": "mul"}}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tools": [ADD], "tool_choice": {"type": "allowed_tools", "tools": [NAMED]}}, "tool_choice.mode"),
+        (
+            {"tools": [ADD], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{}, NAMED]}},
+            "tool_choice.tools[0].name",
+        ),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),

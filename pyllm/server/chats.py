@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -211,14 +211,48 @@ def calls_of(service: Service, request: ChatRequest) -> Calls | None:
         raise bad(
             f"there are {len(tools)} tools, more than {service.settings.max_tools}", "tools", "too_large"
         )
-    if isinstance(choice, dict):
-        name = (choice.get("function") or {}).get("name") if choice.get("type") == "function" else None
-        tools = [tool for tool in tools if tool.name == name]
-        if not tools:
-            raise bad(f"tool_choice names no tool: {choice!r:.80}", "tool_choice")
-    required = choice == "required" or isinstance(choice, dict)
-    parallel = request.parallel_tool_calls is not False and not isinstance(choice, dict)
-    return Calls(form, tools, required, parallel)
+    mode, names, parallel = choice_of(choice, {tool.name for tool in tools})
+    allowed = [tool for tool in tools if tool.name in names]
+    return Calls(form, allowed, mode == "required", parallel and request.parallel_tool_calls is not False)
+
+
+def choice_of(choice: str | dict[str, Any] | None, names: Set[str]) -> tuple[str, Set[str], bool]:
+    """What tool_choice says: "auto" or "required", which of the tools of these names may be called, and
+    whether several at once. ApiError that names what is wrong with it."""
+    if not isinstance(choice, dict):
+        return choice or "auto", names, True
+    if choice.get("type") == "allowed_tools":
+        return *_allowed(choice.get("allowed_tools"), names), True
+    name = name_of(choice)
+    if name is None or name not in names:
+        raise bad(f"tool_choice names no tool: {choice!r:.80}", "tool_choice")
+    return "required", {name}, False
+
+
+def _allowed(given: Any, names: Set[str]) -> tuple[str, Set[str]]:
+    """What allowed_tools says: "auto" or "required", and the names. The prompt shows all tools, so that what
+    was computed for it stays of use."""
+    place = "tool_choice.allowed_tools"
+    if not isinstance(given, dict):
+        raise bad(f"{place} must be an object with mode and tools", place)
+    mode, tools = given.get("mode"), given.get("tools")
+    if mode not in ("auto", "required"):
+        raise bad(f"{place}.mode must be auto or required", f"{place}.mode")
+    if not isinstance(tools, list) or not tools:
+        raise bad(f"{place}.tools must be a list of tools", f"{place}.tools")
+    allowed = [name_of(tool) for tool in tools]
+    for i, name in enumerate(allowed):
+        if name not in names:
+            name_place = f"{place}.tools[{i}].function.name"
+            raise bad(f"{name_place} names no tool: {name!r:.80}", name_place)
+    return mode, {name for name in allowed if name is not None}
+
+
+def name_of(tool: Any) -> str | None:
+    """The name of a function that tool_choice refers to."""
+    function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def plain(message: dict[str, Any], place: int) -> dict[str, Any]:

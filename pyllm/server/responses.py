@@ -44,6 +44,8 @@ NAMES: Names = (
     ("max_tokens", "max_output_tokens"),
     (r"response_format(\.json_schema)?", "text.format"),
     (r"(tools\[\d+\])\.function", r"\1"),
+    (r"tool_choice\.allowed_tools\.(tools\[\d+\])\.function", r"tool_choice.\1"),
+    (r"tool_choice\.allowed_tools\.(tools|mode)", r"tool_choice.\1"),
 )
 
 
@@ -186,9 +188,19 @@ def choice_of(choice: str | dict[str, Any] | None) -> Any:
     """tool_choice as chats have it."""
     if not isinstance(choice, dict):
         return choice
+    if choice.get("type") == "allowed_tools":
+        tools = choice.get("tools")
+        named = [_named(tool) for tool in tools] if isinstance(tools, list) else tools
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": named}}
     if choice.get("type") != "function":
-        raise bad("tool_choice must be none, auto, required or a function", "tool_choice")
-    return {"type": "function", "function": {"name": choice.get("name")}}
+        raise bad("tool_choice must be none, auto, required, a function or allowed_tools", "tool_choice")
+    return _named(choice)
+
+
+def _named(tool: Any) -> dict[str, Any]:
+    """A function that tool_choice refers to, as chats have it."""
+    given = tool if isinstance(tool, dict) else {}
+    return {"type": given.get("type"), "function": {"name": given.get("name")}}
 
 
 def check(request: ResponsesRequest) -> None:
