@@ -6,11 +6,13 @@ Rendering is chat_template.py; running the prompt is engine.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from pyllm.binding import integer
 from pyllm.chat_template import REASONING, render
 from pyllm.sampling import Completion, StreamEvent, unfinished
 
@@ -38,6 +40,9 @@ class ChatOptions:
     reasoning               what becomes of the reasoning that a thinking model's reply begins with, up to
                             </think> (or [/THINK]): "show": it stays in the text, as it was generated; "hide":
                             it is left out; "apart": the Completion has it as reasoning_content
+    reasoning_budget        tokens that the reasoning may have: then its end mark is the only thing that may
+                            come, and the reply follows; 0: none, and enable_thinking is False where the
+                            template knows that; None: no limit
     trust_messages          whether control tokens in messages, tools, documents and template_kwargs count as
                             such, as transformers has it; False: they are text, and cannot forge a turn
     """
@@ -49,12 +54,15 @@ class ChatOptions:
     continue_final_message: bool | str = False
     template_kwargs: Mapping[str, Any] | None = None
     reasoning: Show = "show"
+    reasoning_budget: int | None = None
     trust_messages: bool = True
 
     def __post_init__(self) -> None:
         if self.reasoning not in get_args(Show):
             shows = ", ".join(get_args(Show))
             raise ValueError(f"reasoning must be one of {shows}, not {self.reasoning!r}")
+        if self.reasoning_budget is not None:
+            integer("reasoning_budget", self.reasoning_budget, 0)
 
 
 def options_for(options: ChatOptions | None, overrides: dict[str, Any]) -> tuple[ChatOptions, dict[str, Any]]:
@@ -98,6 +106,12 @@ def marks_of(template: str, encode: Callable[[str], list[int]]) -> tuple[str, st
     """The texts that begin and end the reasoning of a model: those that its template writes, or that are
     tokens of it."""
     return next((m for m in MARKS if m[1] in template or len(encode(m[1])) == 1), MARKS[0])
+
+
+def closing_of(template: str, end: str) -> str:
+    """The text that ends a thought, with the line ends that a template writes around it."""
+    found: list[str] = re.findall(rf"""["']((?:\\n)*{re.escape(end)}(?:\\n)*)""", template)
+    return max(found, key=len, default=end).replace("\\n", "\n")
 
 
 def ends_inside(

@@ -23,6 +23,7 @@ from pyllm.chat import (
     ChatOptions,
     Message,
     Parting,
+    closing_of,
     ends_inside,
     is_batch,
     marks_of,
@@ -37,6 +38,7 @@ from pyllm.sampling import Completion, Continuation, SamplingParams, StreamEvent
 from pyllm.scheduler import Policy, Scheduler
 from pyllm.scoring import AllLogits, Score, Scoring
 from pyllm.session import Session
+from pyllm.thinking import Budget
 
 BUILT_IN = Path(__file__).parent / "models" / "stories.llm"
 
@@ -339,7 +341,10 @@ class LLM:
             ids = self._ids(prompts[i], name)
             if not ids:
                 raise ValueError(f"{name} has no tokens")
-            grammar = bound[i] if bound else self._grammar(each, reasoning[i] if reasoning else None)
+            thought = reasoning[i] if reasoning else None
+            grammar = bound[i] if bound else self._grammar(each, thought)
+            if thought is not None and thought.budget is not None:
+                grammar = Budget(model, thought, grammar)
             jobs.append(Continuation(model, ids, each, self.context, visible, self._drafter(ids), grammar))
         return jobs
 
@@ -472,10 +477,21 @@ class LLM:
         return self._prepare(prompts, params, overrides, self._visible(options), thoughts), partings
 
     def _reasoning(self, options: ChatOptions, parting: Parting) -> Reasoning | None:
-        """What a reply may begin with that no grammar binds; None where the model does not reason."""
+        """What a reply may begin with that no grammar binds; None where the model does not reason. ValueError
+        when it does not, and has a budget for it."""
         marks, begun = self._marks(options), parting.place == "reasoning"
-        thinks = marks[1] in self._template(options) or len(self.encode(marks[1], bos=False)) == 1
-        return Reasoning(marks, begun) if begun or thinks else None
+        if not (begun or self._thinks(options)):
+            if options.reasoning_budget:
+                raise ValueError("reasoning_budget: the model does not reason")
+            return None
+        return Reasoning(
+            marks, begun, options.reasoning_budget, closing_of(self._template(options), marks[1])
+        )
+
+    def _thinks(self, options: ChatOptions) -> bool:
+        """Whether the model knows the mark that ends reasoning."""
+        end = self._marks(options)[1]
+        return end in self._template(options) or len(self.encode(end, bos=False)) == 1
 
     def chat_prompt(self, messages: Sequence[Message], options: ChatOptions) -> tuple[list[int], Parting]:
         """The ids of a conversation's prompt, and what parts the reply from its reasoning."""
@@ -518,7 +534,11 @@ class LLM:
         own = {
             name: self.decode([token], special=True) for name, token in tokens.items() if token is not None
         }
-        return render_conversation(template, messages, own | dict(options.template_kwargs or {}), options)
+        variables: dict[str, Any] = dict(own)
+        if options.reasoning_budget == 0:
+            variables["enable_thinking"] = False
+        variables |= options.template_kwargs or {}
+        return render_conversation(template, messages, variables, options)
 
     def _template(self, options: ChatOptions) -> str:
         """The template to render, as transformers' get_chat_template chooses it."""

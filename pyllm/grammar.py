@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 KINDS = ("schema", "regex", "choice", "grammar")
-# Of JSON between its marks: without a limit a model may go on with spaces for ever
+# Of JSON between its marks, and behind a thought: without a limit a model may go on with spaces for ever
 WHITESPACE = r"[ \t\n]{0,20}"
 LIMITS: dict[str, Any] = dict(  # of llguidance: what a grammar may cost, in units of its own
     initial_lexer_fuel=1_000_000,
@@ -206,17 +206,21 @@ class Grammars:
 class Reasoning:
     """What a thinking model writes before its answer: no grammar binds it.
 
-    marks  the texts around it
-    begun  whether the prompt has ended with the first of them
+    marks    the texts around it
+    begun    whether the prompt has ended with the first of them
+    budget   tokens that it may have, see thinking.py; None: no limit
+    closing  what then ends it: the second of the marks, with the line ends that belong around it
     """
 
     marks: tuple[str, str]
     begun: bool
+    budget: int | None = None
+    closing: str = ""
 
     def lark(self, model: Model) -> tuple[str, str]:
         """The start of a rule, and the rules that it refers to."""
         begin, end = self.marks
-        rules = text_before(model, "thought", end) + "\nSPACE: /\\s*/\n"
+        rules = text_before(model, "thought", end) + f"\nSPACE: /{WHITESPACE}/\n"
         return ("thought SPACE" if self.begun else f"({as_lark(model, begin)} thought SPACE)?"), rules
 
 
@@ -377,15 +381,20 @@ class _Tokens:
         self.bos_token_id = None if bos < 0 else bos
         self.eos_token_id = model.stop_tokens[0] if model.stop_tokens else 0
         self._model = model
-        # what has no neighbours that it could be joined to; a tokenizer that puts a space before every text
-        # puts it before this
-        self._before = model.encode(b"\x01", lib.LLM_NO_BOS)
 
     def __call__(self, data: bytes) -> list[int]:
         """The ids of a text that goes on."""
-        ids = self._model.encode(b"\x01" + data, lib.LLM_NO_BOS)
-        n = len(self._before)
-        return ids[n:] if ids[:n] == self._before else self._model.encode(data, lib.LLM_NO_BOS)
+        return ids_behind(self._model, data)
+
+
+def ids_behind(model: Model, data: bytes, flags: int = 0) -> list[int]:
+    """The ids of a text that goes on. flags: LLM_SPECIAL or 0."""
+    # what has no neighbours that it could be joined to; a tokenizer that puts a space before every text puts
+    # it before this
+    before = model.encode(b"\x01", lib.LLM_NO_BOS)
+    ids = model.encode(b"\x01" + data, lib.LLM_NO_BOS | flags)
+    n = len(before)
+    return ids[n:] if ids[:n] == before else model.encode(data, lib.LLM_NO_BOS | flags)
 
 
 def _tokenizer(model: Model) -> Any:

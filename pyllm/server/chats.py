@@ -11,12 +11,13 @@ from pyllm.binding import LLMError
 from pyllm.calls import Calls, Delta, Parser, format_of, knows_tools, tools_of, with_objects, without_tools
 from pyllm.chat import ChatOptions, Parting, Reasoning
 from pyllm.chat_template import TemplateError
+from pyllm.engine import LLM
 from pyllm.sampling import Continuation, SamplingParams, StreamEvent
 from pyllm.server.answer import Generated, shown_extras
 from pyllm.server.errors import bad
 from pyllm.server.logprobs import chat_logprobs, prompt_logprobs
 from pyllm.server.sampling_fields import alternatives_of, count_of, limit_of, params_of, refused, seeds_of
-from pyllm.server.schemas import ChatRequest
+from pyllm.server.schemas import ChatRequest, ranged
 from pyllm.server.service import Service
 from pyllm.server.stamps import Stamp, stamp
 
@@ -27,6 +28,12 @@ PLAIN = """\
 {{ message.content }}{{ "" if loop.last else "\n\n" }}
 {%- endfor -%}
 """
+
+
+# What reasoning_effort may be with a template that does not know it, and what there is without
+EFFORTS, USUAL = ("none", "minimal", "low", "medium", "high", "xhigh", "max"), "medium"
+# Names of what the reasoning may have: Python's, vLLM's, llama-server's
+BUDGETS = ("reasoning_budget", "thinking_token_budget", "thinking_budget_tokens")
 
 
 class Reply:
@@ -155,23 +162,57 @@ def options_of(service: Service, request: Any) -> ChatOptions:
     kwargs = dict(request.chat_template_kwargs or {})
     if "chat_template" in kwargs:
         raise bad("chat_template_kwargs: a request cannot bring its own template", "chat_template_kwargs")
-    effort = getattr(request, "reasoning_effort", None)
-    if effort is not None:
-        kwargs.setdefault("reasoning_effort", effort)
-        kwargs.setdefault("enable_thinking", effort not in ("none", "minimal"))
     continued = request.continue_final_message or False
     generates = request.add_generation_prompt
     if continued and generates:
         raise bad("continue_final_message needs add_generation_prompt: false", "continue_final_message")
-    return ChatOptions(
+    options = ChatOptions(
         chat_template=PLAIN if service.llm.chat_template is None else None,
         tools=None if getattr(request, "tool_choice", None) == "none" else request.tools,
         documents=getattr(request, "documents", None),
         add_generation_prompt=not continued if generates is None else generates,
         continue_final_message=continued,
         template_kwargs=kwargs,
+        reasoning_budget=budget_of(request)[1],
         trust_messages=service.settings.trust_messages,
     )
+    effort = getattr(request, "reasoning_effort", None)
+    return options if effort is None else with_effort(service.llm, options, effort)
+
+
+def with_effort(llm: LLM, options: ChatOptions, effort: str) -> ChatOptions:
+    """The options with reasoning_effort: told to a template that knows it; else what there is of it, which is
+    whether to reason at all. ApiError for what would come to nothing with a model that does reason."""
+    template, without = llm._template(options), effort in ("none", "minimal")
+    known = "reasoning_effort" in template
+    if not known and effort not in EFFORTS:
+        raise bad(f"reasoning_effort must be one of {', '.join(EFFORTS)}", "reasoning_effort")
+    switch = known or without or effort == USUAL or "enable_thinking" in template
+    if not switch and llm._thinks(options):
+        raise bad(
+            f"reasoning_effort: the model's template does not know it, and cannot have {effort}",
+            "reasoning_effort",
+            "unsupported_parameter",
+        )
+    kwargs = {"reasoning_effort": effort, "enable_thinking": not without} | dict(
+        options.template_kwargs or {}
+    )
+    budget = 0 if without and not known and options.reasoning_budget is None else options.reasoning_budget
+    return replace(options, template_kwargs=kwargs, reasoning_budget=budget)
+
+
+def budget_of(request: Any) -> tuple[str, int | None]:
+    """The tokens that the reasoning may have, with the field that says it; -1 is none, as llama-server has
+    it."""
+    given = [(name, value) for name in BUDGETS if (value := getattr(request, name, None)) is not None]
+    if not given:
+        return BUDGETS[0], None
+    for name, value in given:
+        ranged(name, value, -1, 2**31, 0)
+        if value != given[0][1]:
+            raise bad(f"{name} and {given[0][0]} do not say the same", name)
+    name, value = given[0]
+    return name, None if value == -1 else value
 
 
 def prompt_of(service: Service, request: Any) -> tuple[list[int], Parting, ChatOptions]:
@@ -316,6 +357,10 @@ def _prepare(
     ids, parting, options = prompt_of(service, request)
     try:
         reasoning = llm._reasoning(options, parting)
+    except ValueError as error:
+        name = budget_of(request)[0]
+        raise bad(f"{error}".replace(BUDGETS[0], name), name) from None
+    try:
         bound = None
         if calls is not None:
             bound = [calls.state(llm._grammars, reasoning, params.constraint) for _ in range(count)]

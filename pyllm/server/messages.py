@@ -16,7 +16,7 @@ from pyllm.sampling import StreamEvent
 from pyllm.server.answer import Json, usage_of
 from pyllm.server.chats import Chats, prompt_of, text_of
 from pyllm.server.errors import ApiError, bad
-from pyllm.server.schemas import ChatRequest, Sampling
+from pyllm.server.schemas import ChatRequest, Sampling, ranged
 from pyllm.server.service import Service
 from pyllm.server.translation import (
     PARAGRAPH,
@@ -46,6 +46,7 @@ NAMES: Names = (
     (r"response_format(\.json_schema)?", "output_config.format"),
     (r"(tools\[\d+\])\.function\.parameters", r"\1.input_schema"),
     (r"(tools\[\d+\])\.function", r"\1"),
+    ("reasoning_budget", "thinking.budget_tokens"),
 )
 ERRORS = {
     400: "invalid_request_error",
@@ -92,7 +93,7 @@ class ToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class Thinking(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: int | None = None  # nothing holds a model to it but max_tokens
+    budget_tokens: int | None = None
     display: Literal["summarized", "omitted"] | None = None  # there are no summaries: the whole is shown
 
 
@@ -245,6 +246,16 @@ def variables_of(request: Conversation) -> dict[str, Any] | None:
     return variables | (request.chat_template_kwargs or {}) or None
 
 
+def budget_of(thinking: Thinking | None) -> int | None:
+    """The tokens that the reasoning may have."""
+    if thinking is None or thinking.type == "adaptive":
+        return None
+    if thinking.type == "disabled":
+        return 0
+    budget = thinking.budget_tokens
+    return None if budget is None else ranged("thinking.budget_tokens", budget, 0, 2**31, 0)
+
+
 def check_edits(management: Mapping[str, Any]) -> None:
     """ApiError for edits of a conversation that would change more of it than thoughts."""
     edits = management.get("edits") or []
@@ -265,6 +276,7 @@ def fields_of(request: Conversation) -> dict[str, Any]:
         "messages": messages,
         "tools": tools or None,
         "chat_template_kwargs": variables_of(request),
+        "reasoning_budget": budget_of(request.thinking),
         # what the assistant has begun to say goes on
         "continue_final_message": (last.get("role") == "assistant" and "tool_calls" not in last) or None,
         **choice_of(request.tool_choice),

@@ -46,7 +46,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n_predict": (),
     "grammar": (),
     "lora": ([],),
-    "thinking_token_budget": (),
     "repetition_detection": (),
     "media_io_kwargs": (),
     "mm_processor_kwargs": (),
@@ -124,6 +123,9 @@ class ChatRequest(Sampling, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     include_reasoning: bool | None = None
+    reasoning_budget: int | None = None
+    thinking_token_budget: int | None = None  # as vLLM calls it
+    thinking_budget_tokens: int | None = None  # as llama-server does
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):
