@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyllm.binding import Model
 from pyllm.grammar import (
+    EXACT,
     Constraint,
     GrammarError,
     Grammars,
@@ -28,6 +29,7 @@ from pyllm.grammar import (
     text_before,
 )
 from pyllm.sampling import unfinished
+from pyllm.thinking import Thought
 
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}\Z")
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -158,15 +160,16 @@ def kinds_of(schema: Any) -> frozenset[str]:
     return frozenset()
 
 
-def texts_of(schema: Any, end: str) -> list[str] | None:
-    """The texts that a value must be one of, if none of them holds the mark of a value's end."""
+def texts_of(schema: Any) -> list[str] | None:
+    """The texts that a value must be one of, if none of them may go on as a mark does."""
     texts = [schema["const"]] if "const" in schema else schema.get("enum")
     said = schema.keys() - NOTES - {*DEFINITIONS}
     if said not in ({"enum"}, {"const"}, {"type", "enum"}, {"type", "const"}) or not texts:
         return None
     if schema.get("type", "string") != "string":
         return None
-    return texts if all(isinstance(text, str) and text and end not in text for text in texts) else None
+    plain = (isinstance(text, str) and text and not set("\n<") & set(text) for text in texts)
+    return texts if all(plain) else None
 
 
 def value_of(text: str, kinds: frozenset[str]) -> str:
@@ -195,20 +198,45 @@ def inside(text: str) -> str:
 class Calls:
     """The calls that one request allows.
 
-    form      how the model writes them
-    tools     those that it may call
-    required  whether the reply is to be calls
-    parallel  whether there may be several
+    form       how the model writes them
+    tools      those that it may call
+    required   whether the reply is to be calls
+    parallel   whether there may be several
+    otherwise  what the reply is to be if it is no calls; None: anything
     """
 
-    def __init__(self, form: Format, tools: Sequence[Tool], required: bool, parallel: bool) -> None:
+    def __init__(
+        self,
+        form: Format,
+        tools: Sequence[Tool],
+        required: bool,
+        parallel: bool,
+        otherwise: Constraint | None = None,
+    ) -> None:
         self.form, self.tools, self.required, self.parallel = form, tools, required, parallel
+        self.otherwise = otherwise
         self._open = r"/ ?\[/" if form.after == "]" else ""  # the objects stand in a list
 
     @property
-    def mark(self) -> str:
-        """The text by which calls are known."""
-        return self.form.before or '{"name": "'
+    def marks(self) -> list[str]:
+        """The texts by one of which calls are known. An object that is bound to be something else may have a
+        name, too, so that more must be seen of one."""
+        if self.form.before or self.otherwise is None:
+            return [self.form.before or '{"name": "']
+        return [self._start(tool) for tool in self.tools]
+
+    @property
+    def anchored(self) -> bool:
+        """Whether calls come at the start of a reply only: what it is bound to be otherwise may quote
+        marks."""
+        return self.form.anchored or self.otherwise is not None
+
+    def control(self, model: Model) -> dict[str, int]:
+        """The marks of calls that are control tokens, which must have a text for the parser to find them."""
+        form = self.form
+        texts = (form.before, form.call, form.between, form.after, form.parameter)
+        parts = {part for text in texts for part in model.control_texts.split(text)}
+        return {text: token for text, token in model.control_tokens.items() if text in parts}
 
     def lark(self, model: Model, reasoning: Reasoning | None, otherwise: Constraint | None) -> str:
         """The grammar of the calls, with what may come before them, or in place of them."""
@@ -222,22 +250,43 @@ class Calls:
         more = f" ({between} call)*" if self.parallel else ""
         end = as_lark(model, form.after)
         thought, more_rules = ("", "") if reasoning is None else reasoning.lark(model)
-        answer = f" | {otherwise.lark()}" if otherwise is not None else ""
+        answer = ""
+        if otherwise is not None:
+            same = self._beside_object
+            answer = f" | {schema_in_lark(otherwise.what, EXACT) if same else otherwise.lark()}"
         lines = [f"start: {thought} (calls{answer})", f"calls: {start}{more} {end}", f"call: {one}", *rules]
         return "\n".join(lines) + "\n" + more_rules
+
+    def _start(self, tool: Tool) -> str:
+        """What is before the arguments in the object of a call."""
+        return f'{{"name": {json.dumps(tool.name)}, "{self.form.arguments}": '
 
     def _call(self, model: Model, tool: Tool) -> str:
         """The right side of the rule of one tool."""
         arguments = schema_in_lark(tool.parameters)
-        start = f'{{"name": {json.dumps(tool.name)}, "{self.form.arguments}": '
+        if self._beside_object:
+            return schema_in_lark(self._object(tool), EXACT)
         values = {
-            "{call}": f'{json.dumps(start)} {arguments} "}}"',
+            "{call}": f'{json.dumps(self._start(tool))} {arguments} "}}"',
             "{name}": json.dumps(tool.name),
             "{arguments}": arguments,
             "{parameters}": self._parameters(model, tool) if self.form.parameter else "",
         }
         parts = re.split(r"(\{\w+\})", self.form.call)
         return " ".join(values.get(part) or as_lark(model, part) for part in parts if part)
+
+    @property
+    def _beside_object(self) -> bool:
+        """Whether the reply may be JSON of a schema, too: then both must be made of the same words, since
+        llguidance takes the longest one that comes and does not go back."""
+        return self.form.anchored and self.otherwise is not None and self.otherwise.kind == "schema"
+
+    def _object(self, tool: Tool) -> dict[str, Any]:
+        """The schema of a call that is an object."""
+        properties = {"name": {"const": tool.name}, self.form.arguments: tool.parameters}
+        shared = {name: tool.parameters[name] for name in DEFINITIONS if name in tool.parameters}
+        whole = {"type": "object", "properties": properties, "required": [*properties]}
+        return {**shared, **whole, "additionalProperties": False}
 
     def _parameters(self, model: Model, tool: Tool) -> str:
         """The arguments of a tool where each is apart, in the schema's order, as JSON objects have them."""
@@ -246,7 +295,7 @@ class Calls:
         parts = []
         for key, value in tool.values.items():
             part = f"{start} {quoted(key)} {as_lark(model, between)}"
-            texts = texts_of(value, end)
+            texts = texts_of(value)
             pad = as_lark(model, "\n" if self.form.padded else "")
             if texts is not None:
                 part += f" ({' | '.join(map(quoted, texts))}) {pad} {end_of}"
@@ -260,6 +309,8 @@ class Calls:
     def _check(self, grammars: Grammars, tool: Tool) -> None:
         """GrammarError when the schema of a tool cannot be enforced."""
         grammars.check_schema(tool.parameters)
+        if self._beside_object:
+            grammars.check_schema(self._object(tool))
         if not self.form.parameter:
             return
         for name in tool.parameters.keys() - OF_OBJECTS:  # they bind several arguments, which are apart here
@@ -271,16 +322,14 @@ class Calls:
             raise GrammarError(f"schema at /required: there is no property {missing[0]!r:.60}", "/required")
         for key, value in tool.values.items():
             pointer = f"/properties/{escaped(key)}"
-            if self.form.around_value[1] in key:
+            if self.form.around_value[1][0] in key:  # one that begins like another could not end
                 raise GrammarError(f"schema at {pointer}: the model cannot write this name", pointer)
             try:
                 grammars.check_schema(value)
             except GrammarError as error:
                 raise GrammarError(f"schema at {pointer}: {error}", pointer) from None
 
-    def state(
-        self, grammars: Grammars, reasoning: Reasoning | None, otherwise: Constraint | None = None
-    ) -> State:
+    def state(self, grammars: Grammars, reasoning: Reasoning | None) -> State:
         """What binds a reply: from its start where it is to be calls, or these or something else; otherwise
         from their mark on. GrammarError that names the tool when the schema of one cannot be enforced."""
         for tool in self.tools:
@@ -288,21 +337,25 @@ class Calls:
                 self._check(grammars, tool)
             except GrammarError as error:
                 raise GrammarError(f"{tool.name}: {error}", error.pointer) from None
-        if self.required or otherwise is not None:
-            return grammars.state(self.lark(grammars.model, reasoning, None if self.required else otherwise))
+        if self.required or self.otherwise is not None:
+            otherwise = None if self.required else self.otherwise
+            return grammars.state(self.lark(grammars.model, reasoning, otherwise))
         lark = self.lark(grammars.model, None, None)
-        return Triggered(grammars, lark, self.mark, self.form.anchored)
+        return Triggered(grammars, lark, self.marks[0], self.form.anchored, reasoning)
 
-    def parser(self, seed: int) -> Parser:
-        """What takes a reply apart."""
-        return Parser(self, seed)
+    def parser(self, seed: int, control: Iterable[str] = ()) -> Parser:
+        """What takes a reply apart. control: the marks in it that are control tokens."""
+        return Parser(self, seed, control)
 
 
 class Triggered(State):
-    """Binds nothing until a mark comes, and what follows from there on."""
+    """Binds nothing until a mark comes behind the reasoning, and what follows from there on."""
 
-    def __init__(self, grammars: Grammars, lark: str, mark: str, anchored: bool) -> None:
+    def __init__(
+        self, grammars: Grammars, lark: str, mark: str, anchored: bool, reasoning: Reasoning | None
+    ) -> None:
         self._grammars, self._lark, self._anchored = grammars, lark, anchored
+        self._thought = None if reasoning is None else Thought(reasoning)
         self._sign = mark.encode()
         self._tokens: list[int] = []  # the last ones, in which the mark may have begun
         self._bytes = b""  # theirs
@@ -321,6 +374,10 @@ class Triggered(State):
     def _look(self, token: int) -> None:
         """Whether the mark has come with this token."""
         data = self._grammars.model.token_bytes(token)
+        if self._thought is not None:  # what is thought of calls is none
+            data = self._thought.feed(data)
+        if not data:
+            return
         self._tokens.append(token)
         self._bytes += data
         text = self._bytes.lstrip() if self._anchored else self._bytes
@@ -371,8 +428,9 @@ class Delta:
 class Parser:
     """Takes a reply apart: text before the calls, and these, piece by piece."""
 
-    def __init__(self, calls: Calls, seed: int) -> None:
+    def __init__(self, calls: Calls, seed: int, control: Iterable[str] = ()) -> None:
         self._calls, self._seed = calls, seed
+        self._stray = [text for text in control if text not in calls.marks]  # of no meaning before calls
         self._held = ""  # what is not certain yet
         self._place = "text"  # "text", "name", "arguments" ("key", "value" where they are apart) or "behind"
         self._any = False  # whether there was text
@@ -385,10 +443,11 @@ class Parser:
         self.count = 0  # calls so far
         self.whole = 0  # those that are complete
 
-    def feed(self, piece: str, last: bool = False) -> tuple[str, list[Delta]]:
-        """What a piece makes certain: text, and what is added to calls."""
+    def feed(self, piece: str, last: bool = False, cut: bool = False) -> tuple[str, list[Delta]]:
+        """What a piece makes certain: text, and what is added to calls. cut: whether more would have come
+        behind the last one, so that the beginning of a mark is no text."""
         self._held += piece
-        text = self._text(last) if self._place == "text" else ""
+        text = self._text(last, cut) if self._place == "text" else ""
         deltas: list[Delta] = []
         for delta in self._deltas():
             if deltas and delta.name is None and deltas[-1].index == delta.index:
@@ -397,22 +456,29 @@ class Parser:
                 deltas.append(delta)
         return text, deltas
 
-    def _text(self, last: bool) -> str:
-        mark, anchored = self._calls.mark, self._calls.form.anchored
-        at = self._held.find(mark)
+    def _text(self, last: bool, cut: bool) -> str:
+        marks, anchored = self._calls.marks, self._calls.anchored
+        at = min((at for mark in marks if (at := self._held.find(mark)) >= 0), default=-1)
         if anchored and (self._any or self._held[: max(at, 0)].strip()):
             at = -1
         if at >= 0:
             text, self._place = self._held[:at].rstrip(), "name"
             self._held = self._held[at + len(self._calls.form.before) :]
-            return text
-        if anchored and not self._any and not last and mark.startswith(self._held.lstrip()[: len(mark)]):
+            return self._without_stray(text)
+        whole, begun = last and not cut, self._held.lstrip()
+        if anchored and not self._any and not whole and any(mark.startswith(begun) for mark in marks):
             return ""
-        end = len(self._held) if last or anchored else unfinished(self._held, [mark])
-        if not last:  # white space before the mark is dropped
-            end = len(self._held[:end].rstrip())
-        text, self._held = self._held[:end], self._held[end:]
+        end = len(self._held)
+        if not whole:  # nor white space before a mark
+            end = unfinished(self._held, [*([] if anchored else marks), *self._stray])
+            end = end if last and end == len(self._held) else len(self._held[:end].rstrip())
+        text, self._held = self._without_stray(self._held[:end]), self._held[end:]
         self._any |= bool(text.strip())
+        return text
+
+    def _without_stray(self, text: str) -> str:
+        for mark in self._stray:
+            text = text.replace(mark, "")
         return text
 
     def _deltas(self) -> Iterator[Delta]:
@@ -494,7 +560,7 @@ class Parser:
     def _key(self) -> str | None:
         """What the start of an argument, or the end of them, is in the JSON object; None: it is not whole."""
         form = self._calls.form
-        before, between, end, _ = form.around_value
+        before, between = form.around_value[:2]
         close = form.call.partition("{parameters}")[2]
         if self._held.startswith(close):
             self._held, self._place = self._held[len(close) :], "behind"
@@ -505,7 +571,7 @@ class Parser:
             return None
         schema = {} if self._tool is None else self._tool.values.get(key, {})
         self._kinds = kinds_of(schema)
-        text = texts_of(schema, end) is not None or self._kinds == {"string"}
+        text = texts_of(schema) is not None or self._kinds == {"string"}
         self._how = "text" if text else "either" if "string" in self._kinds else "json"
         self._held, self._place = rest, "value"
         self._string = self._escape = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 KINDS = ("schema", "regex", "choice", "grammar")
 # Of JSON between its marks, and behind a thought: without a limit a model may go on with spaces for ever
 WHITESPACE = r"[ \t\n]{0,20}"
+# Of JSON where its beginning must tell what it is
+EXACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LIMITS: dict[str, Any] = dict(  # of llguidance: what a grammar may cost, in units of its own
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
@@ -92,16 +94,16 @@ def slashed(pattern: str) -> str:
     return f"/{''.join(out)}/"
 
 
-def schema_in_lark(schema: Any) -> str:
-    """A schema as the right side of a rule."""
-    return f"%json {json.dumps(with_whitespace(schema))}"
+def schema_in_lark(schema: Any, spaces: Mapping[str, Any] | None = None) -> str:
+    """A schema as the right side of a rule. spaces: EXACT, or None."""
+    return f"%json {json.dumps(with_whitespace(schema, spaces))}"
 
 
-def with_whitespace(schema: Any) -> dict[str, Any]:
+def with_whitespace(schema: Any, spaces: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A schema with the white space that JSON may have."""
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
-    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    return {**schema, "x-guidance": spaces or {"whitespace_pattern": WHITESPACE}}
 
 
 class Grammars:

@@ -27,7 +27,7 @@ from pyllm.calls import (  # noqa: E402
     with_objects,
     without_tools,
 )
-from pyllm.grammar import State  # noqa: E402
+from pyllm.grammar import Constraint, Reasoning, State  # noqa: E402
 from pyllm.server.chats import whole_calls  # noqa: E402
 from pyllm.testing import Server, running_server  # noqa: E402
 
@@ -131,9 +131,9 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
         yield llm
 
 
-def accepts(llm: LLM, state: State, text: str) -> bool:
-    """Whether a state lets a text through, token by token."""
-    for token in llm.encode(text, bos=False):
+def accepts(llm: LLM, state: State, text: str, special: bool = True) -> bool:
+    """Whether a state lets a text through, token by token. special: whether it has control tokens."""
+    for token in llm.encode(text, bos=False, special=special):
         mask = state.mask()
         if not mask[token // 32] >> token % 32 & 1:
             return False
@@ -245,6 +245,7 @@ WRITE = {
                 "to": {"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]},
                 "tags": {"type": "array", "items": {"type": "string"}},
                 "any": {},
+                "lines": {"enum": ["a", "a\nb", "a</b>"]},
             },
             "required": ["text", "times"],
             "$defs": {"count": {"type": "integer", "minimum": 1, "maximum": 99}},
@@ -261,6 +262,7 @@ ARGUMENTS: list[dict[str, tuple[str, Any]]] = [
     {"text": ("12", "12"), "times": ("7", 7), "to": ("12", 12),
      "tags": ('["</parameter>\\n", "</arg_value>\\n"]', ["</parameter>\n", "</arg_value>\n"]),
      "any": ("", "")},
+    {"text": ("x", "x"), "times": ("7", 7), "lines": ('"a"', "a")},
     {"text": ("x", "x"), "times": ("7", 7), "to": ("1.5", "1.5"), "tags": ("[ ]", []), "any": ('"q"', '"q"')},
 ]  # fmt: skip
 
@@ -296,6 +298,7 @@ def test_arguments_that_are_apart_become_json(llm: LLM, form: Format, arguments:
         {"text": "x", "times": "1", "more": "x"},
         {"text": "x", "times": "1", "tags": "[1]"},
         {"text": "x", "text ": "x", "times": "1"},
+        {"text": "x", "times": "1", "lines": "a\nb"},
     ],
 )
 def test_arguments_that_are_apart_are_what_the_schema_allows(
@@ -349,6 +352,82 @@ def test_the_template_of_qwen3_coder_shows_calls_as_they_are_written(llm: LLM) -
         turn = {"role": "assistant", "content": "", "tool_calls": [call]}
         text = llm.render_chat([*HI, turn], tools=[WRITE], chat_template=QWEN3_CODER.decode())
         assert written(form, "write", given) in text
+
+
+@pytest.mark.parametrize("form", EVERY, ids=NAMES)
+def test_a_thought_of_calls_is_none_and_calls_behind_it_are_bound(llm: LLM, form: Format) -> None:
+    calls = Calls(form, TOOLS, required=False, parallel=True)
+    wrong = ONE[form.signs].replace("add", "sub")
+    for begun in (True, False):
+        thought = ("" if begun else "<think>") + f"I think {wrong} </think>\n\n"
+        reasoning = Reasoning(("<think>", "</think>"), begun)
+        state = calls.state(llm._grammars, reasoning)
+        assert accepts(llm, state, thought + ONE[form.signs])
+        assert not accepts(llm, calls.state(llm._grammars, reasoning), thought + wrong)
+    assert accepts(
+        llm, calls.state(llm._grammars, Reasoning(("<think>", "</think>"), False)), ONE[form.signs]
+    )
+    assert not accepts(llm, calls.state(llm._grammars, Reasoning(("<think>", "</think>"), False)), wrong)
+
+
+@pytest.mark.parametrize("form", EVERY, ids=NAMES)
+def test_an_answer_that_is_bound_may_quote_marks(llm: LLM, form: Format) -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    calls = Calls(form, TOOLS, required=False, parallel=True, otherwise=Constraint("schema", schema))
+    quoted = json.dumps({"name": f"{form.before or 'add'} {ONE[form.signs]}"})
+    for text in (quoted, '{"name": "add"}', '{"name": "add", "x": 1}'):
+        assert accepts(llm, calls.state(llm._grammars, None), text, special=False)
+        for seed in range(20):
+            assert parsed(calls, pieces_of(text, seed)) == (text, [])
+    assert accepts(llm, calls.state(llm._grammars, None), ONE[form.signs])
+    for seed in range(20):
+        text, found = parsed(calls, pieces_of(ONE[form.signs], seed))
+        assert (text, found) == ("", [{"name": "add", "arguments": '{"a": 1}'}])
+
+
+@pytest.mark.parametrize("form", EVERY, ids=NAMES)
+def test_the_beginning_of_a_mark_is_no_text_where_the_reply_was_cut(form: Format) -> None:
+    calls = Calls(form, TOOLS, required=False, parallel=True)
+    before = "" if form.anchored else "Well. "
+    for size in range(1, len(calls.marks[0])):
+        for seed in range(4):
+            parser, text = calls.parser(1), ""
+            for piece in pieces_of(before + calls.marks[0][:size], seed):
+                text += parser.feed(piece)[0]
+            assert text + parser.feed("", last=True, cut=True)[0] == before.rstrip()
+    parser = calls.parser(1)
+    assert parser.feed("a < b", last=True, cut=True)[0] == "a < b"
+
+
+@pytest.mark.parametrize("form", EVERY, ids=NAMES)
+def test_arguments_may_hold_escapes_and_marks(llm: LLM, form: Format) -> None:
+    tool = {"type": "object", "properties": {"x": {"type": "array", "items": {"type": "string"}}}}
+    tools = tools_of([{"type": "function", "function": {"name": "f", "parameters": tool}}])
+    calls = Calls(form, tools, required=False, parallel=True)
+    value = '["</tool_call>\\n<tool_call>", "\\u0001{😀\\"}]", "</parameter>"]'
+    call = f'{{"name": "f", "{form.arguments}": {{"x": {value}}}}}'
+    apart = form.parameter.format(key="x", value=value)
+    text = form.call.format(call=call, name="f", arguments=f'{{"x": {value}}}', parameters=apart)
+    opened = " [" if form.after == "]" else ""
+    text = f"{form.before}{opened}{text}{form.between}{text}{form.after}"
+    assert accepts(llm, calls.state(llm._grammars, None), text)
+    expected = {"x": ["</tool_call>\n<tool_call>", '\x01{😀"}]', "</parameter>"]}
+    for seed in range(40):
+        before, found = parsed(calls, pieces_of(text, seed))
+        assert before == "" and [json.loads(one["arguments"]) for one in found] == [expected] * 2
+        escaped = text.replace("{😀", "\\u007b\\ud83d\\ude00")  # which the grammar has no use for
+        assert [json.loads(one["arguments"]) for one in parsed(calls, pieces_of(escaped, seed))[1]] == [
+            expected
+        ] * 2
+
+
+def test_marks_that_are_control_tokens_have_no_meaning_before_calls() -> None:
+    calls = Calls(EVERY[2], TOOLS, required=False, parallel=True)
+    assert calls.marks == ["[TOOL_CALLS]"]
+    parser, text = calls.parser(1, ["[TOOL_CALLS]", "[ARGS]"]), ""
+    for c in "a [ARGS]b [ARG [TOOL_CALLS]add":
+        text += parser.feed(c)[0]
+    assert text == "a b [ARG"
 
 
 def test_arguments_are_valid_json_at_every_cut_that_is_whole(llm: LLM) -> None:
@@ -504,6 +583,29 @@ def test_calls_of_qwen3_coder_over_http(tmp_path: Path) -> None:
             sent = cut["message"]["tool_calls"][0]["function"]["arguments"]
             assert sent and call["function"]["arguments"].startswith(sent)
     assert keys == properties.keys()
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+@pytest.mark.parametrize("allowed", ["add", "get_weather"])
+def test_calls_whose_marks_are_control_tokens_are_found(tmp_path: Path, choice: str, allowed: str) -> None:
+    template = (
+        b"{% if tools %}[TOOL_CALLS][ARGS]{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    with running_server(write_model(tmp_path, template=template, control=CONTROL), threads=1) as running:
+        client, mark = Client(running.url), IM_END + 1
+        body = {"messages": HI, "tools": [WEATHER, ADD], "tool_choice": some_of(choice, allowed), "seed": 1}
+        body |= {"max_tokens": 400, "parallel_tool_calls": False, "logit_bias": {str(mark): 100}}
+        (one,) = client.answer(CHAT, body)["choices"]
+        (call,) = one["message"]["tool_calls"]
+        assert call["function"]["name"] == allowed and json.loads(call["function"]["arguments"])
+        assert one["finish_reason"] == "tool_calls" and one["message"]["content"] is None
+        events = client.events(CHAT, body)
+        deltas = [d for e in events for d in e["choices"][0]["delta"].get("tool_calls", ())]
+        assert "".join(d["function"]["arguments"] for d in deltas) == call["function"]["arguments"]
+        bias = {str(mark): -100, str(mark + 1): 100}
+        body |= {"tool_choice": "auto", "logit_bias": bias, "max_tokens": 8}
+        (one,) = client.answer(CHAT, body)["choices"]
+        assert one["message"]["content"] == "" and one["finish_reason"] == "length"
 
 
 def test_a_call_that_is_cut_is_no_call(served: Server) -> None:

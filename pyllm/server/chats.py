@@ -12,6 +12,7 @@ from pyllm.calls import Calls, Delta, Parser, format_of, knows_tools, tools_of, 
 from pyllm.chat import ChatOptions, Parting, Reasoning
 from pyllm.chat_template import TemplateError
 from pyllm.engine import LLM
+from pyllm.grammar import Constraint
 from pyllm.sampling import Continuation, SamplingParams, StreamEvent
 from pyllm.server.answer import Generated, shown_extras
 from pyllm.server.errors import bad
@@ -44,14 +45,16 @@ class Reply:
         self.parting.given = []
         self.begun = False  # whether the role was sent
 
-    def feed(self, text: str, last: bool) -> tuple[str, str, list[Delta]]:
-        """What a piece adds: (reasoning, text, calls)."""
+    def feed(self, text: str, reason: str | None, stop: int | str | None) -> tuple[str, str, list[Delta]]:
+        """What a piece adds: (reasoning, text, calls). reason, stop: why it was the last one; None: it was
+        not."""
+        last, cut = reason is not None, reason == "length" or isinstance(stop, str)
         given = self.parting.feed(text, last)
         thought = "".join(piece for piece in given if isinstance(piece, Reasoning))
         answer = "".join(piece for piece in given if not isinstance(piece, Reasoning))
         if self.parser is None:
             return thought, answer, []
-        return thought, *self.parser.feed(answer, last)
+        return thought, *self.parser.feed(answer, last, cut)
 
     def finish_reason(self, job: Continuation) -> str:
         """Why it ended: a call that is cut is no call."""
@@ -78,7 +81,10 @@ class Chats(Generated):
         super().__init__(service, request, model, jobs, stamp, kind, len(jobs))
         self.request = request
         self.replies = [
-            Reply(parting, calls.parser(job.seed + len(job.prompt)) if calls else None) for job in jobs
+            Reply(
+                parting, calls.parser(job.seed + len(job.prompt), calls.control(job.model)) if calls else None
+            )
+            for job in jobs
         ]
 
     def finish_reason(self, index: int) -> str:
@@ -93,7 +99,7 @@ class Chats(Generated):
     def whole(self) -> dict[str, Any]:
         choices = []
         for index, job in enumerate(self.jobs):
-            thought, text, deltas = self.replies[index].feed("".join(job.parts), last=True)
+            thought, text, deltas = self.replies[index].feed("".join(job.parts), job.finish_reason, job.stop)
             message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
             message |= self._reasoning(thought)
             if deltas:
@@ -119,7 +125,7 @@ class Chats(Generated):
             reply.begun = True
             yield self._chunk(index, {"role": "assistant", "content": ""}, False)
         finished = event.finish_reason is not None
-        thought, text, deltas = reply.feed(event.text, finished)
+        thought, text, deltas = reply.feed(event.text, event.finish_reason, event.stop)
         delta = self._reasoning(thought)
         if deltas:
             delta["tool_calls"] = [shown_delta(each) for each in deltas]
@@ -236,8 +242,8 @@ def prompt_of(service: Service, request: Any) -> tuple[list[int], Parting, ChatO
     return ids, parting, options
 
 
-def calls_of(service: Service, request: ChatRequest) -> Calls | None:
-    """The calls that a request allows; None: none."""
+def calls_of(service: Service, request: ChatRequest, otherwise: Constraint | None) -> Calls | None:
+    """The calls that a request allows; None: none. otherwise: what the reply is to be else."""
     choice = request.tool_choice
     if choice == "none" or (not request.tools and choice in (None, "auto")):
         return None
@@ -254,7 +260,8 @@ def calls_of(service: Service, request: ChatRequest) -> Calls | None:
         )
     mode, names, parallel = choice_of(choice, {tool.name for tool in tools})
     allowed = [tool for tool in tools if tool.name in names]
-    return Calls(form, allowed, mode == "required", parallel and request.parallel_tool_calls is not False)
+    parallel = parallel and request.parallel_tool_calls is not False
+    return Calls(form, allowed, mode == "required", parallel, otherwise)
 
 
 def choice_of(choice: str | dict[str, Any] | None, names: Set[str]) -> tuple[str, Set[str], bool]:
@@ -353,7 +360,7 @@ def _prepare(
     count: int,
     mark: Stamp,
 ) -> Chats:
-    llm, calls = service.llm, calls_of(service, request)
+    llm, calls = service.llm, calls_of(service, request, params.constraint)
     ids, parting, options = prompt_of(service, request)
     try:
         reasoning = llm._reasoning(options, parting)
@@ -361,11 +368,12 @@ def _prepare(
         name = budget_of(request)[0]
         raise bad(f"{error}".replace(BUDGETS[0], name), name) from None
     try:
-        bound = None
+        bound, visible = None, llm._visible(options)
         if calls is not None:
-            bound = [calls.state(llm._grammars, reasoning, params.constraint) for _ in range(count)]
+            bound = [calls.state(llm._grammars, reasoning) for _ in range(count)]
+            visible |= frozenset(calls.control(llm._open()).values())
         each = seeds_of(params, count)
-        jobs = llm._prepare([ids] * count, each, {}, llm._visible(options), [reasoning] * count, bound)
+        jobs = llm._prepare([ids] * count, each, {}, visible, [reasoning] * count, bound)
     except (LLMError, TypeError, ValueError) as error:
         raise refused(error, request) from None
     service.set_terms(jobs, owner, request)

@@ -88,7 +88,7 @@ class Blocks:
         """What a step of the job does to the blocks."""
         finished = event.finish_reason is not None
         before = self._reply.parting.place
-        thought, text, deltas = self._reply.feed(event.text, finished)
+        thought, text, deltas = self._reply.feed(event.text, event.finish_reason, event.stop)
         self._count(event, before)
         if thought:
             yield from self._add("reasoning", thought)
