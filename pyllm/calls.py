@@ -175,7 +175,7 @@ def texts_of(schema: Any) -> list[str] | None:
 def value_of(text: str, kinds: frozenset[str]) -> str:
     """The JSON of a value that may be a string, or of other types: what looks like one of these is it."""
     try:
-        value = json.loads(text, parse_constant=lambda name: name)
+        value = json.loads(text, parse_constant=_no_json)
     except (ValueError, RecursionError):
         return quoted(text)
     names = {bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
@@ -183,6 +183,10 @@ def value_of(text: str, kinds: frozenset[str]) -> str:
     if kind != "string" and (kind in kinds or (kind == "integer" and "number" in kinds)):
         return text.strip()
     return quoted(text)
+
+
+def _no_json(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def quoted(text: str) -> str:
@@ -273,7 +277,7 @@ class Calls:
             "{parameters}": self._parameters(model, tool) if self.form.parameter else "",
         }
         parts = re.split(r"(\{\w+\})", self.form.call)
-        return " ".join(values.get(part) or as_lark(model, part) for part in parts if part)
+        return " ".join(values[part] if part in values else as_lark(model, part) for part in parts)
 
     @property
     def _beside_object(self) -> bool:

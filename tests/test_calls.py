@@ -27,8 +27,9 @@ from pyllm.calls import (  # noqa: E402
     with_objects,
     without_tools,
 )
+from pyllm.chat import Parting  # noqa: E402
 from pyllm.grammar import Constraint, Reasoning, State  # noqa: E402
-from pyllm.server.chats import whole_calls  # noqa: E402
+from pyllm.server.chats import Reply, whole_calls  # noqa: E402
 from pyllm.testing import Server, running_server  # noqa: E402
 
 CONTROL = [b"[TOOL_CALLS]", b"[ARGS]", b"<|tool_call|>", b"<|python_tag|>"]
@@ -262,6 +263,7 @@ ARGUMENTS: list[dict[str, tuple[str, Any]]] = [
     {"text": ("12", "12"), "times": ("7", 7), "to": ("12", 12),
      "tags": ('["</parameter>\\n", "</arg_value>\\n"]', ["</parameter>\n", "</arg_value>\n"]),
      "any": ("", "")},
+    {"text": ("x", "x"), "times": ("7", 7), "to": ("1e3", "1e3"), "any": ("[NaN]", "[NaN]")},
     {"text": ("x", "x"), "times": ("7", 7), "lines": ('"a"', "a")},
     {"text": ("x", "x"), "times": ("7", 7), "to": ("1.5", "1.5"), "tags": ("[ ]", []), "any": ('"q"', '"q"')},
 ]  # fmt: skip
@@ -307,6 +309,17 @@ def test_arguments_that_are_apart_are_what_the_schema_allows(
     calls = Calls(form, tools_of([WRITE]), required=True, parallel=True)
     text = written(form, "write", {key: (value, None) for key, value in arguments.items()})
     assert not accepts(llm, calls.state(llm._grammars, None), text)
+
+
+@pytest.mark.parametrize("form", EVERY, ids=NAMES)
+def test_a_tool_may_have_no_arguments(llm: LLM, form: Format) -> None:
+    tools = tools_of([{"type": "function", "function": {"name": "now", "parameters": {"properties": {}}}}])
+    calls = Calls(form, tools, required=True, parallel=False)
+    call = f'{{"name": "now", "{form.arguments}": {{}}}}'
+    text = form.call.format(call=call, name="now", arguments="{}", parameters="")
+    text = form.before + ("[" if form.after == "]" else "") + text + form.after
+    assert accepts(llm, calls.state(llm._grammars, None), text)
+    assert parsed(calls, pieces_of(text, 1)) == ("", [{"name": "now", "arguments": "{}"}])
 
 
 @pytest.mark.parametrize("form", APART, ids=lambda form: form.name)
@@ -397,6 +410,24 @@ def test_the_beginning_of_a_mark_is_no_text_where_the_reply_was_cut(form: Format
             assert text + parser.feed("", last=True, cut=True)[0] == before.rstrip()
     parser = calls.parser(1)
     assert parser.feed("a < b", last=True, cut=True)[0] == "a < b"
+
+
+@pytest.mark.parametrize(
+    "reason, stop, text",
+    [
+        ("length", None, "Well"),
+        ("stop", "l_call", "Well"),
+        ("stop", IM_END, "Well <too"),
+        ("stop", None, "Well <too"),
+    ],
+)
+def test_what_cuts_a_mark_leaks_none_of_it(reason: str, stop: int | str | None, text: str) -> None:
+    calls = Calls(next(form for form in FORMATS if form.name == "hermes"), TOOLS, False, True)
+    parting = Parting(("<think>", "</think>"), False)
+    whole = Reply(parting, calls.parser(1)).feed("Well <too", reason, stop)
+    reply = Reply(parting, calls.parser(1))
+    pieces = [reply.feed(c, None, None)[1] for c in "Well <too"] + [reply.feed("", reason, stop)[1]]
+    assert whole == ("", text, []) and "".join(pieces) == text
 
 
 @pytest.mark.parametrize("form", EVERY, ids=NAMES)

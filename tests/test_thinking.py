@@ -220,6 +220,22 @@ def test_budgets_over_http(served: Server, name: str) -> None:
     assert free["message"]["content"] == ""
 
 
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_a_call_may_follow_where_a_budget_ends(served: Server, choice: str) -> None:
+    pytest.importorskip("llguidance")
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"additionalProperties": False}}}
+    body = {**BODY, "tools": [tool], "tool_choice": choice, "reasoning_budget": 5}
+    body |= {"max_tokens": 90, "parallel_tool_calls": False}
+    (one,) = Client(served.url).answer(CHAT, body)["choices"]
+    assert one["message"]["reasoning"]
+    if choice == "required":
+        (call,) = one["message"]["tool_calls"]
+        assert call["function"]["name"] == "now" and json.loads(call["function"]["arguments"]) == {}
+        assert one["finish_reason"] == "tool_calls"
+    else:
+        assert one["message"]["content"]
+
+
 def test_budgets_of_messages(served: Server) -> None:
     client = Client(served.url)
     body = {**BODY, "thinking": {"type": "enabled", "budget_tokens": 8}}
