@@ -17,6 +17,8 @@ from pyllm.grammar import Reasoning
 from pyllm.testing import Server, running_server
 from pyllm.thinking import Budget, Thought
 
+pytest.importorskip("starlette")
+
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 MARKS = ("<think>", "</think>")
 HI = [{"role": "user", "content": "Hi"}]
