@@ -15,6 +15,7 @@ from pyllm.server.settings import Settings
 
 # OpenAI's names for SamplingParams' fields
 RENAMED = {"repeat_penalty": "repetition_penalty", "prompt": "prompt_name", "text": "input"}
+MAX_DIGITS = 10  # of a token's id
 # Of a server they are OpenAI's, not SamplingParams'
 DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 
@@ -75,11 +76,10 @@ def bias_of(given: dict[str, float] | None) -> dict[int, float] | None:
     """A bias by token ids: JSON's keys are texts."""
     if not given:
         return None
-    try:
-        return {int(key): value for key, value in given.items()}
-    except ValueError:
-        wrong = next(key for key in given if not key.strip().lstrip("+-").isdigit())
-        raise bad(f"logit_bias: {wrong:.40} is no token id", "logit_bias") from None
+    for key in given:
+        if not (key.isascii() and key.isdigit() and len(key) <= MAX_DIGITS):
+            raise bad(f"logit_bias: {key!r:.40} is no token id", "logit_bias")
+    return {int(key): value for key, value in given.items()}
 
 
 def limit_of(asked: int | None, default: int | None, settings: Settings) -> int | None:

@@ -185,7 +185,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     """The request in a body; ApiError that names what is wrong with it."""
     try:
         fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad(f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise bad("the body must be a JSON object")
