@@ -53,7 +53,8 @@ def running_server(
     app: Any = build_app(model, settings, **options)
     config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
-    with socket.socket() as listening:
+    # the protocol is named, since asyncio then sends what is written at once
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         thread = threading.Thread(
             target=lambda: asyncio.run(server.serve([listening])), name="pyllm-server", daemon=True

@@ -254,7 +254,9 @@ def listening(options: argparse.Namespace) -> Iterator[socket.socket]:
     """The socket that requests come to. OSError that says where when it cannot be had."""
     where = options.uds or f"{options.host}:{options.port}"
     family = socket.AF_UNIX if options.uds else socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.socket(family) as sock:
+    # asyncio sends what is written at once only where it knows that it is TCP's
+    protocol = 0 if options.uds else socket.IPPROTO_TCP
+    with socket.socket(family, socket.SOCK_STREAM, protocol) as sock:
         try:
             if options.uds:
                 remove_left_over(options.uds)
