@@ -235,7 +235,8 @@ def prompt_of(service: Service, request: Any) -> tuple[list[int], Parting, ChatO
     except TemplateError as error:
         raise bad(f"messages: {error}", "messages", "template_error") from None
     except (LLMError, TypeError, ValueError) as error:
-        raise bad(f"{error}", "messages") from None
+        field = "chat_template_kwargs" if f"{error}".startswith("template_kwargs") else "messages"
+        raise bad(f"{error}".replace("template_kwargs", "chat_template_kwargs", 1), field) from None
     except RecursionError:
         raise bad("messages: nested too deeply", "messages") from None
     service.check_lengths([ids], "messages")
@@ -341,11 +342,14 @@ async def chats(service: Service, request: ChatRequest, owner: str, kind: str = 
     model = service.model_named(request.model)
     mark = stamp(request, kind)
     count = count_of(request, service.settings)
-    asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+    limits = [
+        limit_of(getattr(request, name), None, service.settings, name)
+        for name in ("max_tokens", "max_completion_tokens")
+    ]
     params = params_of(
         request,
         service.settings,
-        max_tokens=limit_of(asked, None, service.settings),
+        max_tokens=min((limit for limit in limits if limit is not None), default=None),
         logprobs=alternatives_of(request, service.settings),
     )
     return await service.in_pool(_prepare, service, request, owner, model, params, count, mark)

@@ -82,14 +82,18 @@ def bias_of(given: dict[str, float] | None) -> dict[int, float] | None:
     return {int(key): value for key, value in given.items()}
 
 
-def limit_of(asked: int | None, default: int | None, settings: Settings) -> int | None:
-    """max_tokens of a request, within the server's cap."""
+def limit_of(
+    asked: int | None, default: int | None, settings: Settings, name: str = "max_tokens"
+) -> int | None:
+    """max_tokens of a request, within the server's cap. name: the field's."""
     cap = settings.max_tokens
+    if asked is not None and asked < 0:
+        raise bad(f"{name} must be at least 0, not {asked!s:.30}", name, "integer_out_of_range")
     tokens = (
         (default if settings.default_tokens is None else settings.default_tokens) if asked is None else asked
     )
     if tokens is not None and cap is not None and asked is not None and tokens > cap:
-        raise bad(f"max_tokens is {tokens}, more than the {cap} of this server", "max_tokens", "too_large")
+        raise bad(f"{name} is {tokens!s:.30}, more than the {cap} of this server", name, "too_large")
     return cap if tokens is None else tokens if cap is None else min(tokens, cap)
 
 
@@ -119,6 +123,8 @@ def refused(error: Exception, request: Any) -> ApiError:
     if isinstance(error, GrammarError):
         return bad(sentence, source_of(request), "unsupported_grammar", pointer=error.pointer)
     word = sentence.replace("[", " ").replace(":", " ").split(" ", 1)[0]
+    if word in STRUCTURED.values() and (source := source_of(request)):
+        return bad(f"{source}: {sentence}", source)
     fields = getattr(request, "__struct_fields__", ())
     name = next((name for name in (word, RENAMED.get(word)) if name in fields), None)
     return bad(sentence.replace(word, name, 1) if name else sentence, name)

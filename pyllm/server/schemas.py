@@ -24,6 +24,8 @@ IGNORED = frozenset(
 # Fields that are not supported, with the values that mean what is done anyway
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
+    "echo": (False,),
+    "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
     "early_stopping": (False,),

@@ -161,6 +161,8 @@ class Service:
 
     def set_terms(self, jobs: Sequence[Request], owner: str, request: Any) -> None:
         """Says on what terms the jobs of a request run. owner: the client's key."""
+        if request.timeout is not None and request.timeout <= 0:
+            raise bad(f"timeout must be above 0, not {request.timeout}", "timeout")
         limits = [self.settings.timeout, request.timeout]
         seconds = min((limit for limit in limits if limit is not None), default=math.inf)
         kept = request.cache is not False

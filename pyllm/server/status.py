@@ -6,12 +6,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from pyllm.binding import __version__
+from pyllm.binding import __version__, token_ids
 from pyllm.scheduler import Request
 from pyllm.server.answer import Json
 from pyllm.server.chats import prompt_of
 from pyllm.server.completions import prompts_of
 from pyllm.server.errors import bad
+from pyllm.server.sampling_fields import refused
 from pyllm.server.schemas import EstimateRequest, ranged
 from pyllm.server.service import Service
 
@@ -58,7 +59,11 @@ def estimate(service: Service, request: EstimateRequest) -> dict[str, Any]:
         length = len(prompt_of(service, request)[0])
     elif request.prompt is not None:
         (prompt, *others) = prompts_of(request.prompt, 1)
-        length = len(service.llm.encode(prompt)) if isinstance(prompt, str) else len(prompt)
+        try:
+            ids = service.llm.encode(prompt) if isinstance(prompt, str) else prompt
+            length = len(token_ids(ids, service.llm.vocab_size, "prompt"))
+        except (TypeError, ValueError) as error:
+            raise refused(error, request) from None
     else:
         length = ranged("prompt_tokens", request.prompt_tokens, 1, context, 1)
     made = ranged("max_tokens", request.max_tokens, 0, 2**31, 16)
