@@ -61,7 +61,9 @@ def _prepare(
     except ContextError as error:
         raise bad(f"{error}", "input", "context_length_exceeded") from None
     except (LLMError, TypeError, ValueError) as error:
-        raise refused(error, request) from None
+        wrong = refused(error, request)
+        wrong.param = wrong.param or "input"
+        raise wrong from None
     found: list[Request] = list(jobs)
     service.set_terms(found, owner, request)
     return Embeddings(service, request, model, jobs)
