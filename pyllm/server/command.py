@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 NEEDS = "pyllm serve needs more packages: pip install 'pyllm[server]'"
+OPEN_TO_ALL = "pyllm serve: whoever can reach {} can use this server: see --key"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GIB = 1 << 30
 
@@ -25,7 +26,11 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("-m", "--model", metavar="FILE", help="the model; default: the built-in one")
     add(
-        "--name", action="append", metavar="NAME", help="serve it as NAME; may be repeated (default: its own)"
+        "--name",
+        action="append",
+        type=not_empty,
+        metavar="NAME",
+        help="serve it as NAME; may be repeated (default: its own)",
     )
     add("--any-model", action="store_true", help="answer requests for models of any other name, too")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
@@ -36,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--key",
         action="append",
+        type=not_empty,
         metavar="KEY",
         help="a key that requests must carry; may be repeated. Also: a line "
         "of --key-file, the environment variable PYLLM_API_KEY",
@@ -125,6 +131,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def not_empty(text: str) -> str:
+    """An argument that says something: a key that is empty would be none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
 def number(least: int, most: int) -> Any:
     """An argument that is an integer in a range."""
 
@@ -149,7 +162,10 @@ def keys_of(options: argparse.Namespace) -> frozenset[str]:
     """All keys that were given."""
     keys = [*(options.key or ())]
     if options.key_file:
-        keys += [line.strip() for line in options.key_file.read_text().splitlines()]
+        try:
+            keys += [line.strip() for line in options.key_file.read_text().splitlines()]
+        except UnicodeDecodeError:
+            raise ValueError(f"{options.key_file} is not a text file") from None
         if not any(keys):
             raise ValueError(f"{options.key_file} has no keys")
     if "PYLLM_API_KEY" in os.environ:
@@ -237,6 +253,8 @@ def serve(options: argparse.Namespace) -> int:
     ) as llm:
         app = build_app(llm, settings)
         with listening(options) as sock:
+            if not (settings.keys or options.uds or options.host in LOOPBACK):
+                print(OPEN_TO_ALL.format(options.host), file=sys.stderr, flush=True)
             Server(app, address(options, sock)).run([sock])
     return 0
 
