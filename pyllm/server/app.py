@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -84,7 +85,9 @@ def routes(service: Service) -> list[Route]:
     def posted(kind: type[T], answer: Callable[..., Awaitable[Response]]) -> Endpoint:
         async def endpoint(http: Request) -> Response:
             await service.start()
-            request = decode(await body_of(http, service.settings.max_body), kind)
+            body = await body_of(http, service.settings)
+            service.check_open()
+            request = decode(body, kind)
             if hasattr(request, "resume_from") and request.resume_from is None:
                 request.resume_from = http.headers.get("last-event-id")
             return await answer(service, request, http.scope["pyllm.owner"])
@@ -128,8 +131,15 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
-async def body_of(http: Request, most: int) -> bytes:
-    """The body of a request; 413 as soon as it is too large."""
+async def body_of(http: Request, settings: Settings) -> bytes:
+    """The body of a request; 413 as soon as it is too large, 408 when it does not come."""
+    try:
+        return await asyncio.wait_for(_read(http, settings.max_body), settings.slow)
+    except asyncio.TimeoutError:
+        raise ApiError(408, f"the body did not come within {settings.slow:g} s", code="timeout") from None
+
+
+async def _read(http: Request, most: int) -> bytes:
     parts, size = [], 0
     async for part in http.stream():
         size += len(part)

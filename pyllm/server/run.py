@@ -13,7 +13,8 @@ import uvicorn
 
 
 class Server(uvicorn.Server):
-    """Says where it listens. A first signal lets what runs end, a second one does not.
+    """Says where it listens. A first signal lets what runs end, a second one has clients told that it does
+    not, a third one waits for nothing.
 
     where  what it says
     """
@@ -21,6 +22,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: Any, where: str) -> None:
         config = uvicorn.Config(
             app,
+            log_config=None,  # uvicorn's own needs a stdout
             log_level="critical",
             access_log=False,
             lifespan="on",
@@ -30,6 +32,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         logging.getLogger("asyncio").setLevel(logging.ERROR)  # a client that has left is nothing to tell of
         self.service, self.where = app.service, where
+        self.signals = 0
         self.ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -39,10 +42,11 @@ class Server(uvicorn.Server):
             print(f"pyllm: serving {self.service.names[0]} on {self.where}", file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.ending is not None or not self.started:
+        self.signals += 1
+        if self.signals > 2 or not self.started:
             super().handle_exit(sig, frame)
-            return
-        self.loop.call_soon_threadsafe(self._begin_end)
+        else:
+            self.loop.call_soon_threadsafe(self._begin_end if self.signals == 1 else self.service.hurry)
 
     def _begin_end(self) -> None:
         if self.ending is None:

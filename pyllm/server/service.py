@@ -50,6 +50,7 @@ class Service:
         self.scheduler.on_step = self.metrics.on_step
         self.texts = TokenTexts(llm._open())
         self.draining = False
+        self._drained = math.inf  # time.monotonic() when what runs has to end
         self.running: set[Running] = set()
         isa = llm.instruction_set
         model = llm._open().fingerprint + __version__.encode() + isa.encode()
@@ -64,7 +65,7 @@ class Service:
 
     async def start(self) -> None:
         """In the event loop that the requests will come from. Called again it does nothing."""
-        if self._ticker is None:
+        if self._ticker is None and not self.draining:
             sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH))
             self._poster = poster = Poster(asyncio.get_running_loop())
             self._ticker = asyncio.create_task(self._tick())
@@ -91,12 +92,13 @@ class Service:
         """Takes no more requests, waits for those that run for as long as settings say, and ends the
         others."""
         self.draining = True
-        end = time.monotonic() + self.settings.drain
-        while self.running and time.monotonic() < end:
+        self._drained = min(self._drained, time.monotonic() + self.settings.drain)
+        while self.running and time.monotonic() < self._drained:
             await asyncio.sleep(0.02)
         for running in list(self.running):
             running.cancel()  # they tell their clients
-        while self.running and time.monotonic() < end + TICK:
+        end = time.monotonic() + TICK
+        while self.running and time.monotonic() < end:
             await asyncio.sleep(0.02)
         if self._ticker is not None:
             self._ticker.cancel()
@@ -104,6 +106,10 @@ class Service:
             with suppress(LLMError):  # the model was closed before
                 await self.in_pool(self.scheduler.shelve)
         self._pool.shutdown(wait=False)
+
+    def hurry(self) -> None:
+        """While it stops: has it wait no longer."""
+        self._drained = time.monotonic()
 
     async def _tick(self) -> None:
         """Sees to streams in which nothing moves."""
@@ -184,9 +190,13 @@ class Service:
         self.running.add(running)
         return running
 
-    def _admit(self, jobs: Sequence[Request]) -> None:
+    def check_open(self) -> None:
+        """503 when the server has been told to end."""
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after=5)
+
+    def _admit(self, jobs: Sequence[Request]) -> None:
+        self.check_open()
         memory = self.scheduler.policy.memory
         if memory is not None and any(self.llm.kv_bytes(job.most) > memory for job in jobs):
             most = max(self.llm.kv_bytes(job.most) for job in jobs)
@@ -198,9 +208,10 @@ class Service:
                 code="too_much_memory",
             )
         ahead = sum(not job.ended for running in self.running for job in running.jobs)
-        # Its own size is no reason to send a client away: it would have the same later
+        if not ahead:  # it would not be better later
+            return
         expected = self.expected_wait(jobs[:1])
-        if ahead and ahead + len(jobs) > self.settings.max_waiting + self.scheduler.policy.max_running:
+        if ahead + len(jobs) > self.settings.max_waiting + self.scheduler.policy.max_running:
             self.metrics.rejected["queue"] += 1
             raise self._busy(f"{ahead} requests run or wait", expected)
         if expected > self.settings.max_wait:

@@ -29,7 +29,8 @@ class Settings:
     max_waiting       requests that may wait; more get 429
     max_wait          seconds that a request may be expected to wait for its first token; longer: 429
     timeout           seconds that a request may take; None: no limit. Its field `timeout` may say less
-    slow              seconds without progress after which a client that does not read is dropped
+    slow              seconds without progress after which a client that does not read is dropped, and within
+                      which the body of a request has to come
     stuck             seconds after which a step that is under way is one that hangs
     drain             seconds that what runs may take when the server is told to end
     ping              seconds of silence in a stream after which a comment is sent, so that nobody hangs up
