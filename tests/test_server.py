@@ -3,6 +3,7 @@ refuses."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
@@ -25,9 +26,10 @@ from served import VOCAB, Client, text_of, whole_stream, write_model
 pytest.importorskip("starlette")
 
 from pyllm import LLM, Policy  # noqa: E402
-from pyllm.binding import Cache  # noqa: E402
+from pyllm.binding import Cache, __version__  # noqa: E402
 from pyllm.server import Settings  # noqa: E402
 from pyllm.server.app import routes  # noqa: E402
+from pyllm.server.command import listening, parser  # noqa: E402
 from pyllm.testing import Server, running_server  # noqa: E402
 
 SECONDS = 30  # what nothing here takes unless it hangs
@@ -120,6 +122,26 @@ def test_a_stream_adds_up_to_the_whole(client: Client, logprobs: int | None) -> 
             continue
         for name in ("tokens", "token_logprobs", "top_logprobs"):
             assert [x for part in own for x in part["logprobs"][name]] == choice["logprobs"][name]
+
+
+def test_the_smaller_of_two_limits_counts(client: Client) -> None:
+    for limits in (
+        {"max_tokens": 3, "max_completion_tokens": 5},
+        {"max_tokens": 5, "max_completion_tokens": 3},
+    ):
+        assert client.answer(CHAT, {"messages": HI, **limits, **ENDLESS})["usage"]["completion_tokens"] == 3
+
+
+def test_a_streams_usage_is_that_of_the_whole(client: Client) -> None:
+    body = {"messages": [{"role": "user", "content": "use me " * 20}], "max_tokens": 4, "n": 3, **ENDLESS}
+    client.answer(CHAT, body)
+    whole = client.answer(CHAT, body)["usage"]
+    *events, last = client.events(CHAT, {**body, "stream_options": {"include_usage": True}})
+    assert last["choices"] == [] and all(event["usage"] is None for event in events)
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details")
+    assert [last["usage"][name] for name in counts] == [whole[name] for name in counts]
+    assert whole["prompt_tokens_details"]["cached_tokens"] == whole["prompt_tokens"] - 1
+    assert all("usage" not in event for event in client.events(CHAT, body))
 
 
 def test_usage_can_come_with_every_event(client: Client) -> None:
@@ -240,7 +262,10 @@ def test_no_character_is_split_between_events(client: Client) -> None:
         "seed": 1,
     }
     events = client.events(COMPLETIONS, {**body, "frequency_penalty": 2})
-    assert "é" in text_of(events)
+    whole = client.answer(COMPLETIONS, {**body, "frequency_penalty": 2})["choices"][0]["text"]
+    assert "é" in whole and text_of(events) == whole
+    made = [event["choices"][0]["text"] for event in events]
+    assert "" in made[:-1], "the first half of a character is held back"
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -440,6 +465,8 @@ def test_health_is_ok(client: Client) -> None:
         (CHAT, "messages", [], "messages"),
         (CHAT, "messages", [{"content": "x"}], "messages[0].role"),
         (CHAT, "messages", [{"role": "user", "content": 5}], "messages[0].content"),
+        (CHAT, "max_completion_tokens", -1, "max_completion_tokens"),
+        (CHAT, "echo", True, "echo"),
         (CHAT, "top_logprobs", 21, "top_logprobs"),
         (CHAT, "functions", [{"name": "f"}], "functions"),
         (CHAT, "modalities", ["audio"], "modalities"),
@@ -471,7 +498,9 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(client: Client)
         assert str(error["n_prompt_tokens"]) in error["message"] and "2000" in error["message"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'"x"', b"\xff", b"[" * 100000, b'{"prompt": 1e999}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[1]", b'"x"', b"\xff", b"[" * 100000, b'{"prompt": 1e999}', b'{"prompt": "\xe9"}']
+)
 def test_a_body_that_is_no_object_is_refused(client: Client, body: bytes) -> None:
     assert error_of(client.post(COMPLETIONS, body))["status"] == 400
 
@@ -491,6 +520,19 @@ def test_a_body_that_is_too_large_is_refused(path: str) -> None:
             "POST", COMPLETIONS, iter(chunks), {"Content-Type": "application/json"}, encode_chunked=True
         )
         assert connection.getresponse().status in (411, 413)
+
+
+def test_a_body_that_does_not_come_is_waited_for_so_long_only(path: str) -> None:
+    with running_server(path, Settings(slow=0.1), threads=1) as running:
+        client = Client(running.url)
+        with socket.create_connection((client.address.hostname, client.address.port), SECONDS) as sock:
+            head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            sock.sendall(f'{head}Content-Length: 100\r\n\r\n{{"prompt":'.encode())
+            data = b""
+            while part := sock.recv(1 << 16):  # and then it is closed
+                data += part
+        assert data.startswith(b"HTTP/1.1 408") and b'"code":"timeout"' in data
+        assert client.answer(COMPLETIONS, {"prompt": "a", "max_tokens": 1})
 
 
 @pytest.fixture(scope="module")
@@ -701,7 +743,9 @@ def test_a_full_queue_answers_at_once(path: str, monkeypatch: pytest.MonkeyPatch
             response = client.send("POST", COMPLETIONS, {"prompt": "x"})
             assert response.status == 429 and int(response.getheader("Retry-After", "0")) >= 1
             assert json.loads(response.read())["error"]["code"] == "server_busy"
-            assert client.get("/health")[0] == 200, "while a step is under way"
+            for path in ("/health", "/metrics", "/v1/models"):
+                assert client.get(path)[0] == 200, "while a step is under way"
+            assert client.answer("/tokenize", {"prompt": "a"})["count"] == 2
             opened.set()
             for done in asked:
                 done.result(SECONDS)
@@ -710,8 +754,19 @@ def test_a_full_queue_answers_at_once(path: str, monkeypatch: pytest.MonkeyPatch
 
 def test_who_would_wait_too_long_is_told_at_once(path: str) -> None:
     with running_server(path, Settings(max_wait=1e-9), threads=1) as running:
-        response = Client(running.url).send("POST", COMPLETIONS, {"prompt": "x" * 1000})
-        assert response.status == 429 and int(response.getheader("Retry-After", "0")) >= 1
+        client = Client(running.url)
+        with client.open_stream(COMPLETIONS, {"prompt": "y", "max_tokens": 1900, "n": 8, **ENDLESS}):
+            until(lambda: bool(running.service.running))
+            response = client.send("POST", COMPLETIONS, {"prompt": "x" * 1000})
+            assert response.status == 429 and int(response.getheader("Retry-After", "0")) >= 1
+
+
+def test_nobody_is_told_to_come_later_when_it_would_be_no_better_then(path: str) -> None:
+    """Where nothing runs, a request that is long or has many prompts is answered."""
+    settings = Settings(max_wait=1e-9, max_waiting=1)
+    with running_server(path, settings, threads=1, policy=Policy(max_running=2)) as running:
+        body = {"prompt": ["x" * 100] * 9, "max_tokens": 1, "n": 2}
+        assert len(Client(running.url).answer(COMPLETIONS, body)["choices"]) == 18
 
 
 def test_a_request_may_not_need_more_memory_than_there_is(path: str, llm: LLM) -> None:
@@ -850,6 +905,34 @@ def test_sigterm_lets_what_runs_end(command: Callable[..., subprocess.Popen[str]
     assert process.wait(SECONDS) == 0
 
 
+def test_a_second_signal_has_clients_told_at_once(command: Callable[..., subprocess.Popen[str]]) -> None:
+    process = command("--drain", f"{10 * SECONDS}")
+    client = Client(url_of(process))
+    body = {"prompt": "x", "max_tokens": 1900, "stream": True, "n": 16, **ENDLESS}
+    with client.open_stream(COMPLETIONS, body) as sock:
+        assert sock.recv(20).startswith(b"HTTP/1.1 200")
+        process.send_signal(signal.SIGINT)
+        until(lambda: refused(client))
+        process.send_signal(signal.SIGTERM)
+        data = b""
+        while part := sock.recv(1 << 16):
+            data += part
+    assert b'"code":"shutting_down"' in data and b"data: [DONE]" in data
+    assert process.wait(SECONDS) == 0
+
+
+def test_what_comes_while_the_server_ends_is_refused(path: str) -> None:
+    with running_server(path, threads=1) as running:
+        client, service = Client(running.url), running.service
+        stopped = asyncio.run_coroutine_threadsafe(service.stop(), service._poster._loop)
+        stopped.result(SECONDS)
+        for endpoint in (route.path for route in routes(service) if "POST" in (route.methods or ())):
+            response = client.send("POST", endpoint, {"prompt": "a"})
+            assert response.status == 503 and b"shutting down" in response.read(), endpoint
+            assert int(response.getheader("Retry-After", "0")) >= 1
+        assert client.get("/health") == (503, {"status": "draining", "version": __version__})
+
+
 def refused(client: Client) -> bool:
     """Whether new requests are refused by now."""
     try:
@@ -919,6 +1002,36 @@ def test_the_command_refuses_what_it_cannot_serve(path: str) -> None:
     with running_server(path, threads=1) as running:
         taken = run([*start, "-m", path, "--port", running.url.rsplit(":", 1)[1]])
     assert taken.returncode == 1 and "cannot listen" in taken.stderr
+    for option in ("--key", "--name"):  # a shell's variable that is not set
+        empty = run([*start, option, ""])
+        assert empty.returncode == 2 and option in empty.stderr
+
+
+def test_a_server_for_all_without_a_key_says_so(command: Callable[..., subprocess.Popen[str]]) -> None:
+    process = command("--host", "0.0.0.0")
+    assert process.stderr is not None and "--key" in process.stderr.readline()
+    assert url_of(process).startswith("http://0.0.0.0:")
+    assert url_of(command("--host", "0.0.0.0", "--key", "x"))
+
+
+def test_what_is_written_is_sent_at_once() -> None:
+    """Nothing waits for the other side to say that it has what was sent before (Nagle's algorithm)."""
+
+    async def accepted(sock: socket.socket) -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def look(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            own = writer.get_extra_info("socket")
+            found.set_result(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(look, sock=sock):
+            _, writer = await asyncio.open_connection(*sock.getsockname()[:2])
+            writer.close()
+            return await asyncio.wait_for(found, SECONDS)
+
+    with listening(parser().parse_args(["--port", "0"])) as sock:
+        assert asyncio.run(accepted(sock)) == 1
 
 
 def test_streams_of_whole_events(client: Client) -> None:
