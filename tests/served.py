@@ -3,9 +3,11 @@ wire."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -106,3 +108,20 @@ def text_of(events: list[Any], index: int = 0) -> str:
     choices: Iterator[Any] = (choice for event in events for choice in event["choices"])
     own = [choice for choice in choices if choice["index"] == index]
     return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in own)
+
+
+@contextmanager
+def occupied(service: Any) -> Iterator[None]:
+    """A server on which something runs that does not end."""
+    from pyllm.scheduler import Request
+    from pyllm.server.work import Running
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    endless = Running(service.scheduler, service._poster, [Request([0], 0)], never)
+    service.running.add(endless)
+    try:
+        yield
+    finally:
+        service.running.discard(endless)

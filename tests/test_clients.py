@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from common import IM_END
-from served import write_model
+from served import occupied, write_model
 
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
@@ -59,7 +59,7 @@ def served(path: str) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def busy(path: str) -> Iterator[Server]:
     """A server on which everybody would have to wait too long."""
-    with running_server(path, Settings(max_wait=1e-9), threads=1) as running:
+    with running_server(path, Settings(max_wait=1e-9), threads=1) as running, occupied(running.service):
         yield running
 
 

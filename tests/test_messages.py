@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from common import IM_END
-from served import Client, write_model
+from served import Client, occupied, write_model
 
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
@@ -613,7 +613,7 @@ def test_the_shape_is_that_of_the_path(status: int, kind: str) -> None:
 
 
 def test_a_busy_server_says_so_before_it_streams(path: str) -> None:
-    with running_server(path, Settings(max_wait=1e-9), threads=1) as running:
+    with running_server(path, Settings(max_wait=1e-9), threads=1) as running, occupied(running.service):
         body = asked(messages=[{"role": "user", "content": "x" * 1000}], stream=True)
         response = Client(running.url).send("POST", MESSAGES, body)
         assert response.status == 429 and int(response.getheader("Retry-After", "0")) >= 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from common import IM_END
-from served import Client, write_model
+from served import Client, occupied, write_model
 
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
@@ -773,7 +773,7 @@ def test_a_request_whose_time_is_over_is_told(client: Client) -> None:
 
 
 def test_a_busy_server_says_so_before_it_streams(path: str) -> None:
-    with running_server(path, Settings(max_wait=1e-9), threads=1) as running:
+    with running_server(path, Settings(max_wait=1e-9), threads=1) as running, occupied(running.service):
         response = Client(running.url).send("POST", RESPONSES, {"input": "x" * 1000, "stream": True})
         assert response.status == 429 and int(response.getheader("Retry-After", "0")) >= 1
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from common import IM_END
-from served import VOCAB, Client, text_of, whole_stream, write_model
+from served import VOCAB, Client, occupied, text_of, whole_stream, write_model
 
 pytest.importorskip("starlette")
 
@@ -753,12 +753,9 @@ def test_a_full_queue_answers_at_once(path: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_who_would_wait_too_long_is_told_at_once(path: str) -> None:
-    with running_server(path, Settings(max_wait=1e-9), threads=1) as running:
-        client = Client(running.url)
-        with client.open_stream(COMPLETIONS, {"prompt": "y", "max_tokens": 1900, "n": 8, **ENDLESS}):
-            until(lambda: bool(running.service.running))
-            response = client.send("POST", COMPLETIONS, {"prompt": "x" * 1000})
-            assert response.status == 429 and int(response.getheader("Retry-After", "0")) >= 1
+    with running_server(path, Settings(max_wait=1e-9), threads=1) as running, occupied(running.service):
+        response = Client(running.url).send("POST", COMPLETIONS, {"prompt": "x" * 1000})
+        assert response.status == 429 and int(response.getheader("Retry-After", "0")) >= 1
 
 
 def test_nobody_is_told_to_come_later_when_it_would_be_no_better_then(path: str) -> None:
