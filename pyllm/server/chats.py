@@ -17,7 +17,15 @@ from pyllm.sampling import Continuation, SamplingParams, StreamEvent
 from pyllm.server.answer import Generated, shown_extras
 from pyllm.server.errors import bad
 from pyllm.server.logprobs import chat_logprobs, prompt_logprobs
-from pyllm.server.sampling_fields import alternatives_of, count_of, limit_of, params_of, refused, seeds_of
+from pyllm.server.sampling_fields import (
+    alternatives_of,
+    check_sizes,
+    count_of,
+    limit_of,
+    params_of,
+    refused,
+    seeds_of,
+)
 from pyllm.server.schemas import ChatRequest, ranged
 from pyllm.server.service import Service
 from pyllm.server.stamps import Stamp, stamp
@@ -340,6 +348,7 @@ def text_of(part: Any, name: str) -> str:
 async def chats(service: Service, request: ChatRequest, owner: str, kind: str = "chatcmpl-") -> Chats:
     """Checks everything, and makes the answer, which runs when it is sent. kind: how its id begins."""
     model = service.model_named(request.model)
+    check_sizes(request, service.settings)
     mark = stamp(request, kind)
     count = count_of(request, service.settings)
     limits = [

@@ -11,7 +11,7 @@ from pyllm.sampling import Continuation, Logprob, SamplingParams, StreamEvent
 from pyllm.server.answer import Generated, shown_extras
 from pyllm.server.errors import bad
 from pyllm.server.logprobs import completion_logprobs, prompt_logprobs
-from pyllm.server.sampling_fields import count_of, limit_of, params_of, refused, seeds_of
+from pyllm.server.sampling_fields import check_sizes, count_of, limit_of, params_of, refused, seeds_of
 from pyllm.server.schemas import CompletionRequest, ranged
 from pyllm.server.service import Service
 from pyllm.server.stamps import Stamp, stamp
@@ -28,13 +28,13 @@ def prompts_of(given: Any, most: int, param: str = "prompt") -> list[str | list[
         return [given]
     if not given:
         raise bad(f"{param} is empty", param)
+    if len(given) > most and not isinstance(given[0], int):
+        count = f"{param} has {len(given)} texts, more than the {most} of this server"
+        raise bad(count, param, "too_large")
     for item in given:
         ids = isinstance(item, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in item)
         if not (isinstance(item, str) or ids):
             raise bad(f"{param} must be a text, token ids, or a list of texts or token ids", param)
-    if len(given) > most:
-        count = f"{param} has {len(given)} texts, more than the {most} of this server"
-        raise bad(count, param, "too_large")
     return list(given)
 
 
@@ -125,6 +125,7 @@ async def completions(service: Service, request: CompletionRequest, owner: str) 
     settings = service.settings
     model = service.model_named(request.model)
     prompts = prompts_of(request.prompt, settings.max_prompts)
+    check_sizes(request, settings)
     mark = stamp(request, "cmpl-")
     count = count_of(request, settings)
     best_of = ranged("best_of", request.best_of, count, settings.max_n, count)

@@ -23,8 +23,8 @@ DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 def params_of(request: Sampling, settings: Settings, **more: Any) -> SamplingParams:
     """The parameters of a request; ApiError that names the field.
 
-    more  fields that the kinds of requests have each in their own way; max_tokens among them"""
-    check_sizes(request, settings)
+    request  whose sizes have been checked
+    more     fields that the kinds of requests have each in their own way; max_tokens among them"""
     fields = dict(
         DEFAULTS,
         min_tokens=request.min_tokens,
