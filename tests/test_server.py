@@ -1035,3 +1035,57 @@ def test_streams_of_whole_events(client: Client) -> None:
     """What is sent is whole events, each ended by an empty line, whatever the sizes of the parts."""
     response = client.send("POST", COMPLETIONS, {"prompt": "x", "max_tokens": 20, "stream": True, **ENDLESS})
     assert len(whole_stream(response.read())) == 20
+
+
+# ----------------------------------------------------------------------------------------------------------
+# A model that reasons
+
+THINKING = (
+    b"{% for m in messages %}{{ m.role }}:"
+    b"{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+    b"assistant:{% if enable_thinking %}<think>{% endif %}"
+)
+THOUGHT = IM_END + 2  # the token </think>
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("thinker")
+    path = write_model(folder, template=THINKING, control=[b"<think>", b"</think>"])
+    with running_server(path, threads=1) as running:
+        yield Client(running.url)
+
+
+def test_a_schema_binds_the_answer_and_reasoning_has_both_names(thinker: Client) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]}
+    body = {
+        "messages": HI,
+        "seed": 3,
+        "max_tokens": 500,
+        "logit_bias": {str(THOUGHT): 4, str(IM_END): -100},
+        "chat_template_kwargs": {"enable_thinking": True},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": {**schema, "additionalProperties": False}},
+        },
+    }
+    (choice,) = thinker.answer(CHAT, body)["choices"]
+    message = choice["message"]
+    assert message["reasoning_content"] and message["reasoning_content"] == message["reasoning"]
+    assert set(json.loads(message["content"])) == {"x"} and choice["finish_reason"] == "stop"
+    events = thinker.events(CHAT, body)
+    deltas = [event["choices"][0]["delta"] for event in events]
+    for name in ("reasoning_content", "reasoning"):
+        assert "".join(delta.get(name) or "" for delta in deltas) == message[name]
+    assert text_of(events) == message["content"]
+    silent = thinker.answer(CHAT, {**body, "include_reasoning": False})["choices"][0]["message"]
+    assert silent["content"] == message["content"] and not {"reasoning", "reasoning_content"} & set(silent)
+
+
+def test_reasoning_is_taken_under_both_names(thinker: Client) -> None:
+    shown = [
+        thinker.answer("/tokenize", {"messages": [*HI, {"role": "assistant", "content": "Yes", name: "Hm"}]})
+        for name in ("reasoning_content", "reasoning")
+    ]
+    assert shown[0] == shown[1]
+    assert b"(Hm)Yes" in bytes(token for token in shown[0]["tokens"] if token < 256)
