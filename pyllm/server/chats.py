@@ -30,6 +30,8 @@ from pyllm.server.schemas import ChatRequest, ranged
 from pyllm.server.service import Service
 from pyllm.server.stamps import Stamp, stamp
 
+LIMITS = ("max_tokens", "max_completion_tokens")  # the smaller one counts
+
 # Of a model that has no template: the texts of the messages, to be continued
 PLAIN = """\
 {{- bos_token -}}
@@ -351,10 +353,8 @@ async def chats(service: Service, request: ChatRequest, owner: str, kind: str = 
     check_sizes(request, service.settings)
     mark = stamp(request, kind)
     count = count_of(request, service.settings)
-    limits = [
-        limit_of(getattr(request, name), None, service.settings, name)
-        for name in ("max_tokens", "max_completion_tokens")
-    ]
+    names = [name for name in LIMITS if getattr(request, name) is not None] or LIMITS[:1]
+    limits = [limit_of(getattr(request, name), None, service.settings, name) for name in names]
     params = params_of(
         request,
         service.settings,
