@@ -912,3 +912,16 @@ def test_it_is_stuck_while_a_step_takes_too_long(llm, monkeypatch):
         gate.opened.set()
         asked.result(SECONDS)
     until(lambda: not llm._scheduler.stuck(0.01))
+
+
+def test_it_is_stuck_when_its_thread_has_died_and_requests_wait(model):
+    """However that came to be: nothing that a request does can end the thread."""
+    batch = ByHand(model, model.header.context, 1)
+    batch._thread = threading.Thread(target=lambda: None)
+    batch._thread.start()
+    batch._thread.join()
+    assert not batch.stuck(SECONDS), "nobody waits"
+    batch.add(job := continuation(model, "a", 1))
+    assert batch.stuck(SECONDS)
+    batch.until_idle()
+    assert job.ended and not batch.stuck(SECONDS)

@@ -590,8 +590,43 @@ def test_a_wrong_host_and_a_foreign_page_are_refused(guarded: Server) -> None:
 
 def test_a_form_cannot_post(guarded: Server) -> None:
     client = Client(guarded.url, Authorization="Bearer secret")
-    response = client.send("POST", COMPLETIONS, b'{"prompt": "a"}', **{"Content-Type": "text/plain"})
-    assert response.status == 415
+    body = b'{"prompt": "a", "max_tokens": 1, "cache": false}'
+    forms = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "")
+    for kind in (*forms, "text/plain; application/json", "application/jsonx"):
+        assert client.send("POST", COMPLETIONS, body, **{"Content-Type": kind}).status == 415, kind
+    for kind in ("application/json; charset=utf-8", "Application/JSON"):
+        assert client.send("POST", COMPLETIONS, body, **{"Content-Type": kind}).status == 200, kind
+
+
+def test_a_schema_that_cannot_be_enforced_is_refused_by_its_place(client: Client) -> None:
+    schema = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    for endpoint, body in ((CHAT, {"messages": HI}), (COMPLETIONS, {"prompt": "a"})):
+        for field, value in (
+            ("response_format", form),
+            ("structured_outputs", {"json": schema}),
+            ("guided_json", schema),
+        ):
+            for stream in (False, True):
+                error = error_of(client.post(endpoint, {**body, field: value, "stream": stream}))
+                assert error["status"] == 400 and error["param"] == field
+                assert error["pointer"] == "/properties/a/not" and error["pointer"] in error["message"]
+    error = error_of(client.post(CHAT, {"messages": HI, "guided_regex": "a" * (65 << 10)}))
+    assert error["status"] == 400 and error["param"] == "guided_regex" and error["code"] == "too_large"
+
+
+def test_a_server_has_a_limit_of_tokens_and_a_default(path: str) -> None:
+    with running_server(path, Settings(max_tokens=9, default_tokens=4), threads=1) as running:
+        client = Client(running.url)
+        for endpoint, body in ((CHAT, {"messages": HI}), (COMPLETIONS, {"prompt": "a"})):
+            made = [
+                client.answer(endpoint, {**body, **more, **ENDLESS})["usage"]["completion_tokens"]
+                for more in ({}, {"max_tokens": 9})
+            ]
+            assert made == [4, 9]
+            for limit in (10, -1, 10**9):
+                assert error_of(client.post(endpoint, {**body, "max_tokens": limit}))["param"] == "max_tokens"
+            assert error_of(client.post(endpoint, {**body, "n_predict": -1}))["param"] == "n_predict"
 
 
 # ----------------------------------------------------------------------------------------------------------
