@@ -508,6 +508,7 @@ def test_a_body_that_is_no_object_is_refused(client: Client, body: bytes) -> Non
 def test_other_paths_and_methods_are_errors_of_the_same_shape(client: Client) -> None:
     assert error_of(client.get("/v1/nothing"))["status"] == 404
     assert error_of(client.get(COMPLETIONS))["status"] == 405
+    assert client.send("GET", COMPLETIONS).getheader("Allow") == "POST"
 
 
 def test_a_body_that_is_too_large_is_refused(path: str) -> None:

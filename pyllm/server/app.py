@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -152,11 +152,12 @@ async def _read(http: Request, most: int) -> bytes:
 class ErrorResponse(Response):
     """An ApiError as it is sent."""
 
-    def __init__(self, error: ApiError) -> None:
+    def __init__(self, error: ApiError, headers: Mapping[str, str] | None = None) -> None:
         self.error, self.background = error, None
+        self.more = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await send_error(send, messages.shaped(self.error, scope["path"]))
+        await send_error(send, messages.shaped(self.error, scope["path"]), self.more)
 
 
 async def _api_error(http: Request, error: Exception) -> Response:
@@ -169,7 +170,8 @@ async def _http_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = f"{http.method} {http.url.path:.100}"
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    return ErrorResponse(ApiError(error.status_code, f"{error.detail}: {path}", code=code))
+    shown = ApiError(error.status_code, f"{error.detail}: {path}", code=code)
+    return ErrorResponse(shown, error.headers)  # such as Allow
 
 
 async def _server_error(http: Request, error: Exception) -> Response:

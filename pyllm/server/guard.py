@@ -10,7 +10,7 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -148,10 +148,10 @@ def key_of(headers: Headers) -> bytes:
     return b""
 
 
-async def send_error(send: Send, error: ApiError) -> None:
-    """Answers with an error."""
+async def send_error(send: Send, error: ApiError, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """Answers with an error. more: headers."""
     body = encode(error.body)
-    headers = [(b"content-type", JSON), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", JSON), (b"content-length", str(len(body)).encode()), *more]
     if error.retry_after is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
     if error.status in (408, 413):  # whatever else comes of the request is not read
