@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -35,11 +38,28 @@ LIMITS: dict[str, Any] = dict(  # of llguidance: what a grammar may cost, in uni
     max_grammar_size=500_000,
 )
 MAX_TRIED = 400  # parts of a refused schema that are tried alone, to find the one that is refused
+MAX_TRYING = 1.0  # seconds that this may take
+# Of the thread that compiles: llguidance calls itself for each $ref or rule that leads to another, and a
+# stack that is full ends the process. Most of it is never touched
+STACK = 512 << 20
+MAX_COMPILED = 64  # compiled grammars that are kept
+MAX_COMPILED_BYTES = 1 << 20  # of their texts
+# Of the integers that every reader of JSON knows exactly (RFC 7493); llguidance rounds larger ones, or
+# crashes
+LARGEST = 2**53 - 1
 # Keywords whose values are schemas, lists of schemas, or schemas by name
 OF_SCHEMA = ("items", "additionalProperties", "additionalItems", "contains", "not", "if", "then", "else",
              "propertyNames", "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
 OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 OF_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+# What llguidance's formats let through: 29 February of any year, and leap seconds at any time of the day
+LEAP_YEAR = r"(?:\d\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
+DATE = rf"^(?:....-(?:0[13-9]|1[0-2])-..|....-02-(?:[01].|2[0-8])|{LEAP_YEAR}-02-29)"
+CLOCK = "..:..:[0-5]"
+PATTERNS = {"date": DATE, "time": f"^{CLOCK}", "date-time": f"{DATE}[Tt]{CLOCK}"}
+
+T = TypeVar("T")
 
 
 class GrammarError(ValueError):
@@ -100,10 +120,112 @@ def schema_in_lark(schema: Any, spaces: Mapping[str, Any] | None = None) -> str:
 
 
 def with_whitespace(schema: Any, spaces: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A schema with the white space that JSON may have."""
+    """A schema with the white space that JSON may have, and with what llguidance would leave out."""
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
+    schema = json.loads(json.dumps(schema))
+    for _, part in walk(schema):
+        if isinstance(part, dict):
+            _narrow(part)
     return {**schema, "x-guidance": spaces or {"whitespace_pattern": WHITESPACE}}
+
+
+def _narrow(part: dict[str, Any]) -> None:
+    """Changes a schema so that llguidance lets through what it allows, or less."""
+    for name, limit in (("minimum", -LARGEST), ("maximum", LARGEST)):
+        for bound in (name, f"exclusiveM{name[1:]}"):
+            value = part.get(bound)
+            if is_number(value) and abs(value) > LARGEST:
+                part[bound] = limit
+    form, all_of = part.get("format"), part.get("allOf", [])
+    if isinstance(form, str) and form in PATTERNS and isinstance(all_of, list):
+        part["allOf"] = [*all_of, {"pattern": PATTERNS[form]}]
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it is a number in JSON."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def unenforceable(part: dict[str, Any]) -> tuple[str, str] | None:
+    """A keyword of a schema that llguidance takes but does not enforce, with what is wrong; the schemas in it
+    are not looked at."""
+    if "x-guidance" in part:
+        return "x-guidance", "not supported"
+    for name in ("const", "enum", "multipleOf"):
+        if _has_large_number(part.get(name)):
+            return name, f"numbers beyond {LARGEST} are not supported"
+    for name, sign in (("minimum", 1), ("exclusiveMinimum", 1), ("maximum", -1), ("exclusiveMaximum", -1)):
+        if is_number(bound := part.get(name)) and bound * sign > LARGEST:
+            return name, f"numbers beyond {LARGEST} are not supported"
+    named = part.get("patternProperties")
+    named = named if isinstance(named, dict) else {}
+    for name, pattern in [("pattern", part.get("pattern")), *(("patternProperties", key) for key in named)]:
+        if isinstance(pattern, str) and (found := other_class(pattern)):
+            place = f"{name}/{escaped(pattern)}" if name == "patternProperties" else name
+            return place, f"{found} in square brackets is not supported"
+    least, required = part.get("minProperties"), part.get("required")
+    closed = part.get("additionalProperties") is False and not named
+    certain = len({name for name in required if isinstance(name, str)}) if isinstance(required, list) else 0
+    if is_number(least) and least > certain + 1 and not closed:
+        return "minProperties", "names that are not listed as required could be the same one again"
+    return None
+
+
+def _has_large_number(value: Any) -> bool:
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if is_number(one) and abs(one) > LARGEST:
+            return True
+        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, (list, tuple)) else ()
+    return False
+
+
+def other_class(pattern: str) -> str | None:
+    """What in a class of characters is not what it is in JSON Schema's expressions (ECMA-262): Rust's crate
+    regex knows sets in sets, and operations on them."""
+    inside = False
+    for sign in re.findall(r"\\.|\[\^?\]?|&&|--|~~|.", pattern, re.DOTALL):
+        if not inside and sign.startswith("["):
+            inside = True
+            if sign.endswith("]"):
+                return "']' as the first"
+        elif inside and (sign.startswith("[") or sign in ("&&", "--", "~~")):
+            return repr(sign)
+        elif sign == "]":
+            inside = False
+    return None
+
+
+class Compiled:
+    """What was made for a text last: of bounded count and size. Any thread may use it."""
+
+    def __init__(self, count: int = MAX_COMPILED, size: int = MAX_COMPILED_BYTES) -> None:
+        self._count, self._size = count, size
+        self._lock = threading.Lock()
+        self._made: OrderedDict[tuple[str, ...], Any] = OrderedDict()
+        self.size = 0  # characters of all keys
+
+    def get(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
+        """What make() returns, or has returned. What it raises is raised, and not kept."""
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                found: T = self._made[key]
+                return found
+        made = make()
+        with self._lock:
+            if key not in self._made:
+                self.size += sum(map(len, key))
+            self._made[key] = made
+            while len(self._made) > self._count or self.size > self._size:
+                oldest, _ = self._made.popitem(last=False)
+                self.size -= sum(map(len, oldest))
+        return made
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 class Grammars:
@@ -113,6 +235,8 @@ class Grammars:
         self.model = model
         self._lock = threading.Lock()
         self._made: Any = None
+        self._unescaped: Unescaped | None = None
+        self._compiled = Compiled()
         self._free = np.full(-(-model.vocab_size // 32), 2**32 - 1, np.uint32)
         self.free = ffi.from_buffer("uint32_t[]", self._free)  # the mask that lets everything through
 
@@ -123,14 +247,21 @@ class Grammars:
         with self._lock:
             if self._made is None:
                 self._made = _tokenizer(self.model)
+                self._unescaped = Unescaped(self.model)
             return self._made
 
     def compile(self, constraint: Constraint, reasoning: Reasoning | None = None) -> str:
         """A grammar that state() takes. GrammarError when it is wrong or cannot be enforced.
 
         reasoning  what may, or is to, come before the text"""
+        key = ("compile", constraint.kind, as_json(constraint.what), repr(reasoning))
+        return self._compiled.get(key, lambda: self._compile(constraint, reasoning))
+
+    def _compile(self, constraint: Constraint, reasoning: Reasoning | None) -> str:
         check(constraint)
         grammar = constraint.what
+        if constraint.kind == "schema":
+            self.check_schema(grammar)
         if constraint.kind == "regex":
             constraint = Constraint("regex", unanchored(grammar))
         if constraint.kind == "grammar" and "::=" in grammar:
@@ -141,43 +272,62 @@ class Grammars:
         else:
             thought, rules = ("", "") if reasoning is None else reasoning.lark(self.model)
             lark = f"start: {thought} {constraint.lark()}\n{rules}"
-        if constraint.kind == "schema":
-            self.check_schema(constraint.what)
         self._check(_from_lark(lark))
         return lark
 
     def check_schema(self, schema: Any) -> None:
         """GrammarError that names the place when a schema is wrong or cannot be enforced."""
+        self._compiled.get(("schema", as_json(schema)), lambda: self._check_schema(schema))
+
+    def _check_schema(self, schema: Any) -> None:
         check(Constraint("schema", schema))
+        if schema is False:
+            raise GrammarError("schema: there is nothing that false allows", "")
         try:
             self._check(_from_schema(schema))
         except GrammarError as error:
-            pointer = self._fault(schema)
+            pointer = self._fault(schema, str(error))
             raise GrammarError(f"schema{pointer and f' at {pointer}'}: {error}", pointer) from None
 
     def _check(self, grammar: str) -> None:
         from llguidance import LLMatcher
 
-        wrong, sentences = LLMatcher.validate_grammar_with_warnings(grammar, self.tokenizer, limits=limits())
+        def validate() -> tuple[bool, list[str]]:
+            result: tuple[bool, list[str]] = LLMatcher.validate_grammar_with_warnings(
+                grammar, self.tokenizer, limits=limits()
+            )
+            return result
+
+        wrong, sentences = with_room(validate)
         if wrong:
             sentence = " ".join(sentences[0].split())
-            raise GrammarError(re.sub(r" \d+ \| .*", "", sentence))  # without the line that it shows
+            sentence = re.sub(r" \d+ \| .*", "", sentence)  # without the line that it shows
+            raise GrammarError(sentence if len(sentence) <= 300 else f"{sentence[:300]} …")
 
     def state(self, lark: str) -> State:
         """Where a text stands in a compiled grammar: at its start."""
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self.tokenizer, _from_lark(lark), log_level=0, limits=limits())
-        return Bound(matcher, self.model.vocab_size)
+        def make() -> LLMatcher:
+            return with_room(
+                lambda: LLMatcher(self.tokenizer, _from_lark(lark), log_level=0, limits=limits())
+            )
 
-    def _fault(self, schema: Any) -> str:
-        """The JSON pointer of what is refused in a schema: of the innermost part that is refused alone, the
-        keyword without which it is not."""
+        matcher = self._compiled.get(("state", lark), make).deep_copy()
+        unescaped = self._unescaped if "%json" in lark else None
+        return Bound(matcher, self.model.vocab_size, unescaped)
 
-        def refused(part: Any, root: Any) -> bool:
+    def _fault(self, schema: Any, sentence: str) -> str:
+        """The JSON pointer of what is refused in a schema with a sentence: of a keyword that this is about;
+        else of the innermost part that is refused alone, the keyword without which it is not."""
+        tried, until = 0, time.monotonic() + MAX_TRYING
+
+        def refused(part: Any) -> bool:
+            nonlocal tried
+            tried += 1
             whole = part
-            if isinstance(part, dict) and isinstance(root, dict):
-                names = {name: root[name] for name in ("$defs", "definitions") if name in root}
+            if isinstance(part, dict) and isinstance(schema, dict):
+                names = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
                 whole = {**names, **part}
             try:
                 self._check(_from_schema(whole))
@@ -185,23 +335,77 @@ class Grammars:
                 return True
             return False
 
-        tried = 0
+        def more() -> bool:
+            return tried < MAX_TRIED and time.monotonic() < until
+
+        places = list(places_of(schema, sentence))
+        if places:
+            alone = (pointer for pointer, part in places if more() and refused(part))
+            return next(alone, places[0][0])
         pointer, part = "", schema
-        while tried < MAX_TRIED:
-            for step, inner in parts_of(part):
-                tried += 1
-                if refused(inner, schema):
-                    pointer, part = f"{pointer}/{step}", inner
-                    break
-            else:
+        while True:
+            inner = ((step, one) for step, one in parts_of(part) if more() and refused(one))
+            if (found := next(inner, None)) is None:
                 break
-        if not isinstance(part, dict):
-            return pointer
-        for name in part:
-            tried += 1
-            if tried < 2 * MAX_TRIED and not refused({k: v for k, v in part.items() if k != name}, schema):
+            pointer, part = f"{pointer}/{found[0]}", found[1]
+        for name in part if isinstance(part, dict) else ():
+            if more() and not refused({k: v for k, v in part.items() if k != name}):
                 return f"{pointer}/{escaped(name)}"
         return pointer
+
+
+def places_of(schema: Any, sentence: str) -> Iterator[tuple[str, Any]]:
+    """The pointers of the keywords that a sentence of llguidance's is about, where it says so, with the
+    schemas that they stand in."""
+    names: set[str] = set()
+    if sentence.startswith("Unimplemented keys"):
+        names = set(re.findall(r'"([^"]+)"', sentence))
+    elif sentence.startswith("min/maxProperties"):
+        names = {"minProperties", "maxProperties"}
+    elsewhere = re.match(r"Resource '([^']+)' is not present", sentence)
+    for pointer, part in walk(schema):
+        for name in part if isinstance(part, dict) else ():
+            if elsewhere and name in ("$ref", "$schema") and isinstance(part[name], str):
+                file = part[name].partition("#")[0].rpartition("/")[2]
+                if file and elsewhere[1].endswith(f"/{file}"):
+                    yield f"{pointer}/{name}", part
+            elif name in names:
+                yield f"{pointer}/{escaped(name)}", part
+
+
+def with_room(work: Callable[[], T]) -> T:
+    """What work() returns, done in a thread with a large stack."""
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    with _stacks:
+        before = threading.stack_size(STACK)
+        try:
+            thread = threading.Thread(target=run, name="grammar")
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+_stacks = threading.Lock()  # of a setting that is the process's
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON. GrammarError when it is nested too deeply."""
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        raise GrammarError("the schema is nested too deeply") from None
 
 
 @dataclass(frozen=True)
@@ -266,24 +470,31 @@ class State:
 class Bound(State):
     """Where one text stands in a grammar of llguidance."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, vocab_size: int, unescaped: Unescaped | None) -> None:
+        self._matcher, self._unescaped = matcher, unescaped
+        self._slashes = 0  # with which the text ends
         self._mask = np.zeros(-(-vocab_size // 32), np.uint32)
         self._pointer = ffi.from_buffer("uint32_t[]", self._mask)
         self._sound()
 
     def _sound(self) -> None:
         if self._matcher.is_error():
+            if self._matcher.stop_reason() == "NoExtensionBias":
+                raise LLMError("the grammar leads to where nothing can follow")
             raise LLMError(f"the grammar takes too much: {' '.join(self._matcher.get_error().split())[:300]}")
 
     def mask(self) -> Any:
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._sound()
+        if self._unescaped is not None:
+            self._unescaped.narrow(self._mask, self._slashes % 2 == 1)
         return self._pointer
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
         self._sound()
+        if self._unescaped is not None:
+            self._slashes = self._unescaped.slashes(token, self._slashes)
 
     @property
     def complete(self) -> bool:
@@ -292,6 +503,40 @@ class Bound(State):
     def forced(self, most: int) -> list[int]:
         tokens: list[int] = self._matcher.compute_ff_tokens()[:most]
         return tokens[: self._matcher.validate_tokens(tokens)] if tokens else []
+
+
+class Unescaped:
+    r"""Keeps \uXXXX out of JSON. llguidance takes a name that is written so for none of those that the schema
+    lists, but it is one of them to whoever reads it."""
+
+    def __init__(self, model: Model) -> None:
+        count = lib.llm_token_count(model.tokenizer)
+        tokens = [model.token_bytes(token) for token in range(count)]
+        self._trailing = [len(data) - len(data.rstrip(b"\\")) for data in tokens]
+        self._sizes = [len(data) for data in tokens]
+        # without the tokens that begin such an escape; the second behind a backslash
+        self._masks = [np.zeros(-(-model.vocab_size // 32), np.uint32) for _ in range(2)]
+        begins = re.compile(rb"(?s)(?:\\.|[^\\])*?\\u")
+        for mask, before in zip(self._masks, (b"", b"\\"), strict=True):
+            allowed = np.array([begins.match(before + data) is None for data in tokens])
+            words = np.packbits(allowed, bitorder="little")
+            mask.view(np.uint8)[: len(words)] = words
+        self._letters = [tokens.index(data) if data in tokens else None for data in (b"\n", b"z")]
+
+    def narrow(self, mask: np.ndarray, behind: bool) -> None:
+        """Takes the tokens out of a mask, except in a text that is not JSON; or if there is no other.
+
+        behind  whether the text so far ends with a backslash that begins an escape"""
+        if all(t is not None and mask[t // 32] >> (t % 32) & 1 for t in self._letters):
+            return  # both may come in reasoning only, since lines do not break within strings
+        narrowed = mask & self._masks[behind]
+        if narrowed.any():
+            mask[:] = narrowed
+
+    def slashes(self, token: int, before: int) -> int:
+        """How many backslashes the text ends with."""
+        all_of_it = self._trailing[token] == self._sizes[token]
+        return self._trailing[token] + (before if all_of_it else 0)
 
 
 def limits() -> Any:
@@ -308,8 +553,9 @@ def check(constraint: Constraint) -> None:
         if not isinstance(what, (dict, bool)):
             raise TypeError(f"schema must be a dict, not {what!r:.60}")
         for pointer, part in walk(what):
-            if isinstance(part, dict) and "x-guidance" in part:
-                raise GrammarError(f"schema at {pointer}/x-guidance: not supported", f"{pointer}/x-guidance")
+            if isinstance(part, dict) and (fault := unenforceable(part)) is not None:
+                place = f"{pointer}/{fault[0]}"
+                raise GrammarError(f"schema at {place}: {fault[1]}", place)
     elif kind == "choice":
         texts = (
             isinstance(what, Sequence) and not isinstance(what, str) and all(isinstance(t, str) for t in what)
@@ -335,13 +581,35 @@ def parts_of(schema: Any) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def walk(schema: Any, pointer: str = "") -> Iterator[tuple[str, Any]]:
-    """All schemas in a schema, itself first, with their JSON pointers."""
-    waiting = [(pointer, schema)]
+def walk(schema: Any) -> Iterator[tuple[str, Any]]:
+    """All schemas in a schema, itself first, with their JSON pointers; those too that only a $ref knows."""
+    waiting = deque([("", schema)])
+    seen = set()
     while waiting:
-        at, part = waiting.pop()
+        at, part = waiting.popleft()
+        if at in seen:
+            continue
+        seen.add(at)
         yield at, part
-        waiting += [(f"{at}/{step}", inner) for step, inner in parts_of(part)]
+        waiting.extend((f"{at}/{step}", inner) for step, inner in parts_of(part))
+        ref = part.get("$ref") if isinstance(part, dict) else None
+        if isinstance(ref, str) and ref.startswith("#/"):
+            pointer = unquote(ref[1:])
+            if (inner := at_pointer(schema, pointer)) is not None:
+                waiting.append((pointer, inner))
+
+
+def at_pointer(value: Any, pointer: str) -> Any:
+    """What a JSON pointer points at; None: nothing."""
+    for step in pointer.split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        elif isinstance(value, dict) and name in value:
+            value = value[name]
+        else:
+            return None
+    return value
 
 
 def escaped(name: str) -> str:

@@ -126,7 +126,7 @@ def test_max_tokens_cuts_what_a_schema_allows(llm: LLM) -> None:
         ({"properties": {"a/b~c": {"type": "string", "pattern": "(?=a)b"}}}, "/properties/a~1b~0c/pattern"),
         ({"$defs": {"x": {"contains": {}}}, "items": {"$ref": "#/$defs/x"}}, "/$defs/x/contains"),
         ({"anyOf": [{"type": "string"}, {"type": "strin"}]}, "/anyOf/1/type"),
-        ({"items": {"if": {"type": "string"}, "then": {"maxLength": 1}}}, "/items"),
+        ({"items": {"if": {"type": "string"}, "then": {"maxLength": 1}}}, "/items/if"),
         ({"$ref": "http://127.0.0.1/schema"}, "/$ref"),
         ({"prefixItems": [{}, {"type": "string", "format": "nonsense"}]}, "/prefixItems/1/format"),
         ({"x-guidance": {"lenient": True}, "not": {}}, "/x-guidance"),
