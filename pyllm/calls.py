@@ -344,8 +344,8 @@ class Calls:
         if self.required or self.otherwise is not None:
             otherwise = None if self.required else self.otherwise
             return grammars.state(self.lark(grammars.model, reasoning, otherwise))
-        lark = self.lark(grammars.model, None, None)
-        return Triggered(grammars, lark, self.marks[0], self.form.anchored, reasoning)
+        called = grammars.state(self.lark(grammars.model, None, None))
+        return Triggered(grammars, called, self.marks[0], self.form.anchored, reasoning)
 
     def parser(self, seed: int, control: Iterable[str] = ()) -> Parser:
         """What takes a reply apart. control: the marks in it that are control tokens."""
@@ -353,12 +353,15 @@ class Calls:
 
 
 class Triggered(State):
-    """Binds nothing until a mark comes behind the reasoning, and what follows from there on."""
+    """Binds nothing until a mark comes behind the reasoning, and what follows from there on.
+
+    called  what binds it then
+    """
 
     def __init__(
-        self, grammars: Grammars, lark: str, mark: str, anchored: bool, reasoning: Reasoning | None
+        self, grammars: Grammars, called: State, mark: str, anchored: bool, reasoning: Reasoning | None
     ) -> None:
-        self._grammars, self._lark, self._anchored = grammars, lark, anchored
+        self._grammars, self._called, self._anchored = grammars, called, anchored
         self._thought = None if reasoning is None else Thought(reasoning)
         self._sign = mark.encode()
         self._tokens: list[int] = []  # the last ones, in which the mark may have begun
@@ -400,7 +403,7 @@ class Triggered(State):
 
     def _begin(self, text: bytes) -> None:
         """The grammar holds from here on; text: what there is of it already."""
-        self._state = self._grammars.state(self._lark)
+        self._state = self._called
         own: list[int] = []
         for token in reversed(self._tokens):  # the tokens that make up the text, if it begins with one
             own.insert(0, token)

@@ -305,17 +305,21 @@ class Grammars:
             raise GrammarError(sentence if len(sentence) <= 300 else f"{sentence[:300]} …")
 
     def state(self, lark: str) -> State:
-        """Where a text stands in a compiled grammar: at its start."""
-        from llguidance import LLMatcher
-
-        def make() -> LLMatcher:
-            return with_room(
-                lambda: LLMatcher(self.tokenizer, _from_lark(lark), log_level=0, limits=limits())
-            )
-
-        matcher = self._compiled.get(("state", lark), make).deep_copy()
+        """Where a text stands in a compiled grammar: at its start. GrammarError when there is no way on."""
+        matcher = self._compiled.get(("state", lark), lambda: self._start(lark)).deep_copy()
         unescaped = self._unescaped if "%json" in lark else None
         return Bound(matcher, self.model.vocab_size, unescaped)
+
+    def _start(self, lark: str) -> LLMatcher:
+        """What the states of a grammar are copies of."""
+        from llguidance import LLMatcher
+
+        matcher = with_room(lambda: LLMatcher(self.tokenizer, _from_lark(lark), log_level=0, limits=limits()))
+        try:
+            Bound(matcher.deep_copy(), self.model.vocab_size, None).mask()
+        except LLMError as error:
+            raise GrammarError(str(error)) from None
+        return matcher
 
     def _fault(self, schema: Any, sentence: str) -> str:
         """The JSON pointer of what is refused in a schema with a sentence: of a keyword that this is about;
@@ -479,9 +483,10 @@ class Bound(State):
 
     def _sound(self) -> None:
         if self._matcher.is_error():
-            if self._matcher.stop_reason() == "NoExtensionBias":
+            reason = " ".join(self._matcher.get_error().partition("<state>")[0].split())
+            if reason == "NoExtensionBias":
                 raise LLMError("the grammar leads to where nothing can follow")
-            raise LLMError(f"the grammar takes too much: {' '.join(self._matcher.get_error().split())[:300]}")
+            raise LLMError(f"the grammar takes too much: {reason[:300]}")
 
     def mask(self) -> Any:
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)

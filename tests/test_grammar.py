@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -282,3 +283,183 @@ def test_500_schemas_at_random_are_enforced_whole(llm: LLM) -> None:
             ended += 1
             jsonschema.Draft202012Validator(schema).validate(json.loads(one.text))
     assert ended >= 480
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What llguidance takes, and does not enforce
+
+
+def takes(llm: LLM, schema: Any, text: str) -> bool:
+    """Whether a schema lets a text through."""
+    state = llm._grammars.state(llm._grammars.compile(Constraint("schema", schema)))
+    for byte in text.encode():
+        if state.complete or not state.mask()[byte // 32] >> (byte % 32) & 1:
+            return False
+        state.accept(byte)
+    return state.complete or bool(state.mask()[IM_END // 32] >> (IM_END % 32) & 1)
+
+
+@pytest.mark.parametrize(
+    "schema, pointer",
+    [
+        ({"const": 2**53}, "/const"),
+        ({"const": -(2**63)}, "/const"),
+        ({"enum": [1, {"a": [1e300]}]}, "/enum"),
+        ({"items": {"minimum": 2**53}}, "/items/minimum"),
+        ({"exclusiveMaximum": -(2**53)}, "/exclusiveMaximum"),
+        ({"multipleOf": 2**60}, "/multipleOf"),
+        ({"minProperties": 2}, "/minProperties"),
+        (
+            {"patternProperties": {"^a": {}}, "additionalProperties": False, "minProperties": 2},
+            "/minProperties",
+        ),
+        ({"$ref": "#/x/y", "x": {"y": {"minProperties": 2}}}, "/x/y/minProperties"),
+        ({"pattern": "^[^a&&b]$"}, "/pattern"),
+        ({"pattern": "[^a-z--c]"}, "/pattern"),
+        ({"pattern": r"[^\]~~a]"}, "/pattern"),
+        ({"pattern": "[[:alpha:]]"}, "/pattern"),
+        ({"pattern": "[^]]"}, "/pattern"),
+        ({"patternProperties": {"[^a&&b/]": {}}}, "/patternProperties/[^a&&b~1]"),
+    ],
+)
+def test_what_would_be_enforced_in_part_is_refused_by_its_place(llm: LLM, schema: Any, pointer: str) -> None:
+    with pytest.raises(GrammarError, match=re.escape(f"schema at {pointer}: ")) as refused:
+        llm.generate("x", schema=schema)
+    assert refused.value.pointer == pointer
+
+
+@pytest.mark.parametrize(
+    "schema, right, wrong",
+    [
+        ({"maximum": 2**63 - 1, "type": "integer"}, ["5", "-5"], [str(2**63)]),
+        ({"minimum": -(2**63), "type": "integer"}, ["5", "-5"], [str(-(2**64))]),
+        ({"minProperties": 1}, ['{"a": 1}'], ["{}"]),
+        ({"required": ["a"], "minProperties": 2}, ['{"a": 1, "b": 1}'], ['{"a": 1}']),
+        ({"pattern": r"^[a\[&~-]\[-\]&&$", "type": "string"}, ['"-[-]&&"'], ['"x[-]&&"']),
+        ({"format": "date"}, ['"2024-02-29"', '"2000-02-29"'], ['"2023-02-29"', '"1900-02-29"']),
+        ({"format": "date-time"}, ['"2024-02-29T00:00:00Z"'], ['"2023-02-29T00:00:00Z"']),
+        ({"format": "date-time"}, ['"2024-01-01T00:00:59Z"'], ['"2024-01-01T00:00:60Z"']),
+        ({"format": "time", "allOf": [{"maxLength": 9}]}, ['"10:00:00Z"'], ['"10:00:60Z"', '"10:00:00.5Z"']),
+    ],
+)  # fmt: skip
+def test_what_can_be_narrowed_is_enforced(llm: LLM, schema: Any, right: list[str], wrong: list[str]) -> None:
+    assert all(takes(llm, schema, text) for text in right)
+    assert not any(takes(llm, schema, text) for text in wrong)
+
+
+def test_a_name_in_disguise_is_not_let_through(llm: LLM) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    assert takes(llm, schema, r'{"a": "x", "b": "\\u\\\\u\n", "c\\u": 1}')
+    assert not takes(llm, schema, r'{"\u0061": 1}')
+    assert not takes(llm, schema, r'{"b": "\\\u0061"}')
+    assert takes(llm, {"const": "\x01"}, r'"\u0001"'), "which cannot be written otherwise"
+
+
+def test_reasoning_may_have_escapes(llm: LLM) -> None:
+    grammars = llm._grammars
+    lark = grammars.compile(
+        Constraint("schema", {"type": "object"}), Reasoning(("<think>", "</think>"), True)
+    )
+    state = grammars.state(lark)
+    for token in rb'{"\u0061": \u</think> {"b\\':
+        assert state.mask()[token // 32] >> (token % 32) & 1
+        state.accept(token)
+    assert state.mask()[ord("u") // 32] >> (ord("u") % 32) & 1
+    state.accept(ord("\\"))
+    assert not state.mask()[ord("u") // 32] >> (ord("u") % 32) & 1
+
+
+@pytest.mark.parametrize("keyword", ["items", "allOf", "properties"])
+def test_a_long_chain_of_references_does_not_end_the_process(llm: LLM, keyword: str) -> None:
+    def link(i: int) -> dict[str, Any]:
+        ref = {"$ref": f"#/$defs/{i + 1}"}
+        return {keyword: {"a": ref} if keyword == "properties" else [ref, {}] if keyword == "allOf" else ref}
+
+    names = {**{str(i): link(i) for i in range(2500)}, "2500": {"type": "null"}}
+    try:
+        assert llm.generate("x", schema={"$ref": "#/$defs/0", "$defs": names}, max_tokens=1).tokens
+    except GrammarError as error:
+        assert "too large" in str(error)
+
+
+def test_a_schema_that_is_nested_too_deeply_is_refused(llm: LLM) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(20_000):
+        schema = {"items": schema}
+    with pytest.raises(GrammarError, match="deep"):
+        llm.generate("x", schema=schema)
+    deep = json.loads('{"items":' * 300 + "{}" + "}" * 300)
+    with pytest.raises(GrammarError, match="recursion"):
+        llm.generate("x", schema=deep)
+
+
+@pytest.mark.parametrize("schema", [False, {"anyOf": [{"$ref": "#"}]}, {"$ref": "#"}])
+def test_a_schema_that_nothing_can_be_is_refused(llm: LLM, schema: Any) -> None:
+    with pytest.raises(GrammarError, match="nothing"):
+        llm.generate("x", schema=schema)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Compiled grammars
+
+
+def test_a_grammar_is_compiled_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    start, compile_ = Grammars._start, Grammars._compile
+    monkeypatch.setattr(Grammars, "_start", lambda self, lark: made.append("start") or start(self, lark))
+    monkeypatch.setattr(Grammars, "_compile", lambda self, *a: made.append("compile") or compile_(self, *a))
+    schema = {"type": "array", "items": {"enum": ["once", "only"]}, "maxItems": 3}
+    together = llm.generate(["x"] * 4, seed=3, temperature=2.0, max_tokens=80, schema=schema)
+    assert made == ["compile", "start"]
+    again = [llm.generate("x", seed=3 + i, temperature=2.0, max_tokens=80, schema=schema) for i in range(4)]
+    assert made == ["compile", "start"] and again == together
+    swapped = {"type": "array", "items": {"enum": ["only", "once"]}, "maxItems": 3}
+    llm.generate("x", max_tokens=1, schema=swapped)
+    assert made == ["compile", "start"] * 2
+
+
+def test_an_error_is_found_again_each_time(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        with pytest.raises(GrammarError, match="/not"):
+            llm.generate("x", schema={"not": {}})
+    schema = {"type": "string", "pattern": "^(x|yy){1,30}$"}
+    with monkeypatch.context() as small:
+        small.setitem(grammar.LIMITS, "initial_lexer_fuel", 1)
+        with pytest.raises(GrammarError):
+            llm.generate("x", schema=schema)
+    assert llm.generate("x", schema=schema, max_tokens=1).tokens
+
+
+def test_what_is_kept_is_bounded_by_count_and_by_size() -> None:
+    kept = grammar.Compiled(count=3, size=100)
+    for i in range(10):
+        assert kept.get(("a", str(i)), lambda i=i: i) == i
+    assert len(kept) == 3 and kept.size == 6
+    assert kept.get(("a", "7"), lambda: "again") == 7
+    kept.get(("a", "x"), lambda: 0)
+    assert kept.get(("a", "7"), lambda: "again") == 7, "what was used last stays"
+    assert kept.get(("a", "8"), lambda: "again") == "again"
+    kept.get(("b", "x" * 98), lambda: 1)
+    assert len(kept) == 1 and kept.size == 99
+    assert kept.get(("c", "x" * 200), lambda: 2) == 2 and len(kept) == 0 and kept.size == 0
+
+
+def test_threads_share_compiled_grammars(llm: LLM) -> None:
+    grammars = Grammars(llm._open())
+    texts: list[str] = []
+
+    def work(which: int) -> None:
+        for i in range(10):
+            state = grammars.state(grammars.compile(Constraint("choice", [f"yes{(which + i) % 3}"])))
+            for byte in f"yes{(which + i) % 3}".encode():
+                assert state.mask()[byte // 32] >> (byte % 32) & 1
+                state.accept(byte)
+            texts.append("whole" if state.complete else "cut")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == ["whole"] * 40
+    assert len(grammars._compiled) == 6
