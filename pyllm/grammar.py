@@ -31,6 +31,7 @@ WHITESPACE = r"[ \t\n]{0,20}"
 # Of JSON where its beginning must tell what it is
 EXACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LIMITS: dict[str, Any] = dict(  # of llguidance: what a grammar may cost, in units of its own
+    max_items_in_row=20_000,
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
     step_max_items=50_000,
@@ -60,6 +61,10 @@ CLOCK = "..:..:[0-5]"
 PATTERNS = {"date": DATE, "time": f"^{CLOCK}", "date-time": f"{DATE}[Tt]{CLOCK}"}
 
 T = TypeVar("T")
+
+
+class GrammarLimitError(LLMError):
+    """A grammar takes too much on the way, or leads to where nothing can follow."""
 
 
 class GrammarError(ValueError):
@@ -317,7 +322,7 @@ class Grammars:
         matcher = with_room(lambda: LLMatcher(self.tokenizer, _from_lark(lark), log_level=0, limits=limits()))
         try:
             Bound(matcher.deep_copy(), self.model.vocab_size, None).mask()
-        except LLMError as error:
+        except GrammarLimitError as error:
             raise GrammarError(str(error)) from None
         return matcher
 
@@ -346,11 +351,17 @@ class Grammars:
         if places:
             alone = (pointer for pointer, part in places if more() and refused(part))
             return next(alone, places[0][0])
+
+        def first_refused(parts: list[tuple[str, Any]]) -> tuple[str, Any] | None:
+            while len(parts) > 1 and more():
+                half = parts[: len(parts) // 2]
+                inner = [part for _, part in half]
+                at_once = {"type": "array", "prefixItems": inner, "minItems": len(inner)}
+                parts = half if refused(at_once) else parts[len(half) :]
+            return parts[0] if parts and more() and refused(parts[0][1]) else None
+
         pointer, part = "", schema
-        while True:
-            inner = ((step, one) for step, one in parts_of(part) if more() and refused(one))
-            if (found := next(inner, None)) is None:
-                break
+        while (found := first_refused(list(parts_of(part)))) is not None:
             pointer, part = f"{pointer}/{found[0]}", found[1]
         for name in part if isinstance(part, dict) else ():
             if more() and not refused({k: v for k, v in part.items() if k != name}):
@@ -485,8 +496,8 @@ class Bound(State):
         if self._matcher.is_error():
             reason = " ".join(self._matcher.get_error().partition("<state>")[0].split())
             if reason == "NoExtensionBias":
-                raise LLMError("the grammar leads to where nothing can follow")
-            raise LLMError(f"the grammar takes too much: {reason[:300]}")
+                raise GrammarLimitError("the grammar leads to where nothing can follow")
+            raise GrammarLimitError(f"the grammar takes too much: {reason[:300]}")
 
     def mask(self) -> Any:
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)

@@ -12,6 +12,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from pyllm.grammar import GrammarLimitError
 from pyllm.sampling import Continuation, StreamEvent
 from pyllm.scheduler import LateError, Request
 from pyllm.server.errors import ApiError
@@ -190,6 +191,8 @@ class Answer(Response):
             raise ApiError(408, f"{job.error}", code="timeout")
         if job.cancelled:
             raise ApiError(503, "the server is shutting down", code="shutting_down")
+        if isinstance(job.error, GrammarLimitError):
+            raise ApiError(400, f"{job.error}", code="unsupported_grammar")
         raise ApiError(500, f"{job.error}", code="engine_error")
 
 
