@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from pyllm import grammar_trial
 from pyllm._llm import ffi, lib
 from pyllm.binding import LLMError, Model
 
@@ -43,6 +44,7 @@ MAX_TRYING = 1.0  # seconds that this may take
 # Of the thread that compiles: llguidance calls itself for each $ref or rule that leads to another, and a
 # stack that is full ends the process. Most of it is never touched
 STACK = 512 << 20
+REFUSED = "on trial in another process "  # begins what is said of a grammar that was not compiled in this one
 MAX_COMPILED = 64  # compiled grammars that are kept
 MAX_COMPILED_BYTES = 1 << 20  # of their texts
 # Of the integers that every reader of JSON knows exactly (RFC 7493); llguidance rounds larger ones, or
@@ -291,11 +293,15 @@ class Grammars:
         try:
             self._check(_from_schema(schema))
         except GrammarError as error:
-            pointer = self._fault(schema, str(error))
+            sentence = str(error)
+            pointer = "" if sentence.startswith(REFUSED) else self._fault(schema, sentence)
             raise GrammarError(f"schema{pointer and f' at {pointer}'}: {error}", pointer) from None
 
     def _check(self, grammar: str) -> None:
         from llguidance import LLMatcher
+
+        if (why := grammar_trial.fault(grammar, LIMITS)) is not None:
+            raise GrammarError(REFUSED + why)
 
         def validate() -> tuple[bool, list[str]]:
             result: tuple[bool, list[str]] = LLMatcher.validate_grammar_with_warnings(
