@@ -44,7 +44,7 @@ MAX_TRYING = 1.0  # seconds that this may take
 # Of the thread that compiles: llguidance calls itself for each $ref or rule that leads to another, and a
 # stack that is full ends the process. Most of it is never touched
 STACK = 512 << 20
-REFUSED = "on trial in another process "  # begins what is said of a grammar that was not compiled in this one
+REFUSED = "tried in another process, "  # begins what is said of a grammar that was not compiled in this one
 MAX_COMPILED = 64  # compiled grammars that are kept
 MAX_COMPILED_BYTES = 1 << 20  # of their texts
 # Of the integers that every reader of JSON knows exactly (RFC 7493); llguidance rounds larger ones, or

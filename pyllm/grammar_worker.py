@@ -2,7 +2,8 @@
 end its process. It says nothing about a grammar but that it has come through it.
 
 grammar_trial.py starts it, with the bytes of memory that it may take and the folder of llguidance as
-arguments. A question is a line of JSON, a grammar and its limits; the answer is a byte.
+arguments. A question is a line of JSON: a grammar, its limits, and the seconds that it may take; the answer
+is a byte. One comes before all questions, when the program is ready.
 
 It is not imported by the package, and imports nothing of it."""
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 import threading
 
@@ -20,9 +22,13 @@ def serve() -> None:
     """Answers questions until there are no more."""
     from llguidance import LLMatcher, LLParserLimits
 
+    sys.stdout.write(".")
+    sys.stdout.flush()
     for line in sys.stdin:
-        grammar, limits = json.loads(line)
+        grammar, limits, seconds = json.loads(line)
+        signal.alarm(seconds)  # ends this process, also when there is nobody any more who would
         LLMatcher.validate_grammar_with_warnings(grammar, None, limits=LLParserLimits(**limits))
+        signal.alarm(0)
         sys.stdout.write(".")
         sys.stdout.flush()
 
