@@ -5,6 +5,7 @@ time, it is ended, and the next grammar starts another. A fork()ed child starts 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import select
@@ -20,7 +21,7 @@ SECONDS = 5  # that a grammar may take
 START_SECONDS = 30  # that the process may take to start
 
 _lock = threading.Lock()
-_running: tuple[int, subprocess.Popen[bytes]] | None = None  # with the number of the process that started it
+_running: subprocess.Popen[bytes] | None = None
 
 
 def fault(grammar: str, limits: Mapping[str, int]) -> str | None:
@@ -29,19 +30,39 @@ def fault(grammar: str, limits: Mapping[str, int]) -> str | None:
     question = json.dumps([grammar, dict(limits), 2 * SECONDS]).encode() + b"\n"
     with _lock:
         for _ in range(2):  # it may have been killed since the last question
-            if _running is None or _running[0] != os.getpid() or _running[1].poll() is not None:
-                _running = os.getpid(), _start()
-            worker = _running[1]
+            if _running is None:
+                _running = _start()
             try:
-                if _came_through(worker, question):
+                if _came_through(_running, question):
                     return None
             except TimeoutError:
-                _end(worker)
-                _running = None
+                stop()
                 return "it takes too long to compile"
-            _end(worker)
-            _running = None
+            stop()
         return "it cannot be compiled"
+
+
+def stop() -> None:
+    """Ends the process; the next question starts another."""
+    global _running
+    if _running is not None:
+        _end(_running)
+        _running = None
+
+
+def _after_fork() -> None:
+    """The process is the parent's: a child that kept its pipe would keep it from ending."""
+    global _lock, _running
+    if _running is not None:
+        assert _running.stdin is not None and _running.stdout is not None
+        _running.stdin.close()
+        _running.stdout.close()
+        _running.returncode = 0  # nobody is to wait for it
+    _lock, _running = threading.Lock(), None
+
+
+atexit.register(stop)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -51,6 +72,7 @@ def _start() -> subprocess.Popen[bytes]:
     kept = [*["PYTHONHOME"][: not sys.flags.ignore_environment], "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
     worker = subprocess.Popen(
         [sys.executable, "-B", "-S", str(PROGRAM), str(MEMORY), folder],
+        bufsize=0,  # a fork()ed child has nothing to write
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -71,8 +93,9 @@ def _came_through(worker: subprocess.Popen[bytes], question: bytes) -> bool:
     """Whether there is an answer; False: the process has ended. TimeoutError when it takes too long."""
     assert worker.stdin is not None
     try:
-        worker.stdin.write(question)
-        worker.stdin.flush()
+        left = memoryview(question)
+        while left:
+            left = left[worker.stdin.write(left) :]
     except BrokenPipeError:
         return False
     return _answered(worker, SECONDS)
@@ -90,8 +113,5 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
     assert worker.stdin is not None and worker.stdout is not None
     worker.kill()
     worker.wait()
+    worker.stdin.close()
     worker.stdout.close()
-    try:
-        worker.stdin.close()
-    except BrokenPipeError:  # what was not taken
-        pass

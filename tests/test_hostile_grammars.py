@@ -56,7 +56,7 @@ SCHEMAS = {
     "expression": {"type": "string", "pattern": "(x+x+)+y"},
     "repeated": {"type": "string", "pattern": "^((((a{1,90}){1,90}){1,90}){1,90})$"},
     "backtracking": {"type": "string", "pattern": "(a?){5000}a{5000}"},
-    "alternatives": {"allOf": [{"anyOf": [{"required": [c]}, {"required": [2 * c]}]} for c in "abcdefghijklmnop"]},
+    "alternatives": {"allOf": [{"anyOf": [{"required": [c]}, {"required": [c + c]}]} for c in "abcdefghijk"]},
     "somewhere else": {"$ref": "http://127.0.0.1/schema"},
     "a file": {"$ref": "file:///etc/passwd"},
 }  # fmt: skip
@@ -118,12 +118,24 @@ def test_the_process_that_tries_grammars_may_end(tmp_path: Any) -> None:
     with LLM(write_model(tmp_path), threads=1) as llm:
         assert llm.generate("x", choice=["first"], max_tokens=20).text == "first"
         assert grammar_trial._running is not None
-        worker = grammar_trial._running[1]
+        worker = grammar_trial._running
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
         assert llm.generate("x", choice=["second"], max_tokens=20).text == "second"
         with pytest.raises(GrammarError, match="/not"):
             llm.generate("x", schema={"not": {}})
+
+
+def test_a_forked_child_has_a_process_of_its_own() -> None:
+    grammar = json.dumps({"grammars": [{"json_schema": {}}]})
+    assert grammar_trial.fault(grammar, {}) is None
+    parents = grammar_trial._running
+    if (child := os.fork()) == 0:
+        fine = grammar_trial._running is None and grammar_trial.fault(grammar, {}) is None
+        grammar_trial.stop()
+        os._exit(0 if fine else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert grammar_trial.fault(grammar, {}) is None and grammar_trial._running is parents
 
 
 def test_a_grammar_that_ends_its_process_is_refused() -> None:
