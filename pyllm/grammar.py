@@ -279,7 +279,8 @@ class Grammars:
         else:
             thought, rules = ("", "") if reasoning is None else reasoning.lark(self.model)
             lark = f"start: {thought} {constraint.lark()}\n{rules}"
-        self._check(_from_lark(lark))
+        if constraint.kind != "schema":  # which is checked by itself
+            self._check(_from_lark(lark))
         return lark
 
     def check_schema(self, schema: Any) -> None:
@@ -300,8 +301,7 @@ class Grammars:
     def _check(self, grammar: str) -> None:
         from llguidance import LLMatcher
 
-        if (why := grammar_trial.fault(grammar, LIMITS)) is not None:
-            raise GrammarError(REFUSED + why)
+        _try(grammar)
 
         def validate() -> tuple[bool, list[str]]:
             result: tuple[bool, list[str]] = LLMatcher.validate_grammar_with_warnings(
@@ -325,7 +325,9 @@ class Grammars:
         """What the states of a grammar are copies of."""
         from llguidance import LLMatcher
 
-        matcher = with_room(lambda: LLMatcher(self.tokenizer, _from_lark(lark), log_level=0, limits=limits()))
+        grammar = _from_lark(lark)
+        _try(grammar)
+        matcher = with_room(lambda: LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits()))
         try:
             Bound(matcher.deep_copy(), self.model.vocab_size, None).mask()
         except GrammarLimitError as error:
@@ -392,6 +394,12 @@ def places_of(schema: Any, sentence: str) -> Iterator[tuple[str, Any]]:
                     yield f"{pointer}/{name}", part
             elif name in names:
                 yield f"{pointer}/{escaped(name)}", part
+
+
+def _try(grammar: str) -> None:
+    """GrammarError when a grammar cannot be compiled within bounds."""
+    if (why := grammar_trial.fault(grammar, LIMITS)) is not None:
+        raise GrammarError(REFUSED + why)
 
 
 def with_room(work: Callable[[], T]) -> T:
