@@ -477,12 +477,10 @@ class LLM:
         return self._prepare(prompts, params, overrides, self._visible(options), thoughts), partings
 
     def _reasoning(self, options: ChatOptions, parting: Parting) -> Reasoning | None:
-        """What a reply may begin with that no grammar binds; None where the model does not reason. ValueError
-        when it does not, and has a budget for it."""
-        marks, begun = self._marks(options), parting.place == "reasoning"
+        """What a reply may begin with that no grammar binds; None where the model does not reason, which keeps
+        to any budget."""
+        marks, begun = (parting.begin, parting.end), parting.place == "reasoning"
         if not (begun or self._thinks(options)):
-            if options.reasoning_budget:
-                raise ValueError("reasoning_budget: the model does not reason")
             return None
         return Reasoning(
             marks, begun, options.reasoning_budget, closing_of(self._template(options), marks[1])

@@ -435,18 +435,18 @@ def test_arguments_may_hold_escapes_and_marks(llm: LLM, form: Format) -> None:
     tool = {"type": "object", "properties": {"x": {"type": "array", "items": {"type": "string"}}}}
     tools = tools_of([{"type": "function", "function": {"name": "f", "parameters": tool}}])
     calls = Calls(form, tools, required=False, parallel=True)
-    value = '["</tool_call>\\n<tool_call>", "\\u0001{😀\\"}]", "</parameter>"]'
+    value = '["</tool_call>\\n<tool_call>", "\\t{😀\\"}]", "</parameter>"]'
     call = f'{{"name": "f", "{form.arguments}": {{"x": {value}}}}}'
     apart = form.parameter.format(key="x", value=value)
     text = form.call.format(call=call, name="f", arguments=f'{{"x": {value}}}', parameters=apart)
     opened = " [" if form.after == "]" else ""
     text = f"{form.before}{opened}{text}{form.between}{text}{form.after}"
     assert accepts(llm, calls.state(llm._grammars, None), text)
-    expected = {"x": ["</tool_call>\n<tool_call>", '\x01{😀"}]', "</parameter>"]}
+    expected = {"x": ["</tool_call>\n<tool_call>", '\t{😀"}]', "</parameter>"]}
     for seed in range(40):
         before, found = parsed(calls, pieces_of(text, seed))
         assert before == "" and [json.loads(one["arguments"]) for one in found] == [expected] * 2
-        escaped = text.replace("{😀", "\\u007b\\ud83d\\ude00")  # which the grammar has no use for
+        escaped = text.replace("\\t{😀", "\\u0009\\u007b\\ud83d\\ude00")  # which the grammar has no use for
         assert [json.loads(one["arguments"]) for one in parsed(calls, pieces_of(escaped, seed))[1]] == [
             expected
         ] * 2

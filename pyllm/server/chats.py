@@ -189,7 +189,7 @@ def options_of(service: Service, request: Any) -> ChatOptions:
         add_generation_prompt=not continued if generates is None else generates,
         continue_final_message=continued,
         template_kwargs=kwargs,
-        reasoning_budget=budget_of(request)[1],
+        reasoning_budget=budget_of(request),
         trust_messages=service.settings.trust_messages,
     )
     effort = getattr(request, "reasoning_effort", None)
@@ -217,18 +217,17 @@ def with_effort(llm: LLM, options: ChatOptions, effort: str) -> ChatOptions:
     return replace(options, template_kwargs=kwargs, reasoning_budget=budget)
 
 
-def budget_of(request: Any) -> tuple[str, int | None]:
-    """The tokens that the reasoning may have, with the field that says it; -1 is none, as llama-server has
-    it."""
+def budget_of(request: Any) -> int | None:
+    """The tokens that the reasoning may have; None: no limit, which llama-server calls -1."""
     given = [(name, value) for name in BUDGETS if (value := getattr(request, name, None)) is not None]
     if not given:
-        return BUDGETS[0], None
+        return None
     for name, value in given:
         ranged(name, value, -1, 2**31, 0)
         if value != given[0][1]:
             raise bad(f"{name} and {given[0][0]} do not say the same", name)
-    name, value = given[0]
-    return name, None if value == -1 else value
+    value = given[0][1]
+    return None if value == -1 else value
 
 
 def prompt_of(service: Service, request: Any) -> tuple[list[int], Parting, ChatOptions]:
@@ -375,11 +374,7 @@ def _prepare(
 ) -> Chats:
     llm, calls = service.llm, calls_of(service, request, params.constraint)
     ids, parting, options = prompt_of(service, request)
-    try:
-        reasoning = llm._reasoning(options, parting)
-    except ValueError as error:
-        name = budget_of(request)[0]
-        raise bad(f"{error}".replace(BUDGETS[0], name), name) from None
+    reasoning = llm._reasoning(options, parting)
     try:
         bound, visible = None, llm._visible(options)
         if calls is not None:
