@@ -477,8 +477,8 @@ class LLM:
         return self._prepare(prompts, params, overrides, self._visible(options), thoughts), partings
 
     def _reasoning(self, options: ChatOptions, parting: Parting) -> Reasoning | None:
-        """What a reply may begin with that no grammar binds; None where the model does not reason, which keeps
-        to any budget."""
+        """What a reply may begin with that no grammar binds; None where the model does not reason, which
+        keeps to any budget."""
         marks, begun = (parting.begin, parting.end), parting.place == "reasoning"
         if not (begun or self._thinks(options)):
             return None

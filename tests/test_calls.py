@@ -15,11 +15,9 @@ from served import Client, write_model
 pytest.importorskip("llguidance")
 
 from pyllm import LLM, GrammarError  # noqa: E402
-from pyllm.calls import (  # noqa: E402
+from pyllm.call_formats import (  # noqa: E402
     FORMATS,
     GENERIC,
-    Calls,
-    Delta,
     Format,
     format_of,
     knows_tools,
@@ -27,6 +25,8 @@ from pyllm.calls import (  # noqa: E402
     with_objects,
     without_tools,
 )
+from pyllm.call_parser import Delta  # noqa: E402
+from pyllm.calls import Calls  # noqa: E402
 from pyllm.chat import Parting  # noqa: E402
 from pyllm.grammar import Constraint, Reasoning, State  # noqa: E402
 from pyllm.server.chats import Reply, whole_calls  # noqa: E402

@@ -26,7 +26,8 @@ jsonschema = pytest.importorskip("jsonschema")
 from pyllm._llm import ffi  # noqa: E402
 
 from pyllm import LLM, GrammarError  # noqa: E402
-from pyllm.grammar import Constraint, Grammars, State, at_pointer  # noqa: E402
+from pyllm.grammar import Constraint, Grammars, State  # noqa: E402
+from pyllm.json_schema import at_pointer  # noqa: E402
 
 SUITE = os.environ.get("PYLLM_JSON_SCHEMA_SUITE")
 FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")

@@ -18,7 +18,8 @@ pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
 
 from pyllm.binding import Cache  # noqa: E402
-from pyllm.calls import Calls, Tool, format_of  # noqa: E402
+from pyllm.call_formats import Tool, format_of  # noqa: E402
+from pyllm.calls import Calls  # noqa: E402
 from pyllm.chat import Parting  # noqa: E402
 from pyllm.sampling import Logprob, StreamEvent  # noqa: E402
 from pyllm.server import Settings  # noqa: E402

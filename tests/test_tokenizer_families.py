@@ -682,7 +682,7 @@ def test_the_eos_of_the_post_processor_does_not_hide_that_of_tokenizer_config(tm
         ({"fim_pad_token_id": "<unk>"}, {"<unk>"}),
         ({}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_stop_tokens_of_gguf(named: dict, stops: set) -> None:
     file = FAMILIES["llama 3"].file()

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from pyllm.binding import LLMError
-from pyllm.calls import Calls, Delta, Parser, format_of, knows_tools, tools_of, with_objects, without_tools
+from pyllm.call_formats import format_of, knows_tools, tools_of, with_objects, without_tools
+from pyllm.call_parser import Delta, Parser
+from pyllm.calls import Calls
 from pyllm.chat import ChatOptions, Parting, Reasoning
 from pyllm.chat_template import TemplateError
 from pyllm.engine import LLM

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from pyllm.calls import with_objects
+from pyllm.call_formats import with_objects
 from pyllm.sampling import Logprob, StreamEvent
 from pyllm.server.answer import usage_of
 from pyllm.server.chats import Chats, text_of
