@@ -1,7 +1,7 @@
 """Renders a model's Jinja chat template the way transformers does (apply_chat_template).
 
 Templates are untrusted: a sandbox keeps them from this machine, and a process of their own
-(template_process.py) keeps what they cost from this one. Only the text is made here; which messages there are
+(template_worker.py) keeps what they cost from this one. Only the text is made here; which messages there are
 and what becomes of the text is the caller's affair."""
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from pyllm import template_process
+from pyllm.workers import Ended, Late, Workers
 
 OLDEST = (3, 1, 6)  # jinja2 before it has known ways out of the sandbox
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a reply's reasoning in a message
 END = "CONTINUE_FINAL_MESSAGE_TAG "  # marks where a message to be continued ends; transformers' own word
 
-# What a template may cost, beside template_process.MEMORY
+# What a template may cost
 SECONDS = 5.0
 MAX_TEMPLATE = 1 << 20  # characters
 MAX_CONVERSATION = 16 << 20  # bytes of the messages, tools, documents and variables
 MAX_TEXT = 16 << 20  # bytes of the text: millions of tokens
+MEMORY = 512 << 20  # bytes that the process may take beside those that it starts with
+
+WORKERS = Workers("template_worker.py", MEMORY, "renders chat templates")
 
 
 class TemplateError(ValueError):
@@ -215,10 +218,10 @@ def ask(
             return marshal.dumps(plain((strftime_now or datetime.now().strftime)(pattern)))
 
     try:
-        kind, text = template_process.ask(question, date, paths, SECONDS, MAX_TEXT)
-    except template_process.Late:
+        kind, text = WORKERS.ask(question, paths, SECONDS, MAX_TEXT, date)
+    except Late:
         raise LimitError(f"the chat template takes more than {SECONDS:g} s") from None
-    except template_process.Ended as error:
+    except Ended as error:
         raise LimitError(f"the process that renders the chat template has ended twice ({error})") from None
     if kind != b"T":
         raise (LimitError if kind == b"L" else TemplateError)(text)

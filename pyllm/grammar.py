@@ -13,14 +13,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pyllm import grammar_trial
 from pyllm._llm import ffi, lib
 from pyllm.binding import LLMError, Model
 from pyllm.json_schema import fault, narrowed, unenforceable, walk
+from pyllm.workers import Ended, Late, Workers
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -41,6 +42,8 @@ LIMITS: dict[str, Any] = dict(  # of llguidance: what a grammar may cost, in uni
 # Of the thread that compiles: llguidance calls itself for each $ref or rule that leads to another, and a
 # stack that is full ends the process. Most of it is never touched
 STACK = 512 << 20
+MAX_SECONDS = 5  # that a grammar may take to be compiled on trial
+TRIALS = Workers("grammar_worker.py", 2 << 30, "tries grammars")
 REFUSED = "tried in another process, "  # begins what is said of a grammar that was not compiled in this one
 MAX_COMPILED = 64  # compiled grammars that are kept
 MAX_COMPILED_BYTES = 1 << 20  # of their texts
@@ -216,7 +219,7 @@ class Grammars:
     def _check(self, grammar: str) -> None:
         from llguidance import LLMatcher
 
-        _try(grammar)
+        on_trial(grammar)
 
         def validate() -> tuple[bool, list[str]]:
             result: tuple[bool, list[str]] = LLMatcher.validate_grammar_with_warnings(
@@ -241,7 +244,7 @@ class Grammars:
         from llguidance import LLMatcher
 
         grammar = _from_lark(lark)
-        _try(grammar)
+        on_trial(grammar)
         matcher = with_room(lambda: LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits()))
         try:
             Bound(matcher.deep_copy(), self.model.vocab_size, None).mask()
@@ -250,10 +253,18 @@ class Grammars:
         return matcher
 
 
-def _try(grammar: str) -> None:
+def on_trial(grammar: str) -> None:
     """GrammarError when a grammar cannot be compiled within bounds."""
-    if (why := grammar_trial.fault(grammar, LIMITS)) is not None:
-        raise GrammarError(REFUSED + why)
+    import llguidance
+
+    folder = str(Path(llguidance.__file__).resolve().parents[1])
+    question = json.dumps([grammar, LIMITS, 2 * MAX_SECONDS]).encode()
+    try:
+        TRIALS.ask(question, [folder], MAX_SECONDS)
+    except Late:
+        raise GrammarError(f"{REFUSED}it takes too long to compile") from None
+    except Ended:
+        raise GrammarError(f"{REFUSED}it cannot be compiled") from None
 
 
 def with_room(work: Callable[[], T]) -> T:

@@ -1,16 +1,15 @@
 """The program that renders chat templates, which are untrusted: in a process of its own, whose memory and
 processor time are limited, so that no template can cost more than this process.
 
-template_process.py starts it, with the most memory it may take and the folders that jinja2 and what it needs
-are in as arguments, and talks to it over a socket that is its standard input. A message to it is the length
-of its body (8 bytes, little-endian) and the body, made by marshal:
+workers.py starts it, with the most memory it may take and the folders that jinja2 and what it needs are in as
+arguments, and talks to it over a socket that is its standard input. The body of a message to it is made by
+marshal:
 
     (b"T", template, variables, seconds, most)   wants the template's text
     (b"C", template, None, seconds, most)        wants the words in quotes in the template
     any value                                    what the template's strftime_now returns
 
-seconds is how long the answer may take, most how many bytes it may have. A message from it is a letter, the
-length of a text and the text in UTF-8:
+seconds is how long the answer may take, most how many bytes it may have. The letters of messages from it:
 
     R  the program is ready
     D  a pattern: what is the date?

@@ -22,8 +22,8 @@ pytest.importorskip("jinja2")
 from pyllm._llm import lib  # noqa: E402
 from pyllm.tools import chat_parts, convert  # noqa: E402
 
-from pyllm import chat_template, template_process  # noqa: E402
-from pyllm.chat_template import TemplateError, render  # noqa: E402
+from pyllm import chat_template  # noqa: E402
+from pyllm.chat_template import WORKERS, TemplateError, render  # noqa: E402
 
 TALK = [{"role": "user", "content": "Hi"}]
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -38,14 +38,14 @@ MEGABYTE = 1 << 20
 def process(monkeypatch):
     """A process with lower limits, for tests that reach them."""
     monkeypatch.setattr(chat_template, "SECONDS", 0.2)
-    monkeypatch.setattr(template_process, "MEMORY", 64 * MEGABYTE)
-    if template_process.idle and str(64 * MEGABYTE) not in template_process.idle.program.args:
-        template_process.end_all()
+    monkeypatch.setattr(WORKERS, "memory", 64 * MEGABYTE)
+    if WORKERS.idle and str(64 * MEGABYTE) not in WORKERS.idle.program.args:
+        WORKERS.end_all()
 
 
 def pid() -> int:
     """Of the process that waits for the next template."""
-    return template_process.idle.program.pid
+    return WORKERS.idle.program.pid
 
 
 def is_running(number: int) -> bool:
@@ -134,7 +134,7 @@ def test_no_template_costs_more_than_its_limits(process, name):
     assert time.monotonic() - begun < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
     assert 10 < len(str(error.value)) < 3000
-    for one in template_process.Process.running:
+    for one in WORKERS.running:
         status = Path(f"/proc/{one.program.pid}/status").read_text()
         assert int(status.split("VmHWM:")[1].split()[0]) < 200 << 10  # KiB
     assert render("{{ messages[0].content }}", TALK) == "Hi"
@@ -169,7 +169,7 @@ def test_memory_that_is_short_is_tried_again_in_a_new_process(process):
 
 
 def test_long_texts_within_the_limits_are_rendered():
-    template_process.end_all()  # one with lower limits
+    WORKERS.end_all()  # one with lower limits
     texts = ["a" * (15 * MEGABYTE), "\u4e2d" * (5 * MEGABYTE), "\U0001f600" * (3 * MEGABYTE), "\0" * MEGABYTE]
     for text in texts:
         assert render(PLAIN, [{"role": "user", "content": text}]) == f"[{text}]"
@@ -235,7 +235,7 @@ def test_what_the_callers_date_raises_is_raised():
 def test_the_callers_date_may_render_another_template():
     inner = lambda pattern: render("<{{ x }}>", TALK, x=pattern)  # noqa: E731
     assert render("{{ strftime_now('a') }}{{ strftime_now('b') }}", TALK, strftime_now=inner) == "<a><b>"
-    assert len(template_process.Process.running) == 1
+    assert len(WORKERS.running) == 1
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_all_threads_use_one_process():
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda talk: render(PLAIN, talk), talks))
     assert found == [f"[{talk[0]['content']}]" for talk in talks]
-    assert pid() == first and len(template_process.Process.running) == 1
+    assert pid() == first and len(WORKERS.running) == 1
 
 
 def test_a_forked_child_starts_its_own_process():
@@ -259,9 +259,9 @@ def test_a_forked_child_starts_its_own_process():
     if (child := os.fork()) == 0:
         status = 1
         try:
-            right = not template_process.Process.running and render(PLAIN, TALK) == "[Hi]" and pid() != first
+            right = not WORKERS.running and render(PLAIN, TALK) == "[Hi]" and pid() != first
             os.write(write, str(pid()).encode())
-            template_process.end_all()
+            WORKERS.end_all()
             status = 0 if right and is_running(first) else 2
         finally:
             os._exit(status)
@@ -290,7 +290,7 @@ def test_a_child_forked_while_others_render_can_render():
                 try:
                     signal.alarm(30)
                     status = 0 if render(PLAIN, TALK) == "[Hi]" else 2
-                    template_process.end_all()
+                    WORKERS.end_all()
                 finally:
                     os._exit(status)
             statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -312,7 +312,7 @@ def test_a_killed_process_is_replaced(number):
 
 def test_a_process_that_is_killed_each_time_is_an_error():
     def kill(pattern: str) -> str:
-        for one in template_process.Process.running:
+        for one in WORKERS.running:
             os.kill(one.program.pid, signal.SIGKILL)
         return pattern
 
@@ -346,17 +346,17 @@ def test_ctrl_c_interrupts_a_template_and_the_next_answer_is_its_own():
 
 @pytest.mark.parametrize("executable", ["", None, "/no/such/python", "/bin/false", "/bin/\0"])
 def test_without_a_python_to_start_there_is_an_error(monkeypatch, executable):
-    template_process.end_all()
+    WORKERS.end_all()
     monkeypatch.setattr(sys, "executable", executable)
     with pytest.raises(RuntimeError, match="process that renders chat templates cannot be started: "):
         render(PLAIN, TALK)
     parts, why = chat_parts.derive(PLAIN, {})
     assert parts is None and "cannot be started" in why
-    assert not template_process.Process.running
+    assert not WORKERS.running
 
 
 def test_without_a_jinja2_that_is_new_enough_no_process_is_started(monkeypatch):
-    template_process.end_all()
+    WORKERS.end_all()
     for name, value, words in (
         ("jinja2", None, "need the library jinja2: pip install"),
         ("markupsafe", None, "need the library jinja2: pip install"),
@@ -366,7 +366,7 @@ def test_without_a_jinja2_that_is_new_enough_no_process_is_started(monkeypatch):
         with pytest.raises(ImportError, match=words):
             render(PLAIN, TALK)
         monkeypatch.undo()
-    assert not template_process.Process.running
+    assert not WORKERS.running
 
 
 def test_without_a_descriptor_or_a_process_to_spare_there_is_an_error(monkeypatch):
@@ -374,8 +374,8 @@ def test_without_a_descriptor_or_a_process_to_spare_there_is_an_error(monkeypatc
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     for name in ("socket.socketpair", "subprocess.Popen"):
-        template_process.end_all()
-        monkeypatch.setattr(f"pyllm.template_process.{name}", fail)
+        WORKERS.end_all()
+        monkeypatch.setattr(f"pyllm.workers.{name}", fail)
         with pytest.raises(RuntimeError, match="cannot be started: .*temporarily unavailable"):
             render(PLAIN, TALK)
         monkeypatch.undo()
@@ -383,7 +383,7 @@ def test_without_a_descriptor_or_a_process_to_spare_there_is_an_error(monkeypatc
 
 
 def test_the_process_has_no_files_of_this_one(tmp_path):
-    template_process.end_all()
+    WORKERS.end_all()
     with (tmp_path / "file").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         render(PLAIN, TALK)
@@ -397,11 +397,11 @@ def run(code: str, *options: str, **more: object) -> subprocess.CompletedProcess
     more.setdefault("cwd", os.sep)  # not the checkout, whose pyllm/ is not built
     code = textwrap.dedent(f"""
         import os, signal, sys, time
-        from pyllm import chat_template, template_process
-        from pyllm.chat_template import render
+        from pyllm import chat_template
+        from pyllm.chat_template import WORKERS, render
         TALK = [{{"role": "user", "content": "Hi"}}]
         LOOPS = {LOOPS!r}
-        pid = lambda: template_process.idle.program.pid
+        pid = lambda: WORKERS.idle.program.pid
     """) + textwrap.dedent(code)
     return subprocess.run(
         [sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=60, **more
@@ -469,8 +469,8 @@ TRAPS = {
 )
 @pytest.mark.parametrize("trap", TRAPS)
 def test_a_conversion_stops_at_the_first_limit(process, monkeypatch, trap, cost):
-    rendered, ask = [], template_process.ask
-    monkeypatch.setattr(template_process, "ask", lambda *args: rendered.append(ask(*args)) or rendered[-1])
+    rendered, ask = [], WORKERS.ask
+    monkeypatch.setattr(WORKERS, "ask", lambda *args: rendered.append(ask(*args)) or rendered[-1])
     notes: list[str] = []
     cost = cost.replace("10**10", "(messages | length * 10**10)")  # not when it is compiled
     begun = time.monotonic()

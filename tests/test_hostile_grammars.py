@@ -16,7 +16,8 @@ from served import Client, write_model
 pytest.importorskip("llguidance")
 pytest.importorskip("starlette")
 
-from pyllm import LLM, GrammarError, grammar_trial  # noqa: E402
+from pyllm import LLM, GrammarError, grammar  # noqa: E402
+from pyllm.grammar import TRIALS  # noqa: E402
 from pyllm.server.settings import Settings  # noqa: E402
 from pyllm.testing import running_server  # noqa: E402
 
@@ -96,7 +97,7 @@ def test_a_hostile_grammar_is_answered(client: Client, fields: dict[str, Any]) -
 def test_what_would_take_for_ever_is_refused_and_others_are_answered(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grammar_trial, "SECONDS", 1)
+    monkeypatch.setattr(grammar, "MAX_SECONDS", 1)
     hostile = {"allOf": [{"pattern": f"a{i}"} for i in range(30)]}
     answers: list[tuple[int, Any]] = []
     body = {"prompt": "x", "max_tokens": 3, "structured_outputs": {"json": hostile}}
@@ -117,8 +118,8 @@ def test_what_would_take_for_ever_is_refused_and_others_are_answered(
 def test_the_process_that_tries_grammars_may_end(tmp_path: Any) -> None:
     with LLM(write_model(tmp_path), threads=1) as llm:
         assert llm.generate("x", choice=["first"], max_tokens=20).text == "first"
-        assert grammar_trial._running is not None
-        worker = grammar_trial._running
+        assert TRIALS.idle is not None and TRIALS.idle.program is not None
+        worker = TRIALS.idle.program
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
         assert llm.generate("x", choice=["second"], max_tokens=20).text == "second"
@@ -126,20 +127,9 @@ def test_the_process_that_tries_grammars_may_end(tmp_path: Any) -> None:
             llm.generate("x", schema={"not": {}})
 
 
-def test_a_forked_child_has_a_process_of_its_own() -> None:
-    grammar = json.dumps({"grammars": [{"json_schema": {}}]})
-    assert grammar_trial.fault(grammar, {}) is None
-    parents = grammar_trial._running
-    if (child := os.fork()) == 0:
-        fine = grammar_trial._running is None and grammar_trial.fault(grammar, {}) is None
-        grammar_trial.stop()
-        os._exit(0 if fine else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert grammar_trial.fault(grammar, {}) is None and grammar_trial._running is parents
-
-
 def test_a_grammar_that_ends_its_process_is_refused() -> None:
     crash = {"const": -(2**63), "x-guidance": {}}
-    grammar = json.dumps({"grammars": [{"json_schema": crash}]})
-    assert grammar_trial.fault(grammar, {}) == "it cannot be compiled"
-    assert grammar_trial.fault(json.dumps({"grammars": [{"json_schema": {}}]}), {}) is None
+    grammar.on_trial(json.dumps({"grammars": [{"json_schema": {}}]}))
+    with pytest.raises(GrammarError, match="it cannot be compiled"):
+        grammar.on_trial(json.dumps({"grammars": [{"json_schema": crash}]}))
+    grammar.on_trial(json.dumps({"grammars": [{"json_schema": {}}]}))
