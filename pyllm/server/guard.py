@@ -154,7 +154,7 @@ async def send_error(send: Send, error: ApiError, more: Sequence[tuple[bytes, by
     headers = [(b"content-type", JSON), (b"content-length", str(len(body)).encode()), *more]
     if error.retry_after is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
-    if error.status in (408, 413):  # whatever else comes of the request is not read
+    if error.status == 408:  # whatever else comes of the request is not read
         headers.append((b"connection", b"close"))
     if error.status == 401:
         headers.append((b"www-authenticate", b'Basic realm="pyllm"'))
