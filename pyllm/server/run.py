@@ -37,6 +37,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
+        await self.service.start()  # whose errors uvicorn would not tell of
         await super().startup(sockets)
         if self.started:
             print(f"pyllm: serving {self.service.names[0]} on {self.where}", file=sys.stderr, flush=True)
