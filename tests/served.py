@@ -21,6 +21,22 @@ TEMPLATE = (
     b"{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
     b"{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
 )
+CONTROL = [b"<think>", b"</think>"]
+THINK, THOUGHT = IM_END + 1, IM_END + 2  # the tokens <think> and </think>
+# That can show tools, reasoning and calls, and begin a thought
+THINKING = (
+    b"{% if tools %}{{ tools | tojson }}<tool_call></tool_call>{% endif %}"
+    b"{% for m in messages %}{{ m.role }}:"
+    b"{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}"
+    b"{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>{% endfor %}"
+    b"{% if add_generation_prompt %}assistant:{% if enable_thinking %}<think>{% endif %}{% endif %}"
+)
+SCHEMA = {
+    "type": "object",
+    "properties": {"x": {"type": "boolean"}},
+    "required": ["x"],
+    "additionalProperties": False,
+}
 VOCAB = 256 + len(SPECIAL)
 
 
@@ -79,6 +95,13 @@ class Client:
         assert response.getheader("Content-Type") == "text/event-stream; charset=utf-8"
         return whole_stream(response.read())
 
+    def typed_events(self, path: str, body: Any) -> list[Any]:
+        """The events of a stream of an API in which each says its type twice."""
+        response = self.send("POST", path, {**body, "stream": True})
+        assert response.status == 200, response.read()
+        assert response.getheader("Content-Type") == "text/event-stream; charset=utf-8"
+        return typed_events(response.read())
+
     def open_stream(self, path: str, body: Any) -> socket.socket:
         """A connection on which a request was sent; the caller reads what it wants, and leaves."""
         data = json.dumps(body).encode()
@@ -86,6 +109,18 @@ class Client:
         head = f"POST {path} HTTP/1.1\r\nHost: {self.address.netloc}\r\nContent-Type: application/json\r\n"
         sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         return sock
+
+
+def typed_events(data: bytes) -> list[Any]:
+    """The events in what was sent, of which each says its type twice; comments left out."""
+    events = []
+    for block in data.decode().split("\n\n"):
+        if not block or block.startswith(":"):
+            continue
+        kind, line = block.split("\n")
+        events.append(json.loads(line.removeprefix("data: ")))
+        assert kind == f"event: {events[-1]['type']}"
+    return events
 
 
 def read(response: HTTPResponse) -> tuple[int, Any]:

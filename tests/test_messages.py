@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from common import IM_END
-from served import Client, occupied, write_model
+from served import CONTROL, SCHEMA, THINK, THINKING, THOUGHT, Client, occupied, write_model
 
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
@@ -23,15 +23,6 @@ from pyllm.server.schemas import decode  # noqa: E402
 from pyllm.testing import Server, running_server  # noqa: E402
 
 MESSAGES, COUNT, CHAT = "/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions"
-CONTROL = [b"<think>", b"</think>"]
-THINK, THOUGHT = IM_END + 1, IM_END + 2  # the tokens <think> and </think>
-TEMPLATE = (
-    b"{% if tools %}{{ tools | tojson }}<tool_call></tool_call>{% endif %}"
-    b"{% for m in messages %}{{ m.role }}:"
-    b"{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}"
-    b"{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>{% endfor %}"
-    b"{% if add_generation_prompt %}assistant:{% if enable_thinking %}<think>{% endif %}{% endif %}"
-)
 ADD = {
     "name": "add",
     "description": "adds",
@@ -43,12 +34,6 @@ ADD = {
     },
 }
 SUB = {**ADD, "name": "sub"}
-SCHEMA = {
-    "type": "object",
-    "properties": {"x": {"type": "boolean"}},
-    "required": ["x"],
-    "additionalProperties": False,
-}
 HI = [{"role": "user", "content": "Hi"}]
 ENDLESS = {"logit_bias": {str(IM_END): -100}, "ignore_eos": True}
 AT_ONCE = {str(THINK): -100.0}  # a bias against reasoning, where a grammar would let the model begin with it
@@ -102,7 +87,7 @@ EVERY: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_model(tmp_path_factory.mktemp("messages"), template=TEMPLATE, control=CONTROL)
+    return write_model(tmp_path_factory.mktemp("messages"), template=THINKING, control=CONTROL)
 
 
 @pytest.fixture(scope="module")
@@ -120,24 +105,8 @@ def asked(**more: Any) -> dict[str, Any]:
     return {"messages": HI, "max_tokens": 500, **more}
 
 
-def events_of(data: bytes) -> list[dict[str, Any]]:
-    """The events in what was sent, of which each says its type twice; comments left out."""
-    events = []
-    for block in data.decode().split("\n\n"):
-        if not block or block.startswith(":"):
-            continue
-        kind, line = block.split("\n")
-        event = json.loads(line.removeprefix("data: "))
-        assert kind == f"event: {event['type']}"
-        events.append(event)
-    return events
-
-
 def stream(client: Client, body: Any) -> list[dict[str, Any]]:
-    response = client.send("POST", MESSAGES, {**body, "stream": True})
-    assert response.status == 200, response.read()
-    assert response.getheader("Content-Type") == "text/event-stream; charset=utf-8"
-    return events_of(response.read())
+    return client.typed_events(MESSAGES, body)
 
 
 EMPTY = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from common import IM_END
-from served import Client, occupied, write_model
+from served import CONTROL, SCHEMA, THINK, THINKING, THOUGHT, Client, occupied, typed_events, write_model
 
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
@@ -31,15 +31,6 @@ from pyllm.testing import Server, running_server  # noqa: E402
 
 SECONDS = 30  # what nothing here takes unless it hangs
 RESPONSES, CHAT = "/v1/responses", "/v1/chat/completions"
-CONTROL = [b"<think>", b"</think>"]
-THINK, THOUGHT = IM_END + 1, IM_END + 2  # the tokens <think> and </think>
-TEMPLATE = (
-    b"{% if tools %}{{ tools | tojson }}<tool_call></tool_call>{% endif %}"
-    b"{% for m in messages %}{{ m.role }}:"
-    b"{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}"
-    b"{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>{% endfor %}assistant:"
-    b"{% if enable_thinking %}<think>{% endif %}"
-)
 ADD = {
     "type": "function",
     "name": "add",
@@ -52,12 +43,6 @@ ADD = {
     },
 }
 SUB = {**ADD, "name": "sub"}
-SCHEMA = {
-    "type": "object",
-    "properties": {"x": {"type": "boolean"}},
-    "required": ["x"],
-    "additionalProperties": False,
-}
 ENDLESS = {"logit_bias": {str(IM_END): -100}, "ignore_eos": True}
 THINKS = {
     "reasoning": {"effort": "high"},
@@ -138,7 +123,7 @@ EVERY: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_model(tmp_path_factory.mktemp("responses"), template=TEMPLATE, control=CONTROL)
+    return write_model(tmp_path_factory.mktemp("responses"), template=THINKING, control=CONTROL)
 
 
 @pytest.fixture(scope="module")
@@ -152,24 +137,8 @@ def client(served: Server) -> Client:
     return Client(served.url)
 
 
-def events_of(data: bytes) -> list[dict[str, Any]]:
-    """The events in what was sent, of which each says its type twice; comments left out."""
-    events = []
-    for block in data.decode().split("\n\n"):
-        if not block or block.startswith(":"):
-            continue
-        kind, line = block.split("\n")
-        event = json.loads(line.removeprefix("data: "))
-        assert kind == f"event: {event['type']}"
-        events.append(event)
-    return events
-
-
 def stream(client: Client, body: Any) -> list[dict[str, Any]]:
-    response = client.send("POST", RESPONSES, {"input": "Hi", **body, "stream": True})
-    assert response.status == 200, response.read()
-    assert response.getheader("Content-Type") == "text/event-stream; charset=utf-8"
-    return events_of(response.read())
+    return client.typed_events(RESPONSES, {"input": "Hi", **body})
 
 
 class Failed(Exception):
@@ -737,7 +706,7 @@ def test_a_response_is_created_before_its_first_token(path: str, monkeypatch: py
         lines = [response.readline() for _ in range(5)]
         assert lines[0] == b"event: response.created\n" and lines[3] == b"event: response.in_progress\n"
         opened.set()
-        Reader(events_of(b"".join(lines) + response.read())).response()
+        Reader(typed_events(b"".join(lines) + response.read())).response()
 
 
 @pytest.mark.parametrize("passes", [0, 1, 5])
