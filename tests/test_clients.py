@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from common import IM_END
-from served import occupied, write_model
+from served import CONTROL, SCHEMA, THINK, THINKING, THOUGHT, occupied, write_model
 
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
@@ -17,25 +17,11 @@ from pyllm.server import Settings  # noqa: E402
 from pyllm.testing import Server, running_server  # noqa: E402
 
 SECONDS = 30
-CONTROL = [b"<think>", b"</think>"]
-THINK, THOUGHT = IM_END + 1, IM_END + 2  # the tokens <think> and </think>
-TEMPLATE = (
-    b"{% if tools %}{{ tools | tojson }}<tool_call></tool_call>{% endif %}"
-    b"{% for m in messages %}{{ m.role }}:{{ m.content }}"
-    b"{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>{% endfor %}assistant:"
-    b"{% if enable_thinking %}<think>{% endif %}"
-)
 HI: Any = [{"role": "user", "content": "Hi"}]
 PARAMETERS = {
     "type": "object",
     "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
     "required": ["a"],
-    "additionalProperties": False,
-}
-SCHEMA = {
-    "type": "object",
-    "properties": {"x": {"type": "boolean"}},
-    "required": ["x"],
     "additionalProperties": False,
 }
 FUNCTION: Any = {"name": "add", "description": "adds", "parameters": PARAMETERS}
@@ -47,7 +33,7 @@ THINKS = {"logit_bias": {str(THOUGHT): 4, str(IM_END): -100}, "structured_output
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_model(tmp_path_factory.mktemp("clients"), template=TEMPLATE, control=CONTROL)
+    return write_model(tmp_path_factory.mktemp("clients"), template=THINKING, control=CONTROL)
 
 
 @pytest.fixture(scope="module")
