@@ -895,7 +895,7 @@ def test_health_says_when_the_engine_hangs(path: str, monkeypatch: pytest.Monkey
             assert client.get("/health")[1]["status"] == "stuck"
             opened.set()
             asked.result(SECONDS)
-        assert client.get("/health")[0] == 200
+        until(lambda: client.get("/health")[0] == 200)  # on a busy machine any step may take 0.05 s
 
 
 @pytest.fixture
