@@ -36,6 +36,17 @@ static const char *const feature_names[] = {
     "router_sigmoid",
     "router_bias",
     "shared_gate",
+    "router_best",
+    "router_logit_bias",
+    "expert_input",
+    "ffn_bias",
+    "attn_out_bias",
+    "sink",
+    "qk_norm_late",
+    "chunked",
+    "out_gate",
+    "out_gate_head",
+    "out_gate_softplus",
 };
 
 enum { N_FEATURES = sizeof feature_names / sizeof *feature_names };
@@ -61,6 +72,11 @@ static const char *const tensor_names[LLM_N_TENSORS] = {
     [LLM_SHARED_GATE_UP] = "shared_gate_up",
     [LLM_SHARED_DOWN] = "shared_down",
     [LLM_FFN_POST_NORM] = "ffn_post_norm",
+    [LLM_SINKS] = "sinks",
+    [LLM_OUT_BIAS] = "out_bias",
+    [LLM_ROUTER_LOGITS] = "router_logits",
+    [LLM_GATE_UP_BIAS] = "gate_up_bias",
+    [LLM_DOWN_BIAS] = "down_bias",
 };
 
 const char *llm_tensor_name(uint32_t id) { return id < LLM_N_TENSORS ? tensor_names[id] : NULL; }
@@ -93,6 +109,11 @@ static const range layer_ranges[] = {
     {"n_experts", offsetof(llm_layer, n_experts), 0, MAX_EXPERTS},
     {"n_active", offsetof(llm_layer, n_active), 0, MAX_EXPERTS},
     {"shared_dim", offsetof(llm_layer, shared_dim), 0, 1 << 20},
+    {"value_dim", offsetof(llm_layer, value_dim), 0, MAX_HEAD},
+    {"n_groups", offsetof(llm_layer, n_groups), 0, MAX_EXPERTS},
+    {"n_active_groups", offsetof(llm_layer, n_active_groups), 0, MAX_EXPERTS},
+    {"query_span", offsetof(llm_layer, query_span), 0, 1 << 28},
+    {"query_shift", offsetof(llm_layer, query_shift), 0, 1 << 28},
 };
 
 /* `where` is "header" or "layer 3", for the sentence. */
@@ -140,6 +161,17 @@ static int check_header(const llm_header *h, char *err, size_t errlen) {
     return 0;
 }
 
+/* Flags that say more of what another one switches on */
+static int check_attention_flags(const char *where, const llm_layer *l, char *err, size_t errlen) {
+    const uint64_t norms = LLM_QK_NORM_WHOLE | LLM_QK_NORM_LATE;
+    const uint64_t gates = LLM_OUT_GATE_HEAD | LLM_OUT_GATE_SOFTPLUS;
+    REQUIRE(l->flags & LLM_QK_NORM || !(l->flags & norms), "%s: no q and k norm to be whole or late", where);
+    REQUIRE((l->flags & norms) != norms, "%s: a late q and k norm is of each head", where);
+    REQUIRE(l->flags & LLM_OUT_GATE || !(l->flags & gates), "%s: a kind of gate, and no gate", where);
+    REQUIRE(l->window || !(l->flags & LLM_CHUNKED), "%s: chunks of no positions", where);
+    return 0;
+}
+
 static int check_attention(
     const char *where, const llm_header *h, const llm_layer *layers, size_t layer, char *err, size_t errlen) {
     const llm_layer *l = &layers[layer];
@@ -148,34 +180,66 @@ static int check_attention(
     REQUIRE(l->head_dim <= h->rope_dim, "%s: head_dim %u, and rotary tables of %u", where, l->head_dim,
         h->rope_dim);
     REQUIRE(l->rope < h->n_rope, "%s: there is no rotary table %u", where, l->rope);
-    REQUIRE(
-        l->flags & LLM_QK_NORM || !(l->flags & LLM_QK_NORM_WHOLE), "%s: no q and k norm to be whole", where);
     TRY(check_scale(where, "attn_scale", l->attn_scale, err, errlen));
     TRY(check_scale(where, "attn_cap", l->attn_cap, err, errlen));
+    TRY(check_scale(where, "query_growth", l->query_growth, err, errlen));
+    REQUIRE(l->query_span || (!l->query_growth && !l->query_shift),
+        "%s: queries that grow, and no query_span", where);
+    TRY(check_attention_flags(where, l, err, errlen));
     if (l->kv_layer == layer)
         return 0;
     REQUIRE(l->kv_layer < layer, "%s: kv_layer %u is not one before it", where, l->kv_layer);
     const llm_layer *own = &layers[l->kv_layer];
     REQUIRE(own->kv_layer == l->kv_layer, "%s: layer %u has no keys of its own", where, l->kv_layer);
-    const int same = own->n_kv_heads == l->n_kv_heads && own->head_dim == l->head_dim;
+    const int same = own->n_kv_heads == l->n_kv_heads && own->head_dim == l->head_dim &&
+                     value_dim_of(own) == value_dim_of(l);
     REQUIRE(same, "%s: its kv heads are not those of layer %u", where, l->kv_layer);
     return 0;
 }
 
+static int check_gate(const char *where, const llm_layer *l, char *err, size_t errlen) {
+    TRY(check_scale(where, "gate_limit", l->gate_limit, err, errlen));
+    TRY(check_scale(where, "gate_slope", l->gate_slope, err, errlen));
+    TRY(check_scale(where, "up_shift", l->up_shift, err, errlen));
+    REQUIRE(l->gate_limit >= 0, "%s: gate_limit is %g", where, l->gate_limit);
+    REQUIRE(!l->gate_slope || l->activation == LLM_SILU, "%s: a gate_slope, and not SiLU", where);
+    return 0;
+}
+
+/* Groups of experts: all of one size, at least two, and enough of them are active */
+static int check_groups(const char *where, const llm_layer *l, char *err, size_t errlen) {
+    const uint32_t n = l->n_groups;
+    if (n == 0) {
+        const int none = !l->n_active_groups && !(l->flags & LLM_ROUTER_BEST);
+        REQUIRE(none, "%s: active groups of experts, and no groups", where);
+        return 0;
+    }
+    REQUIRE(l->n_experts % n == 0, "%s: %u experts in %u groups", where, l->n_experts, n);
+    REQUIRE(l->n_active_groups >= 1 && l->n_active_groups <= n, "%s: %u of %u groups of experts are active",
+        where, l->n_active_groups, n);
+    const uint32_t enough = l->n_experts / n * l->n_active_groups;
+    REQUIRE(l->n_active <= enough, "%s: %u experts are active, and their groups have %u", where, l->n_active,
+        enough);
+    return 0;
+}
+
 static int check_ffn(const char *where, const llm_layer *l, char *err, size_t errlen) {
-    const uint64_t routed = LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS | LLM_SHARED_GATE;
+    const uint64_t routed = LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS | LLM_SHARED_GATE |
+                            LLM_ROUTER_BEST | LLM_ROUTER_LOGIT_BIAS | LLM_EXPERT_INPUT;
     REQUIRE(l->ffn <= LLM_EXPERTS, "%s: a feed-forward block of kind %u: " NEWER, where, l->ffn);
     REQUIRE(l->activation <= LLM_GELU, "%s: an activation of kind %u: " NEWER, where, l->activation);
     TRY(check_scale(where, "expert_scale", l->expert_scale, err, errlen));
+    TRY(check_gate(where, l, err, errlen));
     if (l->ffn == LLM_DENSE) {
-        const int none = !l->n_experts && !l->n_active && !l->shared_dim && !(l->flags & routed);
+        const int none = !l->n_experts && !l->n_active && !l->shared_dim && !l->n_groups &&
+                         !l->n_active_groups && !(l->flags & routed);
         REQUIRE(none, "%s: a router without experts", where);
         return 0;
     }
     REQUIRE(l->n_active >= 1 && l->n_active <= l->n_experts, "%s: %u of %u experts are active", where,
         l->n_active, l->n_experts);
     REQUIRE(l->shared_dim || !(l->flags & LLM_SHARED_GATE), "%s: a gate without a shared expert", where);
-    return 0;
+    return check_groups(where, l, err, errlen);
 }
 
 static int check_layer(const llm_header *h, const llm_layer *layers, size_t layer, char *err, size_t errlen) {
@@ -225,7 +289,10 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     const llm_layer *l = &layers[layer];
     const uint32_t dtype = dtype_of(h, l, id);
     const uint64_t q_dim = (uint64_t)l->n_heads * l->head_dim;
-    const uint64_t kv_dim = l->kv_layer == layer ? (uint64_t)l->n_kv_heads * l->head_dim : 0;
+    const uint64_t kv_heads = l->kv_layer == layer ? l->n_kv_heads : 0;
+    const uint64_t k_dim = kv_heads * l->head_dim;
+    const uint64_t att_dim = (uint64_t)l->n_heads * value_dim_of(l);
+    const uint64_t qkv_rows = q_dim + k_dim + kv_heads * value_dim_of(l) + gate_dim_of(l);
     const int routed = l->ffn == LLM_EXPERTS, whole = (l->flags & LLM_QK_NORM_WHOLE) != 0;
     const int pre_norm = !(l->flags & LLM_NO_PRE_NORM), post_norm = (l->flags & LLM_POST_NORM) != 0;
     const int qk_norm = (l->flags & LLM_QK_NORM) != 0;
@@ -241,15 +308,15 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     case LLM_FFN_NORM:
         return vector(pre_norm, h->dim);
     case LLM_QKV:
-        return matrix_tensor(1, q_dim + 2 * kv_dim, h->dim, dtype);
+        return matrix_tensor(1, qkv_rows, h->dim, dtype);
     case LLM_BIAS:
-        return vector((l->flags & LLM_QKV_BIAS) != 0, q_dim + 2 * kv_dim);
+        return vector((l->flags & LLM_QKV_BIAS) != 0, qkv_rows);
     case LLM_Q_NORM:
         return vector(qk_norm, whole ? q_dim : l->head_dim);
     case LLM_K_NORM:
-        return vector(qk_norm && kv_dim, whole ? kv_dim : l->head_dim);
+        return vector(qk_norm && k_dim, whole ? k_dim : l->head_dim);
     case LLM_ATTN_OUT:
-        return matrix_tensor(1, h->dim, q_dim, dtype);
+        return matrix_tensor(1, h->dim, att_dim, dtype);
     case LLM_ATTN_POST_NORM:
     case LLM_FFN_POST_NORM:
         return vector(post_norm, h->dim);
@@ -267,6 +334,17 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
         return matrix_tensor(l->shared_dim > 0, 2 * (uint64_t)l->shared_dim, h->dim, dtype);
     case LLM_SHARED_DOWN:
         return matrix_tensor(l->shared_dim > 0, h->dim, l->shared_dim, dtype);
+    case LLM_SINKS:
+        return vector((l->flags & LLM_SINK) != 0, l->n_heads);
+    case LLM_OUT_BIAS:
+        return vector((l->flags & LLM_ATTN_OUT_BIAS) != 0, h->dim);
+    case LLM_ROUTER_LOGITS:
+        return vector((l->flags & LLM_ROUTER_LOGIT_BIAS) != 0, l->n_experts);
+    case LLM_GATE_UP_BIAS:
+    case LLM_DOWN_BIAS:
+        t = vector((l->flags & LLM_FFN_BIAS) != 0, id == LLM_DOWN_BIAS ? h->dim : 2 * (uint64_t)l->ffn_dim);
+        t.experts = routed ? l->n_experts : 1;
+        return t;
     default: /* an id between those that occur once and a layer's */
         return matrix_tensor(0, 0, 0, dtype);
     }
@@ -366,7 +444,7 @@ uint32_t llm_kv_kind(const llm_layer *layers, uint32_t kv) {
 }
 
 size_t kv_head_bytes(const llm_layer *l, uint32_t kv, int is_value) {
-    const size_t width = align(l->head_dim, LLM_TILE);
+    const size_t width = align(is_value ? value_dim_of(l) : l->head_dim, LLM_TILE);
     if (kv == LLM_KV_FP16)
         return width * sizeof(uint16_t);
     const size_t scales = is_value ? sizeof(float) : align(width, LLM_GROUP) / LLM_GROUP * sizeof(uint16_t);

@@ -34,6 +34,17 @@ struct llm_model {
     llm_tensor *tensors; /* (n_layers, LLM_N_TENSORS), expert 0 of each; those that occur once in layer 0 */
 };
 
+/* Numbers of a value head */
+static inline size_t value_dim_of(const llm_layer *l) { return l->value_dim ? l->value_dim : l->head_dim; }
+
+/* Attention's numbers, and the gates that multiply them */
+static inline size_t att_dim_of(const llm_layer *l) { return l->n_heads * value_dim_of(l); }
+
+static inline size_t gate_dim_of(const llm_layer *l) {
+    const size_t gates = l->flags & LLM_OUT_GATE_HEAD ? l->n_heads : att_dim_of(l);
+    return l->flags & LLM_OUT_GATE ? gates : 0;
+}
+
 /* The bytes that a position's key, or value, of one head takes */
 size_t kv_head_bytes(const llm_layer *l, uint32_t kv, int is_value);
 

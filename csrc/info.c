@@ -114,11 +114,13 @@ static void print_parameters(const llm_counts *n) {
 
 static int same_ffn(const llm_layer *a, const llm_layer *b) {
     return a->ffn == b->ffn && a->ffn_dim == b->ffn_dim && a->n_experts == b->n_experts &&
-           a->n_active == b->n_active && a->shared_dim == b->shared_dim;
+           a->n_active == b->n_active && a->n_groups == b->n_groups &&
+           a->n_active_groups == b->n_active_groups && a->shared_dim == b->shared_dim;
 }
 
 static int same_heads(const llm_layer *a, const llm_layer *b) {
-    return a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim;
+    return a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim &&
+           a->value_dim == b->value_dim;
 }
 
 /* How many of the layers are as layer i; 0: an earlier one is, and was counted. */
@@ -139,6 +141,8 @@ static void print_ffn(const llm_layer *l) {
     printf("feed-forward %u", l->ffn_dim);
     if (l->n_experts)
         printf(" in %u experts, %u for each token", l->n_experts, l->n_active);
+    if (l->n_groups)
+        printf(" from %u of %u groups", l->n_active_groups, l->n_groups);
     if (l->shared_dim)
         printf(" and a shared one of %u", l->shared_dim);
 }
@@ -172,6 +176,8 @@ static void print_attention(const llm_header *h, const llm_layer *layers) {
             continue;
         printf("%s%u heads of %u, %u for keys and values", i ? "; " : "", l->n_heads, l->head_dim,
             l->n_kv_heads);
+        if (l->value_dim)
+            printf(" of %u", l->value_dim);
         if (alike < h->n_layers)
             printf(" in %u layers", alike);
     }
@@ -209,6 +215,17 @@ static void print_variant(const llm_header *h, const llm_layer *layers) {
         {LLM_ROUTER_SIGMOID, "experts by sigmoid"},
         {LLM_ROUTER_BIAS, "bias on their choice"},
         {LLM_SHARED_GATE, "gate on the shared expert"},
+        {LLM_ROUTER_BEST, "groups by their best expert"},
+        {LLM_ROUTER_LOGIT_BIAS, "bias on the router"},
+        {LLM_EXPERT_INPUT, "experts' inputs weighted"},
+        {LLM_FFN_BIAS, "bias in feed-forward blocks"},
+        {LLM_ATTN_OUT_BIAS, "bias on attention's output"},
+        {LLM_SINK, "sinks"},
+        {LLM_QK_NORM_LATE, "after the rotation"},
+        {LLM_CHUNKED, "chunks instead of windows"},
+        {LLM_OUT_GATE, "gate on attention's output"},
+        {LLM_OUT_GATE_HEAD, "for each head"},
+        {LLM_OUT_GATE_SOFTPLUS, "by softplus"},
     };
     printf("%-18soutput %s", "variant", h->required & LLM_TIED ? "tied to the embedding" : "of its own");
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)

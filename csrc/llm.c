@@ -227,6 +227,12 @@ static void embed(llm_session *s, size_t n, const uint32_t *tokens) {
     barrier(&s->barrier);
 }
 
+/* x += the bias that tensor t is, of expert e, times scale; nothing if there is none */
+static void add_bias(const llm_session *s, const llm_tensor *t, size_t e, float scale, float *x) {
+    if (t->size)
+        s->k->add_scaled(x, (const float *)weights(s->m, t, e), scale, t->cols);
+}
+
 /* What a block reads (n, dim): the norm `id` of the residual stream, or without one the stream itself */
 static vectors block_input(llm_session *s, size_t layer, uint32_t id, size_t n) {
     const llm_tensor *norm = tensor(s->m, layer, id);
@@ -263,13 +269,15 @@ static void store_queries(llm_session *s, size_t layer, size_t i);
 static void store_keys_and_values(llm_session *s, size_t layer, size_t i);
 static void attend(llm_session *s, size_t layer, size_t unit);
 static void merge_parts(llm_session *s, size_t layer, size_t i);
+static void gate_heads(llm_session *s, size_t layer, size_t i);
 
 static void attention(llm_session *s, size_t layer, size_t n) {
     const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *w_qkv = tensor(s->m, layer, LLM_QKV);
     const llm_tensor *w_out = tensor(s->m, layer, LLM_ATTN_OUT);
+    const llm_tensor *out_bias = tensor(s->m, layer, LLM_OUT_BIAS);
     const vectors x = block_input(s, layer, LLM_ATTN_NORM, n);
-    /* qkv (n, q_dim + 2 kv_dim) = x (n, dim) @ W (q_dim + 2 kv_dim, dim)^T */
+    /* qkv (n, q_dim + k_dim + v_dim + gate_dim) = x (n, dim) @ W (the same, dim)^T */
     matmul(s, w_qkv, 0, n, x, s->qkv);
     EACH(i, n) {
         bias_and_norm(s, layer, i);
@@ -282,11 +290,15 @@ static void attention(llm_session *s, size_t layer, size_t n) {
         if (!stopped(s))
             attend(s, layer, unit);
     barrier(&s->barrier);
-    EACH(i, n)
+    EACH(i, n) {
         merge_parts(s, layer, i);
+        gate_heads(s, layer, i);
+    }
     barrier(&s->barrier);
-    /* out (n, dim) = att (n, q_dim) @ W (dim, q_dim)^T */
+    /* out (n, dim) = att (n, att_dim) @ W (dim, att_dim)^T */
     matmul(s, w_out, 0, n, s->att, s->out);
+    EACH(i, n)
+        add_bias(s, out_bias, 0, 1, row_of(s->out, i));
     add_block(s, layer, LLM_ATTN_POST_NORM, n);
 }
 
@@ -296,26 +308,30 @@ static void norm_heads(llm_session *s, const llm_tensor *norm, float *x, size_t 
         rmsnorm(s, norm, x + c, x + c);
 }
 
-/* The projections of token i get their bias, and queries and keys their norm. */
+/* The projections of token i get their bias, and queries and keys their norm, if it comes before the rotation. */
 static void bias_and_norm(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *bias = tensor(s->m, layer, LLM_BIAS);
     const llm_tensor *q_norm = tensor(s->m, layer, LLM_Q_NORM);
     const llm_tensor *k_norm = tensor(s->m, layer, LLM_K_NORM);
     float *qkv = row_of(s->qkv, i);
-    for (size_t c = 0; c < bias->cols; c++)
-        qkv[c] += floats(s, bias)[c];
+    add_bias(s, bias, 0, 1, qkv);
+    if (l->flags & LLM_QK_NORM_LATE)
+        return;
     if (q_norm->size)
         norm_heads(s, q_norm, qkv, q_dim_of(l));
     if (k_norm->size)
-        norm_heads(s, k_norm, qkv + q_dim_of(l), kv_dim_of(l));
+        norm_heads(s, k_norm, qkv + q_dim_of(l), k_dim_of(l));
 }
 
-/* A head of token i, turned by its position's angles (Su et al. 2021) */
-static void rotate(llm_session *s, const llm_layer *l, size_t i, const float *head, float *out) {
+/* A head of token i, turned by its position's angles (Su et al. 2021), and what its norm makes of it, if it comes late */
+static void rotate(
+    llm_session *s, const llm_layer *l, const llm_tensor *norm, size_t i, const float *head, float *out) {
     const float *cosines = rotation_of(s, l->rope, i);
     const float *sines = cosines + s->m->h.rope_dim / 2;
     s->k->rope(out, head, cosines, sines, l->head_dim / 2);
+    if (l->flags & LLM_QK_NORM_LATE)
+        rmsnorm(s, norm, out, out);
 }
 
 /* Which row of s->q, and of a part, query head a of token i is: those that share a kv head follow each other */
@@ -323,17 +339,28 @@ static size_t query_row(const llm_session *s, size_t group, size_t a, size_t i) 
     return (a / group * s->o.batch + i) * group + a % group;
 }
 
+/* What multiplies the queries of a position: more and more, so that attention over long texts stays sharp (Nakanishi 2025,
+ * "Scalable-Softmax"; Llama 4) */
+static float query_scale(const llm_layer *l, size_t pos) {
+    if (!l->query_span)
+        return l->attn_scale;
+    const float spans = floorf((float)(pos + l->query_shift) / (float)l->query_span);
+    return l->attn_scale * (1 + l->query_growth * logf(1 + spans));
+}
+
 /* Token i's queries, turned and scaled */
 static void store_queries(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
-    const size_t width = width_of(l);
+    const llm_tensor *norm = tensor(s->m, layer, LLM_Q_NORM);
+    const size_t width = key_width(l);
+    const float scale = query_scale(l, s->pos[i]);
     const float *queries = row_of(s->qkv, i);
     float head[MAX_HEAD] = {0};
     for (size_t a = 0; a < l->n_heads; a++) {
         float *q = s->q + query_row(s, group_of(l), a, i) * width;
-        rotate(s, l, i, queries + a * l->head_dim, head);
+        rotate(s, l, norm, i, queries + a * l->head_dim, head);
         for (size_t c = 0; c < width; c++)
-            q[c] = head[c] * l->attn_scale;
+            q[c] = head[c] * scale;
     }
 }
 
@@ -381,7 +408,8 @@ static void clear_behind(uint8_t *page, size_t width, size_t row) {
 }
 
 static void store_head(llm_session *s, size_t layer, int kind, size_t a, size_t i, float *head) {
-    const size_t width = width_of(&s->m->layers[layer]);
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t width = kind == KEYS ? key_width(l) : value_width(l);
     const size_t row = s->pos[i] % SPAN;
     uint8_t *page = cache(s, s->seqs[i], layer, kind, a, s->pos[i]);
     if (s->o.kv == LLM_KV_FP16)
@@ -396,15 +424,17 @@ static void store_head(llm_session *s, size_t layer, int kind, size_t a, size_t 
 
 static void store_keys_and_values(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
+    const llm_tensor *norm = tensor(s->m, layer, LLM_K_NORM);
     const float *keys = row_of(s->qkv, i) + q_dim_of(l);
-    const float *values = keys + kv_dim_of(l);
+    const float *values = keys + k_dim_of(l);
+    const size_t value_dim = value_dim_of(l);
     float head[MAX_HEAD];
     for (size_t a = 0; a < l->n_kv_heads; a++) {
         memset(head, 0, sizeof head);
-        rotate(s, l, i, keys + a * l->head_dim, head);
+        rotate(s, l, norm, i, keys + a * l->head_dim, head);
         store_head(s, layer, KEYS, a, i, head);
         memset(head, 0, sizeof head);
-        memcpy(head, values + a * l->head_dim, l->head_dim * sizeof *head);
+        memcpy(head, values + a * value_dim, value_dim * sizeof *head);
         store_head(s, layer, VALUES, a, i, head);
     }
 }
@@ -469,11 +499,19 @@ static void scale_weights(float *weights, const float *scales) {
         weights[c] *= scales[c];
 }
 
-/* Hides what a token at position `pos` does not attend to among n scores of the positions from p on. */
-static void mask(float *scores, size_t n, size_t p, size_t pos, size_t window) {
+/* The first position that a token at position `pos` attends to */
+static size_t first_seen(const llm_layer *l, size_t pos) {
+    if (l->flags & LLM_CHUNKED)
+        return pos - pos % l->window;
+    return l->window && pos >= l->window ? pos + 1 - l->window : 0;
+}
+
+/* Hides what it does not attend to among n scores of the positions from p on. */
+static void mask(const llm_layer *l, float *scores, size_t n, size_t p, size_t pos) {
+    const size_t first = first_seen(l, pos);
     for (size_t c = n; p + c > pos + 1; c--)
         scores[c - 1] = -INFINITY;
-    for (size_t c = 0; c < n && p + c + window <= pos; c++)
+    for (size_t c = 0; c < n && p + c < first; c++)
         scores[c] = -INFINITY;
 }
 
@@ -503,7 +541,7 @@ static void score_page(llm_session *s, size_t layer, const attention_unit *u, co
     const llm_layer *l = &s->m->layers[layer];
     const size_t end = s->pos[u->first] + u->n_tokens, n_keys = end - p < SPAN ? end - p : SPAN;
     const uint8_t *keys = cache(s, s->seqs[u->first], layer, KEYS, u->a, p);
-    const matrix k = page_matrix(s, width_of(l), KEYS, keys, n_keys);
+    const matrix k = page_matrix(s, key_width(l), KEYS, keys, n_keys);
     const size_t m0 = queries_before(s, l, u, p);
     const activations q = without_first(*queries, m0, 0, 0);
     scores.data += m0 * scores.stride;
@@ -516,19 +554,19 @@ static void weigh_block(llm_session *s, size_t layer, const attention_unit *u, s
     size_t n, const activations *weights, vectors out) {
     const llm_layer *l = &s->m->layers[layer];
     const size_t start = s->pos[u->first];
-    const size_t window = l->window ? l->window : start + u->n_tokens;
+    const size_t width = value_width(l);
     const product *p_values = page_product(s, VALUES, weights->n);
     const float *scales[SCORES / SPAN]; /* of each page's values */
     for (size_t c = from; c < n; c += SPAN) {
         const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->a, block + c);
-        scales[c / SPAN] = (const float *)(values + SPAN * width_of(l));
+        scales[c / SPAN] = (const float *)(values + SPAN * width);
     }
     for (size_t m = queries_before(s, l, u, block); m < weights->n; m++) {
         float *scores = row_of(weights->x, m);
         if (l->attn_cap > 0)
             s->k->softcap(scores, n, l->attn_cap);
-        mask(scores, n, block, start + m / group_of(l), window);
-        s->k->online_softmax(scores, n, row_of(out, m), width_of(l));
+        mask(l, scores, n, block, start + m / group_of(l));
+        s->k->online_softmax(scores, n, row_of(out, m), width);
         for (size_t c = from; c < n && s->o.kv == LLM_KV_INT8; c += SPAN)
             scale_weights(scores + c, scales[c / SPAN]);
         prepare(s, p_values, LLM_GROUP, weights, m, from, n);
@@ -542,7 +580,7 @@ static void add_values(llm_session *s, size_t layer, const attention_unit *u, co
     const llm_layer *l = &s->m->layers[layer];
     const size_t end = s->pos[u->first] + u->n_tokens, n_keys = end - p < SPAN ? end - p : SPAN;
     const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->a, p);
-    const matrix v = page_matrix(s, width_of(l), VALUES, values, n_keys);
+    const matrix v = page_matrix(s, value_width(l), VALUES, values, n_keys);
     const size_t m0 = queries_before(s, l, u, p);
     const product *p_values = page_product(s, VALUES, weights->n);
     const activations some = without_first(*weights, m0, c, p_values->bytes);
@@ -568,12 +606,12 @@ static void attend_block(llm_session *s, size_t layer, const attention_unit *u, 
 static void attend(llm_session *s, size_t layer, size_t unit) {
     const llm_layer *l = &s->m->layers[layer];
     const attention_unit u = unit_of(s, l->n_kv_heads, unit);
-    const size_t group = group_of(l), width = width_of(l);
+    const size_t group = group_of(l), width = key_width(l), out_width = value_width(l) + 2;
     const size_t n = u.n_tokens * group; /* queries */
     const size_t start = s->pos[u.first], end = start + u.n_tokens;
-    const size_t window = l->window ? l->window : end;
+    const size_t first = first_seen(l, start) / SPAN * SPAN; /* the first page that anyone attends to */
     const size_t row = query_row(s, group, u.a * group, u.first);
-    const vectors out = {s->parts + u.part * s->part_size + row * (width + 2), width + 2};
+    const vectors out = {s->parts + u.part * s->part_size + row * out_width, out_width};
     const activations queries = unit_room(s, 0, n, (vectors){s->q + row * width, width});
     size_t p = u.part * s->part; /* a position */
     const size_t part_end = p + s->part < end ? p + s->part : end;
@@ -581,11 +619,11 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
         return;
     memset(out.data, 0, n * out.stride * sizeof *out.data);
     for (size_t m = 0; m < n; m++) {
-        row_of(out, m)[width] = -0x1p127f;
+        row_of(out, m)[out_width - 2] = -0x1p127f;
         prepare(s, page_product(s, KEYS, n), LLM_GROUP, &queries, m, 0, width);
     }
-    if (start >= window && p < start + 1 - window)
-        p = (start + 1 - window) / SPAN * SPAN; /* the first page that anyone attends to */
+    if (p < first)
+        p = first;
     while (p < part_end) {
         const size_t block = p / SCORES * SCORES;
         const size_t n_positions = part_end - block < SCORES ? align(part_end - block, SPAN) : SCORES;
@@ -594,20 +632,41 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
     }
 }
 
-/* att (n_heads, head_dim) of token i: the parts of each head become one, divided by its sum of weights. */
+/* att (n_heads, value_dim) of token i: the parts of each head become one, divided by its sum of weights, to which a
+ * sink adds its own. */
 static void merge_parts(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
-    const size_t width = width_of(l), head_dim = l->head_dim;
-    const size_t padding = tensor(s->m, layer, LLM_ATTN_OUT)->stride - q_dim_of(l);
+    const llm_tensor *sinks = tensor(s->m, layer, LLM_SINKS);
+    const size_t width = value_width(l), value_dim = value_dim_of(l);
+    const size_t padding = tensor(s->m, layer, LLM_ATTN_OUT)->stride - att_dim_of(l);
     float *att = row_of(s->att, i);
     for (size_t a = 0; a < l->n_heads; a++) {
         float *out = s->parts + query_row(s, group_of(l), a, i) * (width + 2);
         for (size_t part = 1; part * s->part <= s->pos[i]; part++)
             s->k->merge(out, out + part * s->part_size, width);
-        for (size_t c = 0; c < head_dim; c++)
-            att[a * head_dim + c] = out[c] / out[width + 1];
+        const float sink = sinks->size ? expf(floats(s, sinks)[a] - out[width]) : 0;
+        for (size_t c = 0; c < value_dim; c++)
+            att[a * value_dim + c] = out[c] / (out[width + 1] + sink);
     }
-    memset(att + q_dim_of(l), 0, padding * sizeof *att);
+    memset(att + att_dim_of(l), 0, padding * sizeof *att);
+}
+
+static float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+
+/* ln(1 + exp(x)) */
+static float softplus(float x) { return fmaxf(x, 0) + log1pf(expf(-fabsf(x))); }
+
+/* att of token i times its gates: of each number, or of each head */
+static void gate_heads(llm_session *s, size_t layer, size_t i) {
+    const llm_layer *l = &s->m->layers[layer];
+    const float *gates = row_of(s->qkv, i) + tensor(s->m, layer, LLM_QKV)->rows - gate_dim_of(l);
+    const size_t per_gate = gate_dim_of(l) ? att_dim_of(l) / gate_dim_of(l) : 0;
+    float *att = row_of(s->att, i);
+    for (size_t g = 0; g < gate_dim_of(l); g++) {
+        const float gate = l->flags & LLM_OUT_GATE_SOFTPLUS ? softplus(gates[g]) : sigmoid(gates[g]);
+        for (size_t c = 0; c < per_gate; c++)
+            att[g * per_gate + c] *= gate;
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -617,8 +676,24 @@ static void merge_parts(llm_session *s, size_t layer, size_t i) {
 typedef struct unit_weights {
     const llm_tensor *gate_up; /* (2 ffn_dim, dim) */
     const llm_tensor *down;    /* (dim, ffn_dim) */
+    const llm_tensor *gate_up_bias,
+        *down_bias; /* (1, 2 ffn_dim), (1, dim); their size is 0 if there are none */
     size_t expert;
 } unit_weights;
+
+/* Gates and ups of token i get their bias, and are clamped; and since SiLU's unit is up * gate * sigmoid(gate), they become
+ * what makes it (up + shift) * gate * sigmoid(slope * gate). */
+static void bend_gates(llm_session *s, const llm_layer *l, const unit_weights *w, size_t i) {
+    const size_t ffn_dim = w->down->cols;
+    const float limit = l->gate_limit > 0 ? l->gate_limit : INFINITY;
+    const float slope = l->gate_slope ? l->gate_slope : 1;
+    float *gate = row_of(s->gate, i), *up = gate + ffn_dim;
+    add_bias(s, w->gate_up_bias, w->expert, 1, gate);
+    for (size_t c = 0; c < ffn_dim; c++) {
+        gate[c] = slope * fminf(gate[c], limit);
+        up[c] = (fmaxf(fminf(up[c], limit), -limit) + l->up_shift) / slope;
+    }
+}
 
 /* hidden = gain * up * activation(gate): columns c to c + 64 of token i, zeros behind the last one */
 static void glu(llm_session *s, const llm_layer *l, size_t ffn_dim, size_t i, size_t c, float gain) {
@@ -636,6 +711,11 @@ static void gated_unit(llm_session *s, const llm_layer *l, unit_weights w, size_
     const size_t groups = w.down->stride / LLM_GROUP;
     /* gate and up (n, 2 ffn_dim) = x (n, dim) @ W (2 ffn_dim, dim)^T */
     matmul(s, w.gate_up, w.expert, n, x, s->gate);
+    if (w.gate_up_bias->size || l->gate_limit > 0 || l->gate_slope || l->up_shift) {
+        EACH(i, n)
+            bend_gates(s, l, &w, i);
+        barrier(&s->barrier);
+    }
     EACH(unit, n * groups) {
         const size_t i = unit / groups, c = unit % groups * LLM_GROUP;
         glu(s, l, ffn_dim, i, c, gains ? gains[i] : 1);
@@ -643,14 +723,27 @@ static void gated_unit(llm_session *s, const llm_layer *l, unit_weights w, size_
     barrier(&s->barrier);
     /* out (n, dim) = hidden (n, ffn_dim) @ W (dim, ffn_dim)^T */
     matmul(s, w.down, w.expert, n, s->hidden, out);
+    if (w.down_bias->size) {
+        EACH(i, n)
+            add_bias(s, w.down_bias, w.expert, gains ? gains[i] : 1, row_of(out, i));
+        barrier(&s->barrier);
+    }
+}
+
+/* Those of a layer, and of one of its experts */
+static unit_weights weights_of(const llm_session *s, size_t layer, size_t expert) {
+    return (unit_weights){
+        .gate_up = tensor(s->m, layer, LLM_GATE_UP),
+        .down = tensor(s->m, layer, LLM_DOWN),
+        .gate_up_bias = tensor(s->m, layer, LLM_GATE_UP_BIAS),
+        .down_bias = tensor(s->m, layer, LLM_DOWN_BIAS),
+        .expert = expert,
+    };
 }
 
 static void feed_forward(llm_session *s, size_t layer, size_t n) {
     const llm_layer *l = &s->m->layers[layer];
-    const unit_weights w = {
-        .gate_up = tensor(s->m, layer, LLM_GATE_UP),
-        .down = tensor(s->m, layer, LLM_DOWN),
-    };
+    const unit_weights w = weights_of(s, layer, 0);
     const vectors x = block_input(s, layer, LLM_FFN_NORM, n);
     gated_unit(s, l, w, n, x, NULL, s->out);
     add_block(s, layer, LLM_FFN_POST_NORM, n);
@@ -681,8 +774,6 @@ static void moe(llm_session *s, size_t layer, size_t n) {
     add_block(s, layer, LLM_FFN_POST_NORM, n);
 }
 
-static float sigmoid(float x) { return 1 / (1 + expf(-x)); }
-
 /* x (n,) to exp(x) / the sum of all of them */
 static void softmax(float *x, size_t n) {
     float max = -INFINITY, sum = 0;
@@ -711,6 +802,33 @@ static size_t best_expert(const float *p, const float *bias, const uint8_t *take
     return best;
 }
 
+/* How good a group of n experts is: the sum of p + bias of the best ones, one or two */
+static float group_score(const float *p, const float *bias, size_t n, size_t n_best) {
+    uint8_t taken[MAX_EXPERTS] = {0};
+    float score = 0;
+    for (size_t k = 0; k < n_best && k < n; k++) {
+        const size_t best = best_expert(p, bias, taken, n);
+        taken[best] = 1;
+        score += p[best] + (bias ? bias[best] : 0);
+    }
+    return score;
+}
+
+/* Takes the experts of all groups but the n_active_groups best ones (DeepSeek-AI 2024, "DeepSeek-V2", "DeepSeek-V3") */
+static void take_other_groups(const llm_layer *l, const float *p, const float *bias, uint8_t *taken) {
+    const size_t size = l->n_experts / l->n_groups;
+    float scores[MAX_EXPERTS];
+    uint8_t chosen[MAX_EXPERTS] = {0};
+    for (size_t g = 0; g < l->n_groups; g++) {
+        const float *group_bias = bias ? bias + g * size : NULL;
+        scores[g] = group_score(p + g * size, group_bias, size, l->flags & LLM_ROUTER_BEST ? 1 : 2);
+    }
+    for (size_t k = 0; k < l->n_active_groups; k++)
+        chosen[best_expert(scores, NULL, chosen, l->n_groups)] = 1;
+    for (size_t e = 0; e < l->n_experts; e++)
+        taken[e] = !chosen[e / size];
+}
+
 /* The experts of token i and their weights. No expert is chosen twice: the buffers of a product have room for
  * each token once. */
 static void route(llm_session *s, size_t layer, size_t i) {
@@ -722,12 +840,15 @@ static void route(llm_session *s, size_t layer, size_t i) {
     float *gains = s->gains + i * experts_per_token(l);
     uint32_t *chosen = s->chosen + i * experts_per_token(l);
     uint8_t taken[MAX_EXPERTS] = {0};
+    add_bias(s, tensor(s->m, layer, LLM_ROUTER_LOGITS), 0, 1, p);
     if (l->flags & LLM_ROUTER_SIGMOID) {
         for (size_t e = 0; e < n; e++)
             p[e] = sigmoid(p[e]);
     } else {
         softmax(p, n);
     }
+    if (l->n_groups)
+        take_other_groups(l, p, bias, taken);
     for (size_t k = 0; k < l->n_active; k++) {
         const size_t best = best_expert(p, bias, taken, n);
         taken[best] = 1;
@@ -758,6 +879,12 @@ static void sort_by_expert(llm_session *s, const llm_layer *l, size_t n) {
     s->starts[l->n_experts + 1] = m;
 }
 
+/* out (n,) = x * scale */
+static void gather(float *out, const float *x, float scale, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        out[i] = x[i] * scale;
+}
+
 /* out += expert e of its tokens, which are brought together, and then added where they belong. The shared one is
  * number n_experts. */
 static void expert(llm_session *s, size_t layer, size_t e, vectors x) {
@@ -765,20 +892,21 @@ static void expert(llm_session *s, size_t layer, size_t e, vectors x) {
     const uint32_t *members = s->members + s->starts[e];
     const size_t n = s->starts[e + 1] - s->starts[e];
     const size_t per_token = experts_per_token(l);
-    unit_weights w = {
-        .gate_up = tensor(s->m, layer, LLM_GATE_UP),
-        .down = tensor(s->m, layer, LLM_DOWN),
-        .expert = e,
-    };
+    unit_weights w = weights_of(s, layer, e);
     if (e == l->n_experts) {
-        w.gate_up = tensor(s->m, layer, LLM_SHARED_GATE_UP);
-        w.down = tensor(s->m, layer, LLM_SHARED_DOWN);
-        w.expert = 0;
+        static const llm_tensor none = {0};
+        w = (unit_weights){
+            .gate_up = tensor(s->m, layer, LLM_SHARED_GATE_UP),
+            .down = tensor(s->m, layer, LLM_SHARED_DOWN),
+            .gate_up_bias = &none,
+            .down_bias = &none,
+        };
     }
     EACH(i, n) {
-        const float *from = row_of(x, members[i] / per_token);
-        memcpy(row_of(s->expert_x, i), from, x.stride * sizeof *from);
-        s->expert_gain[i] = s->gains[members[i]];
+        const float gain = s->gains[members[i]];
+        const int of_input = e < l->n_experts && l->flags & LLM_EXPERT_INPUT;
+        gather(row_of(s->expert_x, i), row_of(x, members[i] / per_token), of_input ? gain : 1, x.stride);
+        s->expert_gain[i] = of_input ? 1 : gain;
     }
     barrier(&s->barrier);
     gated_unit(s, l, w, n, s->expert_x, s->expert_gain, s->expert_out);

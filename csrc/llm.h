@@ -97,8 +97,28 @@ enum llm_feature {
                                   same as softmax over the chosen alone */
     LLM_ROUTER_SIGMOID = 128,  /* an expert's weight is a sigmoid of its own, not softmax over all */
     LLM_ROUTER_BIAS = 256,     /* experts are chosen by weight + bias, and weighted without (DeepSeek V3) */
-    LLM_SHARED_GATE = 512      /* the shared expert's output is multiplied by the sigmoid of one more row of
+    LLM_SHARED_GATE = 512,     /* the shared expert's output is multiplied by the sigmoid of one more row of
                                   the router (Qwen2-MoE) */
+    LLM_ROUTER_BEST = 1
+        << 10, /* a group of experts is as good as its best one (DeepSeek V2), not as the sum of its
+                                  best two (V3); with n_groups */
+    LLM_ROUTER_LOGIT_BIAS = 1 << 11, /* the router's logits have a bias (gpt-oss) */
+    LLM_EXPERT_INPUT = 1 << 12, /* a chosen expert's weight multiplies its input, not its output (Llama 4) */
+    LLM_FFN_BIAS = 1
+        << 13, /* what is multiplied with LLM_GATE_UP and LLM_DOWN has a bias, each expert its own
+                               (gpt-oss), the shared one none */
+    LLM_ATTN_OUT_BIAS = 1 << 14, /* what is multiplied with LLM_ATTN_OUT has a bias (gpt-oss) */
+    LLM_SINK = 1 << 15, /* each query head has one more score, whose value is 0 (gpt-oss; Xiao et al. 2023) */
+    LLM_QK_NORM_LATE = 1
+        << 16,             /* the RMSNorm over each head comes after the rotation (HunYuan); with LLM_QK_NORM,
+                                         without .._WHOLE */
+    LLM_CHUNKED = 1 << 17, /* positions come in chunks of `window`, and a token attends to those of its own
+                                         (Llama 4) */
+    LLM_OUT_GATE = 1 << 18,      /* attention's numbers are multiplied by the sigmoid of as many more rows of
+                                         LLM_QKV (AFMoE, Qwen3-Next), */
+    LLM_OUT_GATE_HEAD = 1 << 19, /* ... of one row for each query head; with LLM_OUT_GATE (Laguna) */
+    LLM_OUT_GATE_SOFTPLUS = 1
+        << 20 /* ... by ln(1 + exp(x)) instead of the sigmoid; with LLM_OUT_GATE (Laguna) */
 };
 
 /* "tied", "qkv_bias" and so on, of the feature with this bit (0: LLM_TIED); NULL: there is no such feature. */
@@ -145,25 +165,35 @@ enum llm_activation {
 
 /* A layer, attention and feed-forward, described by itself. */
 typedef struct llm_layer {
-    uint64_t flags;        /* enum llm_feature, but for LLM_TIED */
-    uint32_t n_heads;      /* query heads, a multiple of n_kv_heads */
-    uint32_t n_kv_heads;   /* key and value heads */
-    uint32_t head_dim;     /* even, at most rope_dim; need not be dim / n_heads */
-    uint32_t window;       /* positions that a token attends to, itself the last; 0: all before it */
-    uint32_t rope;         /* index of its rotary table, of which it takes the first head_dim / 2 angles */
-    uint32_t kv_layer;     /* the layer whose keys and values it attends to: itself; or an earlier one that
-                              makes its own, of the same n_kv_heads and head_dim (Gemma 3n) */
-    float attn_scale;      /* multiplies q . k; usually 1 / sqrt(head_dim) */
-    float attn_cap;        /* c of c * tanh(q . k * attn_scale / c) (Gemma 2); 0: none */
-    uint32_t ffn;          /* enum llm_ffn */
-    uint32_t activation;   /* enum llm_activation */
-    uint32_t ffn_dim;      /* inner width of the feed-forward block, or of one expert */
-    uint32_t n_experts;    /* 0 when dense, and so are the two below */
-    uint32_t n_active;     /* experts that each token goes through */
-    uint32_t shared_dim;   /* inner width of an expert that every token goes through as well; 0: none */
-    float expert_scale;    /* multiplies the weights of the chosen experts; usually 1 */
-    uint8_t dtype[48];     /* of its matrices, by enum llm_tensor_id from LLM_ATTN_NORM on; else 0 */
-    uint8_t reserved[140]; /* zeros */
+    uint64_t flags;      /* enum llm_feature, but for LLM_TIED */
+    uint32_t n_heads;    /* query heads, a multiple of n_kv_heads */
+    uint32_t n_kv_heads; /* key and value heads */
+    uint32_t head_dim;   /* of queries and keys; even, at most rope_dim; need not be dim / n_heads */
+    uint32_t window;     /* positions that a token attends to, itself the last; 0: all before it */
+    uint32_t rope;       /* index of its rotary table, of which it takes the first head_dim / 2 angles */
+    uint32_t kv_layer;   /* the layer whose keys and values it attends to: itself; or an earlier one that
+                              makes its own, of the same n_kv_heads, head_dim and value_dim (Gemma 3n) */
+    float attn_scale;    /* multiplies q . k; usually 1 / sqrt(head_dim) */
+    float attn_cap;      /* c of c * tanh(q . k * attn_scale / c) (Gemma 2); 0: none */
+    uint32_t ffn;        /* enum llm_ffn */
+    uint32_t activation; /* enum llm_activation */
+    uint32_t ffn_dim;    /* inner width of the feed-forward block, or of one expert */
+    uint32_t n_experts;  /* 0 when dense, and so are the two below */
+    uint32_t n_active;   /* experts that each token goes through */
+    uint32_t shared_dim; /* inner width of an expert that every token goes through as well; 0: none */
+    float expert_scale;  /* multiplies the weights of the chosen experts; usually 1 */
+    uint8_t dtype[48];   /* of its matrices, by enum llm_tensor_id from LLM_ATTN_NORM on; else 0 */
+    uint32_t value_dim;  /* numbers of a value head; 0: head_dim */
+    uint32_t n_groups;   /* the experts are in so many groups of neighbours, of which a token chooses first */
+    uint32_t n_active_groups; /* so many (DeepSeek V2, V3); both 0: there are no groups */
+    float gate_limit;         /* c: gate becomes min(gate, c), up min(max(up, -c), c) (gpt-oss); 0: none */
+    float gate_slope;         /* a of gate * sigmoid(a * gate) (gpt-oss); with LLM_SILU; 0: it is 1 */
+    float up_shift;           /* added to up (gpt-oss) */
+    float
+        query_growth; /* b: at position p queries are multiplied by 1 + b * ln(1 + floor((p + query_shift) / */
+    uint32_t query_span; /*    query_span)) (Llama 4, Ministral 3); both 0: they are not */
+    uint32_t query_shift;
+    uint8_t reserved[104]; /* zeros */
 } llm_layer;
 
 /* Element i of a query or key head and element i + head_dim / 2 (half-split) turn together: at position p by
@@ -174,19 +204,20 @@ typedef struct llm_angle {
 } llm_angle;
 
 /* The tensors in file order. Those before LLM_ATTN_NORM occur once; the rest once a layer, a layer's tensors
- * together; LLM_GATE_UP and LLM_DOWN once for each expert of a layer. q_dim = n_heads * head_dim; kv_dim =
- * n_kv_heads * head_dim, or 0 where the layer uses another one's keys and values. */
+ * together; LLM_GATE_UP, LLM_DOWN and their biases once for each expert of a layer. q_dim = n_heads * head_dim; k_dim =
+ * n_kv_heads * head_dim and v_dim = n_kv_heads * value_dim, or both 0 where the layer uses another one's keys and values;
+ * att_dim = n_heads * value_dim; gate_dim = att_dim with LLM_OUT_GATE, n_heads with .._HEAD, else 0. */
 enum llm_tensor_id {
     LLM_EMBED = 0,      /* (vocab_size, dim)            matrix */
     LLM_OUT_NORM = 1,   /* (1, dim)                     vector */
     LLM_OUTPUT = 2,     /* (vocab_size, dim)            matrix; absent with LLM_TIED */
     LLM_ATTN_NORM = 16, /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM */
-    LLM_QKV,            /* (q_dim + 2 * kv_dim, dim)    matrix; rows of q, then k, then v */
-    LLM_BIAS,           /* (1, q_dim + 2 * kv_dim)      vector; only with LLM_QKV_BIAS */
+    LLM_QKV,            /* (q_dim + k_dim + v_dim + gate_dim, dim) matrix; rows of q, then k, v, gates */
+    LLM_BIAS,           /* (1, rows of LLM_QKV)         vector; only with LLM_QKV_BIAS */
     LLM_Q_NORM,         /* (1, head_dim)                vector; only with LLM_QK_NORM; q_dim with .._WHOLE */
-    LLM_K_NORM,         /* (1, head_dim)                vector; only with LLM_QK_NORM; kv_dim with .._WHOLE;
-                                                        absent where kv_dim is 0 */
-    LLM_ATTN_OUT,       /* (dim, q_dim)                 matrix */
+    LLM_K_NORM,         /* (1, head_dim)                vector; only with LLM_QK_NORM; k_dim with .._WHOLE;
+                                                        absent where k_dim is 0 */
+    LLM_ATTN_OUT,       /* (dim, att_dim)               matrix */
     LLM_ATTN_POST_NORM, /* (1, dim)                     vector; only with LLM_POST_NORM */
     LLM_FFN_NORM,       /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM */
     LLM_ROUTER,         /* (n_experts, dim)             matrix; only with experts; one row more with
@@ -197,6 +228,11 @@ enum llm_tensor_id {
     LLM_SHARED_GATE_UP, /* (2 * shared_dim, dim)        matrix; only with shared_dim */
     LLM_SHARED_DOWN,    /* (dim, shared_dim)            matrix; only with shared_dim */
     LLM_FFN_POST_NORM,  /* (1, dim)                     vector; only with LLM_POST_NORM */
+    LLM_SINKS,          /* (1, n_heads)                 vector; only with LLM_SINK */
+    LLM_OUT_BIAS,       /* (1, dim)                     vector; only with LLM_ATTN_OUT_BIAS */
+    LLM_ROUTER_LOGITS,  /* (1, n_experts)               vector; only with LLM_ROUTER_LOGIT_BIAS */
+    LLM_GATE_UP_BIAS,   /* (1, 2 * ffn_dim)             vector; only with LLM_FFN_BIAS */
+    LLM_DOWN_BIAS,      /* (1, dim)                     vector; only with LLM_FFN_BIAS */
     LLM_N_TENSORS
 };
 

@@ -50,8 +50,9 @@ struct llm_session {
     float *rotation; /* (n_rope, B, 2, rope_dim / 2) cosines and sines of each token's position */
 
     /* attention */
-    vectors qkv; /* (B, q_dim + 2 kv_dim) projections: queries, keys, values */
-    float *q; /* (n_kv_heads, B, group, width) queries, rotated and scaled; width: a head's, padded to 16 */
+    vectors qkv; /* (B, rows of LLM_QKV) projections: queries, keys, values, gates */
+    float
+        *q; /* (n_kv_heads, B, group, width) queries, rotated and scaled; width: a key head's, padded to 16 */
     float *scores;    /* (threads, run * group, SCORES); group: query heads that share a kv head */
     size_t unit_rows; /* queries of a unit of attention at most: run * group */
     size_t unit_ldq;  /* bytes of a query, or of its weights, as a product wants them, and its groups: */
@@ -60,8 +61,8 @@ struct llm_session {
     float *unit_scales;    /* (threads, 2, unit_rows + BEYOND, unit_groups) */
     int32_t *unit_offsets; /* (threads, 2, unit_rows + BEYOND, unit_groups) */
     float *parts; /* (n_parts, n_kv_heads, B, group, width + 2) attention over a part of the positions each: a
-                      weighted sum of values, the largest score, the sum of weights */
-    vectors att;  /* (B, q_dim) attention over all of them */
+                      weighted sum of values (width: a value head's, padded to 16), the largest score, the sum of weights */
+    vectors att;  /* (B, att_dim) attention over all of them */
     size_t part_size;     /* numbers of a part */
     size_t part, n_parts; /* positions in a part, and how many parts there are at most */
 
@@ -85,14 +86,18 @@ struct llm_session {
     int32_t *offsets; /* (B, columns / 32) */
 };
 
-/* A head's numbers in the cache, and the query heads that share one of its keys */
-static inline size_t width_of(const llm_layer *l) { return align(l->head_dim, LLM_TILE); }
+/* A key's and a value's numbers in the cache, and the query heads that share one of them */
+static inline size_t key_width(const llm_layer *l) { return align(l->head_dim, LLM_TILE); }
+
+static inline size_t value_width(const llm_layer *l) { return align(value_dim_of(l), LLM_TILE); }
 
 static inline size_t group_of(const llm_layer *l) { return l->n_heads / l->n_kv_heads; }
 
 static inline size_t q_dim_of(const llm_layer *l) { return (size_t)l->n_heads * l->head_dim; }
 
-static inline size_t kv_dim_of(const llm_layer *l) { return (size_t)l->n_kv_heads * l->head_dim; }
+static inline size_t k_dim_of(const llm_layer *l) { return (size_t)l->n_kv_heads * l->head_dim; }
+
+static inline size_t v_dim_of(const llm_layer *l) { return l->n_kv_heads * value_dim_of(l); }
 
 /* Experts that a token goes through, the shared one included */
 static inline size_t experts_per_token(const llm_layer *l) { return l->n_active + !!l->shared_dim; }

@@ -102,6 +102,30 @@ static void make_experts(dice *d, llm_layer *l) {
     l->flags |= bits(d) & (LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS);
     l->shared_dim = chance(d, 2) ? size(d, 70) : 0;
     l->flags |= l->shared_dim && chance(d, 2) ? LLM_SHARED_GATE : 0;
+    l->flags |= bits(d) & bits(d) & (LLM_ROUTER_LOGIT_BIAS | LLM_EXPERT_INPUT);
+    if (l->n_experts % 3 == 0 && chance(d, 2)) {
+        l->n_groups = chance(d, 2) ? 3 : l->n_experts;
+        l->n_active_groups = from_to(d, 1, l->n_groups);
+        const uint32_t enough = l->n_experts / l->n_groups * l->n_active_groups;
+        l->n_active = l->n_active < enough ? l->n_active : enough;
+        l->flags |= bits(d) & LLM_ROUTER_BEST;
+    }
+}
+
+/* What a few families have */
+static void make_small_print(dice *d, llm_layer *l) {
+    l->flags |= bits(d) & bits(d) & (LLM_FFN_BIAS | LLM_ATTN_OUT_BIAS | LLM_SINK);
+    if (l->flags & LLM_QK_NORM && !(l->flags & LLM_QK_NORM_WHOLE))
+        l->flags |= bits(d) & LLM_QK_NORM_LATE;
+    if (chance(d, 3))
+        l->flags |= LLM_OUT_GATE | (bits(d) & (LLM_OUT_GATE_HEAD | LLM_OUT_GATE_SOFTPLUS));
+    l->value_dim = chance(d, 3) ? from_to(d, 1, 40) : 0;
+    l->gate_limit = chance(d, 4) ? fabsf(number(d, 9)) : 0;
+    l->gate_slope = l->activation == LLM_SILU && chance(d, 4) ? number(d, 9) : 0;
+    l->up_shift = chance(d, 4) ? number(d, 9) : 0;
+    l->query_span = chance(d, 4) ? from_to(d, 1, 90) : 0;
+    l->query_shift = l->query_span ? from_to(d, 0, 9) : 0;
+    l->query_growth = l->query_span ? number(d, 9) : 0;
 }
 
 static llm_layer make_layer(dice *d) {
@@ -119,6 +143,8 @@ static llm_layer make_layer(dice *d) {
         l.flags &= ~(uint64_t)LLM_QK_NORM_WHOLE;
     if (chance(d, 2))
         make_experts(d, &l);
+    if (chance(d, 2))
+        make_small_print(d, &l);
     return l;
 }
 
@@ -130,6 +156,7 @@ static void borrow(dice *d, llm_layer *layers, uint32_t i) {
     layers[i].kv_layer = from;
     layers[i].n_kv_heads = layers[from].n_kv_heads;
     layers[i].head_dim = layers[from].head_dim;
+    layers[i].value_dim = layers[from].value_dim;
     layers[i].n_heads = layers[i].n_kv_heads * from_to(d, 1, 3);
 }
 
@@ -180,6 +207,8 @@ static void make_description(dice *d, model *m) {
         l->kv_layer = i;
         l->rope = from_to(d, 0, h->n_rope - 1);
         l->window = chance(d, 2) ? from_to(d, 0, 90) : 0;
+        l->flags &= ~(uint64_t)LLM_CHUNKED;
+        l->flags |= l->window && chance(d, 3) ? LLM_CHUNKED : 0;
         if (i && chance(d, 3))
             borrow(d, m->layers, i);
         h->required |= l->flags;

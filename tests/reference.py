@@ -22,13 +22,27 @@ FIELDS = (
     "magic version n_layers file_size text_size required optional dim vocab_size context n_rope rope_dim"
     " norm_eps embed_scale residual_scale logit_cap dtype reserved checksum"
 ).split()
-LAYER = struct.Struct("<Q6I2f6If48s140s")
+LAYER = struct.Struct("<Q6I2f6If48s3I4f2I104s")
 LAYER_FIELDS = (
     "flags n_heads n_kv_heads head_dim window rope kv_layer attn_scale attn_cap ffn activation ffn_dim"
-    " n_experts n_active shared_dim expert_scale dtype reserved"
+    " n_experts n_active shared_dim expert_scale dtype value_dim n_groups n_active_groups gate_limit"
+    " gate_slope up_shift query_growth query_span query_shift reserved"
 ).split()
 TIED, QKV_BIAS, QK_NORM, QK_NORM_WHOLE, NO_PRE_NORM, POST_NORM = 1, 2, 4, 8, 16, 32
 ROUTER_NORMALIZE, ROUTER_SIGMOID, ROUTER_BIAS, SHARED_GATE = 64, 128, 256, 512
+ROUTER_BEST, ROUTER_LOGIT_BIAS, EXPERT_INPUT, FFN_BIAS, ATTN_OUT_BIAS, SINK, QK_NORM_LATE, CHUNKED = (
+    1 << bit for bit in range(10, 18)
+)
+OUT_GATE, OUT_GATE_HEAD, OUT_GATE_SOFTPLUS = 1 << 18, 1 << 19, 1 << 20
+OF_EXPERTS = (
+    ROUTER_NORMALIZE
+    | ROUTER_SIGMOID
+    | ROUTER_BIAS
+    | SHARED_GATE
+    | ROUTER_BEST
+    | ROUTER_LOGIT_BIAS
+    | EXPERT_INPUT
+)
 HAS_CHECKSUMS = 1  # of header.optional
 DENSE, EXPERTS = 0, 1
 SILU, GELU = 0, 1
@@ -38,7 +52,7 @@ CHECKSUMS = 32  # the tag of that section
 IDS = {"embed": 0, "out_norm": 1, "output": 2}
 NAMES = (
     "attn_norm qkv bias q_norm k_norm attn_out attn_post_norm ffn_norm router router_add gate_up down"
-    " shared_gate_up shared_down ffn_post_norm"
+    " shared_gate_up shared_down ffn_post_norm sinks out_bias router_logits gate_up_bias down_bias"
 ).split()
 IDS |= {name: 16 + i for i, name in enumerate(NAMES)}
 
@@ -66,11 +80,25 @@ def once_shapes(h: dict) -> list[Item]:
     return sorted(items.values(), key=lambda item: IDS[item[0]])
 
 
+def value_dim(about: dict) -> int:
+    """Numbers of a value head."""
+    return about["value_dim"] or about["head_dim"]
+
+
+def gate_dim(about: dict) -> int:
+    """Numbers that multiply what comes out of attention."""
+    if not about["flags"] & OUT_GATE:
+        return 0
+    return about["n_heads"] * (1 if about["flags"] & OUT_GATE_HEAD else value_dim(about))
+
+
 def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
     """(name, rows, cols, dtype, count) of the tensors of a layer that `about` describes, in file order."""
     flags, dim, ffn, experts = about["flags"], h["dim"], about["ffn_dim"], about["n_experts"]
     head, shared = about["head_dim"], about["shared_dim"]
-    q, kv = about["n_heads"] * head, about["n_kv_heads"] * head * (about["kv_layer"] == number)
+    q, kv = about["n_heads"] * head, about["n_kv_heads"] * (about["kv_layer"] == number)
+    att = about["n_heads"] * value_dim(about)
+    qkv = q + kv * (head + value_dim(about)) + gate_dim(about)
     whole = flags & QK_NORM_WHOLE
     found: list[Item] = []
 
@@ -83,14 +111,18 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
     if not flags & NO_PRE_NORM:
         vector("attn_norm", dim)
         vector("ffn_norm", dim)
-    matrix("qkv", q + 2 * kv, dim)
+    matrix("qkv", qkv, dim)
     if flags & QKV_BIAS:
-        vector("bias", q + 2 * kv)
+        vector("bias", qkv)
     if flags & QK_NORM:
         vector("q_norm", q if whole else head)
     if flags & QK_NORM and kv:
-        vector("k_norm", kv if whole else head)
-    matrix("attn_out", dim, q)
+        vector("k_norm", kv * head if whole else head)
+    matrix("attn_out", dim, att)
+    if flags & SINK:
+        vector("sinks", about["n_heads"])
+    if flags & ATTN_OUT_BIAS:
+        vector("out_bias", dim)
     if flags & POST_NORM:
         vector("attn_post_norm", dim)
         vector("ffn_post_norm", dim)
@@ -98,8 +130,13 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
         matrix("router", experts + bool(flags & SHARED_GATE), dim)
     if flags & ROUTER_BIAS:
         vector("router_add", experts)
+    if flags & ROUTER_LOGIT_BIAS:
+        vector("router_logits", experts)
     matrix("gate_up", 2 * ffn, dim, max(1, experts))
     matrix("down", dim, ffn, max(1, experts))
+    if flags & FFN_BIAS:
+        found.append(("gate_up_bias", 1, 2 * ffn, FP32, max(1, experts)))
+        found.append(("down_bias", 1, dim, FP32, max(1, experts)))
     if shared:
         matrix("shared_gate_up", 2 * shared, dim)
         matrix("shared_down", dim, shared)
@@ -194,6 +231,18 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
+
+
+def clamp(about: dict) -> tuple[float, float]:
+    """Between what the ups of a layer are."""
+    return -about["gate_limit"], about["gate_limit"]
+
+
+def biases_of(layer: dict, expert: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Those of a feed-forward block's two matrices."""
+    if "gate_up_bias" not in layer:
+        return None
+    return layer["gate_up_bias"][expert][0], layer["down_bias"][expert][0]
 
 
 def capped(x: np.ndarray, cap: float) -> np.ndarray:
@@ -370,26 +419,47 @@ class Reference:
         """RMSNorm over the last axis."""
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.h["norm_eps"]) * w
 
-    def ffn(self, x: np.ndarray, about: dict, gate_up: Matrix, down: Matrix, gain: float = 1) -> np.ndarray:
-        """The gated feed-forward block for x (n, dim), times `gain`."""
-        gate, upper = np.split(self.product(x, gate_up), 2, axis=-1)
+    def ffn(
+        self,
+        x: np.ndarray,
+        about: dict,
+        gate_up: Matrix,
+        down: Matrix,
+        gain: float = 1,
+        biases: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """The gated feed-forward block for x (n, dim), times `gain`. The biases are those of gate_up and
+        down."""
+        inner = self.product(x, gate_up) + (biases[0] if biases else 0)
+        gate, upper = np.split(inner, 2, axis=-1)
+        if about["gate_limit"]:
+            gate, upper = np.minimum(gate, about["gate_limit"]), upper.clip(*clamp(about))
+        upper = upper + about["up_shift"]
         if about["activation"] == GELU:  # Hendrycks and Gimpel 2016, the tanh form
             gate = gate / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
         else:
-            gate = gate * sigmoid(gate)
-        return self.product(gain * gate * upper, down)
+            gate = gate * sigmoid((about["gate_slope"] or 1) * gate)
+        return self.product(gain * gate * upper, down) + (gain * biases[1] if biases else 0)
 
     def mixture(self, x: np.ndarray, about: dict, layer: dict) -> np.ndarray:
         """The mixture of experts for x (n, dim), token by token."""
         flags, out = about["flags"], np.zeros_like(x)
         for i, row in enumerate(x):
             logits = layer["router"][0].w[: about["n_experts"]] @ row
+            logits = logits + layer["router_logits"][0][0] if flags & ROUTER_LOGIT_BIAS else logits
             p = sigmoid(logits) if flags & ROUTER_SIGMOID else np.exp(log_softmax(logits))
-            liking = p + layer["router_add"][0][0] if flags & ROUTER_BIAS else p
+            liking = p + layer["router_add"][0][0] if flags & ROUTER_BIAS else p.copy()
+            if about["n_groups"]:
+                groups = liking.reshape(about["n_groups"], -1)
+                best = np.sort(groups, axis=1)[:, -(1 if flags & ROUTER_BEST else 2) :].sum(1)
+                for group in np.argsort(-best, kind="stable")[about["n_active_groups"] :]:
+                    groups[group] = -np.inf
             top = np.argsort(-liking, kind="stable")[: about["n_active"]]
             w = p[top] / p[top].sum() if flags & ROUTER_NORMALIZE else p[top]
             for e, g in zip(top, w * about["expert_scale"], strict=True):
-                out[i] += self.ffn(row[None], about, layer["gate_up"][e], layer["down"][e], g)[0]
+                given, gain = (row * g, 1) if flags & EXPERT_INPUT else (row, g)
+                weights = layer["gate_up"][e], layer["down"][e]
+                out[i] += self.ffn(given[None], about, *weights, gain, biases_of(layer, e))[0]
         if about["shared_dim"]:
             shared = self.ffn(x, about, layer["shared_gate_up"][0], layer["shared_down"][0])
             gated = flags & SHARED_GATE
@@ -401,7 +471,7 @@ class Reference:
         about, layer = self.about[number], self.layers[number]
         if about["ffn"] == EXPERTS:
             return self.mixture(x, about, layer)
-        return self.ffn(x, about, layer["gate_up"][0], layer["down"][0])
+        return self.ffn(x, about, layer["gate_up"][0], layer["down"][0], 1, biases_of(layer, 0))
 
     def turned(self, x: np.ndarray, about: dict) -> np.ndarray:
         """Queries or keys (n, heads, head_dim) of positions 0 to n - 1, rotated."""
@@ -420,19 +490,28 @@ class Reference:
         qkv = self.product(x, layer["qkv"][0])
         if "bias" in layer:
             qkv = qkv + layer["bias"][0][0]
-        q, k, v = np.split(qkv, [heads * head, (heads + kv) * head], axis=1)
-        whole = about["flags"] & QK_NORM_WHOLE
+        ends = np.cumsum([heads * head, kv * head, kv * value_dim(about)])
+        q, k, v, gates = np.split(qkv, ends, axis=1)
+        whole, late = about["flags"] & QK_NORM_WHOLE, about["flags"] & QK_NORM_LATE
 
-        def split(z: np.ndarray, norm: str) -> np.ndarray:
-            """Into heads, each or all together normalised if the layer has this norm."""
+        def turned(z: np.ndarray, norm: str) -> np.ndarray:
+            """Into heads, rotated; each or all together normalised if the layer has this norm, before it or
+            after."""
             if whole and norm in layer:
                 z = self.norm(z, layer[norm][0][0])
             z = z.reshape(n, -1, head)
-            return self.norm(z, layer[norm][0][0]) if norm in layer and not whole else z
+            each = norm in layer and not whole
+            if each and not late:
+                z = self.norm(z, layer[norm][0][0])
+            z = self.turned(z, about)
+            return self.norm(z, layer[norm][0][0]) if each and late else z
 
-        q = self.turned(split(q, "q_norm"), about)
+        q = turned(q, "q_norm")
+        if about["query_span"]:
+            spans = (np.arange(n) + about["query_shift"]) // about["query_span"]
+            q = q * (1 + about["query_growth"] * np.log1p(spans))[:, None, None]
         if kv:
-            k, v = self.turned(split(k, "k_norm"), about), v.reshape(n, -1, head)
+            k, v = turned(k, "k_norm"), v.reshape(n, -1, value_dim(about))
             if self.kv == "fp16":
                 k, v = to_half(k), to_half(v)
             kept[number] = (self.rounding.keys_of(k, 127, half=True) if self.kv == "int8" else k), v
@@ -442,9 +521,19 @@ class Reference:
         scores = capped(np.einsum("ihd,jhd->hij", q, k) * about["attn_scale"], about["attn_cap"])
         past = np.arange(n)[:, None] - np.arange(n)  # how far position j lies before i
         seen = (past >= 0) & (past < (about["window"] or n))
-        p = np.exp(log_softmax(np.where(seen, scores, -np.inf)))
+        if about["flags"] & CHUNKED:
+            chunk = np.arange(n) // about["window"]
+            seen = (past >= 0) & (chunk[:, None] == chunk)
+        scores = np.where(seen, scores, -np.inf)
+        if about["flags"] & SINK:
+            scores = np.concatenate([scores, np.tile(layer["sinks"][0].reshape(-1, 1, 1), (1, n, 1))], axis=2)
+        p = np.exp(log_softmax(scores))[..., :n]
         out = self.rounding.weighted(p, v) if self.kv == "int8" else np.einsum("hij,jhd->ihd", p, v)
-        return self.product(out.reshape(n, -1), layer["attn_out"][0])
+        if gates.size:
+            by = np.logaddexp(0, gates) if about["flags"] & OUT_GATE_SOFTPLUS else sigmoid(gates)
+            out = out * by.reshape(n, heads, -1)
+        result = self.product(out.reshape(n, -1), layer["attn_out"][0])
+        return result + layer["out_bias"][0][0] if about["flags"] & ATTN_OUT_BIAS else result
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """(len(ids), vocab_size) float64 logits of one sequence."""
@@ -490,11 +579,11 @@ def dtypes_of(names: list[str], kind: int, others: Mapping[str, int], first: int
 
 def describe(number: int, given: dict[str, Any]) -> dict[str, Any]:
     """An llm_layer: the fields that are given, what follows from them, zeros."""
-    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(140)}
+    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(104)}
     about |= {key: value for key, value in given.items() if key in about and value is not None}
     if not about["n_experts"]:
-        about |= {"n_active": 0, "shared_dim": 0, "expert_scale": 1.0}
-        about["flags"] &= ~(ROUTER_NORMALIZE | ROUTER_SIGMOID | ROUTER_BIAS | SHARED_GATE)
+        about |= {"n_active": 0, "shared_dim": 0, "expert_scale": 1.0, "n_groups": 0, "n_active_groups": 0}
+        about["flags"] &= ~OF_EXPERTS
     about["flags"] &= ~TIED
     about["ffn"] = EXPERTS if about["n_experts"] else DENSE
     if given["attn_scale"] is None:
@@ -503,6 +592,20 @@ def describe(number: int, given: dict[str, Any]) -> dict[str, Any]:
     matrices += ["shared_gate_up", "shared_down"] * bool(about["shared_dim"])
     about["dtype"] = dtypes_of(matrices, given["dtype"], given["dtypes"], 16, 48)
     return about
+
+
+# How large random weights are
+GAINS = {
+    "embed": 1.0,
+    "bias": 0.5,
+    "router": 2.0,
+    "router_add": 0.1,
+    "sinks": 1.0,
+    "out_bias": 0.5,
+    "router_logits": 1.0,
+    "gate_up_bias": 0.5,
+    "down_bias": 0.5,
+}
 
 
 def make_model(
@@ -532,6 +635,7 @@ def make_model(
     residual_scale: float = 1.0,
     expert_scale: float = 1.0,
     activation: int = SILU,
+    extra: Mapping[str, Any] | None = None,
     dtypes: Mapping[str, int] | None = None,
     layers: Sequence[Mapping[str, Any]] = (),
     sections: dict[int, bytes] | None = None,
@@ -541,6 +645,7 @@ def make_model(
     Layers take the rotary tables and `windows` (none: 0) in turn.
 
     dtypes     of matrices that have another one, by name ("embed", "down")
+    extra      other fields of all layers
     layers     what is different in each layer: fields of llm_layer, dtype (an int) and dtypes. With
                n_experts = 0 a layer has nothing of what goes with experts. Layers behind the last entry are
                as the arguments say.
@@ -562,6 +667,7 @@ def make_model(
         expert_scale=expert_scale,
         dtype=dtype,
         dtypes=dtypes or {},
+        **(extra or {}),
     )
     assert len(layers) <= n_layers
     abouts = []
@@ -603,13 +709,13 @@ def make_model(
         for name, rows, cols, kind, count in items:
             for _ in range(count):
                 w = np.zeros((rows, up(cols)))
-                gain = {"embed": 1.0, "bias": 0.5, "router": 2.0, "router_add": 0.1}.get(name, 1.5)
+                gain = GAINS.get(name, 1.5)
                 w[:, :cols] = (
                     1 + 0.3 * rng.standard_normal((rows, cols))
                     if name.endswith("norm")
                     else gain
                     * rng.standard_normal((rows, cols))
-                    / (1 if name in ("embed", "bias", "router_add") else cols**0.5)
+                    / (1 if name in GAINS and name != "router" else cols**0.5)
                 )
                 tensors.append(encode(w, kind))
 

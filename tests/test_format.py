@@ -17,6 +17,7 @@ from common import C_FLAGS, COMMAND, CSRC, ENGINE
 from pyllm._llm import ffi, lib
 from reference import (
     CHECKSUMS,
+    CHUNKED,
     EXPERTS,
     GELU,
     HAS_CHECKSUMS,
@@ -24,9 +25,13 @@ from reference import (
     IDS,
     INT8,
     LAYER,
+    OUT_GATE_HEAD,
+    OUT_GATE_SOFTPLUS,
     POST_NORM,
     QK_NORM,
+    QK_NORM_LATE,
     QK_NORM_WHOLE,
+    ROUTER_BEST,
     ROUTER_BIAS,
     ROUTER_NORMALIZE,
     SHARED_GATE,
@@ -81,7 +86,7 @@ def test_every_unknown_feature_is_refused_and_says_so():
     assert not refusal(data)
     h, flags = Reference(data).h, Reference(data).about[1]["flags"]
     known = {bit for bit in range(64) if 1 << bit in ffi.typeof("enum llm_feature").elements}
-    assert known == set(range(10))
+    assert known == set(range(21))
     for bit in set(range(64)) - known:
         more = edited(data, required=h["required"] | 1 << bit)
         assert f"header: it needs feature {bit}, which is not known here: {NEWER}" in refusal(more)
@@ -102,8 +107,8 @@ def test_every_reserved_byte_is_refused_and_says_so():
         reserved = bytes(at) + b"\1" + bytes(147 - at)
         assert f"header: a reserved byte is set: {NEWER}" in refusal(edited(data, reserved=reserved))
     for layer in range(4):
-        for at in range(140):
-            reserved = bytes(at) + b"\x80" + bytes(139 - at)
+        for at in range(104):
+            reserved = bytes(at) + b"\x80" + bytes(103 - at)
             why = refusal(edited(data, layer, reserved=reserved))
             assert f"layer {layer}: a reserved byte is set: {NEWER}" in why
     for section, at in ((1, 256), (2, 256 + 32)):
@@ -188,6 +193,24 @@ def test_formats_from_before_the_first_release_are_to_be_converted_again():
         (3, dict(attn_scale=float("nan")), "layer 3: attn_scale is nan"),
         (3, dict(attn_cap=float("inf")), "layer 3: attn_cap is inf"),
         (3, dict(expert_scale=-2e6), "layer 3: expert_scale is -2e+06"),
+        (0, dict(value_dim=1025), "layer 0: value_dim is 1025, not 0 to 1024"),
+        (2, dict(value_dim=8), "layer 2: its kv heads are not those of layer 0"),
+        (0, dict(n_groups=2), "layer 0: a router without experts"),
+        (1, dict(n_groups=3, n_active_groups=1), "layer 1: 4 experts in 3 groups"),
+        (1, dict(n_groups=2, n_active_groups=3), "layer 1: 3 of 2 groups of experts are active"),
+        (1, dict(n_groups=2), "layer 1: 0 of 2 groups of experts are active"),
+        (
+            1,
+            dict(n_groups=4, n_active_groups=1),
+            "layer 1: 2 experts are active, and their groups have 1",
+        ),
+        (1, dict(n_active_groups=1), "layer 1: active groups of experts, and no groups"),
+        (1, dict(query_growth=0.5), "layer 1: queries that grow, and no query_span"),
+        (1, dict(query_shift=1), "layer 1: queries that grow, and no query_span"),
+        (1, dict(query_span=5, query_growth=float("nan")), "layer 1: query_growth is nan"),
+        (1, dict(gate_slope=1.0, activation=GELU), "layer 1: a gate_slope, and not SiLU"),
+        (1, dict(gate_limit=-1.0), "layer 1: gate_limit is -1"),
+        (1, dict(up_shift=float("inf")), "layer 1: up_shift is inf"),
     ],
 )
 def test_a_layer_that_contradicts_is_refused(layer, change, why):
@@ -199,6 +222,16 @@ def test_flags_that_only_a_header_or_a_pair_may_have_are_refused():
     assert "layer 0: a flag that is the header's" in refusal(edited(data, 0, flags=TIED | QK_NORM))
     whole = edited(data, required=Reference(data).h["required"] | QK_NORM_WHOLE)
     assert "layer 0: no q and k norm to be whole" in refusal(edited(whole, 0, flags=QK_NORM_WHOLE))
+    for flags, why in (
+        (QK_NORM_LATE, "no q and k norm to be whole or late"),
+        (QK_NORM | QK_NORM_LATE | QK_NORM_WHOLE, "a late q and k norm is of each head"),
+        (OUT_GATE_HEAD, "a kind of gate, and no gate"),
+        (OUT_GATE_SOFTPLUS, "a kind of gate, and no gate"),
+        (CHUNKED, "chunks of no positions"),
+        (ROUTER_BEST, "a router without experts"),
+    ):
+        more = edited(data, required=Reference(data).h["required"] | flags)
+        assert f"layer 0: {why}" in refusal(edited(more, 0, flags=flags))
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ class Case:
     text: dict[str, Any] | None = None  # of text_config, in a model of texts and pictures
     context: int | None = None  # what the conversion is asked for
     embed: float = 4.0  # the size of the embedding's numbers, see checkpoint()
+    out_bias: bool = False  # whether what is multiplied with o_proj has a bias
     rewrite: Callable[[Path], None] | None = None  # turns the saved folder into one that transformers lacks
     gguf: str | None = None  # llama.cpp's name, if it has the architecture
 
@@ -122,6 +123,37 @@ def as_deepseek(folder: Path) -> None:
     store(folder, config, renamed)
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def on_grid(weight: Any) -> Any:
+    """Numbers (experts, inputs, outputs) that MXFP4 holds: of each 32 inputs one power of two and E2M1."""
+    import torch
+
+    e, rows, cols = weight.shape
+    codes = torch.randint(0, 16, weight.shape)
+    powers = torch.randint(-7, -4, (e, rows // 32, 1, cols)).expand(e, rows // 32, 32, cols)
+    return torch.tensor(E2M1)[codes] * torch.exp2(powers.reshape(weight.shape).float())
+
+
+def as_mxfp4(folder: Path) -> None:
+    """gpt-oss as it was published: experts in blocks of 32 inputs, two codes a byte and a biased exponent."""
+    config, tensors = load(folder)
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        w = tensors.pop(name).swapaxes(1, 2)
+        groups = w.reshape(*w.shape[:2], -1, 32)
+        largest = np.frexp(np.abs(groups).max(-1))[1]  # 6 has the exponent 3
+        power = largest - 3
+        for more in (1, 2):  # the largest code of a group may be smaller
+            bad = abs(np.ldexp(groups, -power[..., None])[..., None] - E2M1).min(-1).max(-1) > 0
+            power = np.where(bad, power - more, power)
+        codes = abs(np.ldexp(groups, -power[..., None])[..., None] - E2M1).argmin(-1).astype(np.uint8)
+        assert (E2M1[codes] * np.ldexp(1.0, power)[..., None] == groups).all()
+        tensors[f"{name}_blocks"] = codes[..., 0::2] | codes[..., 1::2] << 4
+        tensors[f"{name}_scales"] = (power + 127).astype(np.uint8)
+    store(folder, config | {"quantization_config": {"quant_method": "mxfp4"}}, tensors)
+
+
 def factors(n: int, most: float) -> list[float]:
     """Rotary factors of long texts, growing like Phi-3.5's."""
     return [float(x) for x in np.linspace(1, most, n).round(3)]
@@ -158,6 +190,27 @@ VISION = {
     "num_attention_heads": 2,
     "image_size": 32,
     "patch_size": 16,
+}
+GPT_OSS = {
+    **ODD,
+    "head_dim": 64,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "num_hidden_layers": 4,
+    "sliding_window": 21,
+    **theta(150000.0, **YARN, truncate=False),
+}
+LAGUNA = {
+    **ODD,
+    **MOE,
+    "head_dim": 64,
+    "num_experts": 6,
+    "shared_expert_intermediate_size": 100,
+    "num_hidden_layers": 4,
+    "num_attention_heads_per_layer": [3, 5, 2, 3],
+    "sliding_window": 21,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    "moe_routed_scaling_factor": 1.5,
 }
 CASES: dict[str, Case] = {
     "Llama": Case(
@@ -515,6 +568,205 @@ CASES: dict[str, Case] = {
         },
         gguf="exaone4",
     ),
+    "EXAONE MoE": Case(
+        "ExaoneMoe",
+        "K-EXAONE 236B-A23B",
+        {
+            **ODD,
+            **MOE,
+            "hidden_size": 3 * 64,
+            "num_experts": 8,
+            "num_shared_experts": 2,
+            "num_hidden_layers": 4,
+            "first_k_dense_replace": 1,
+            "sliding_window": 23,
+            "n_group": 4,
+            "topk_group": 2,
+        },
+    ),
+    "Solar Open": Case(
+        "SolarOpen",
+        "Solar Open 100B",
+        {**ODD, **MOE, **SHARED, "head_dim": 80, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.5},
+    ),
+    "HY 3": Case(
+        "HYV3",
+        "Hy3-preview",
+        {
+            **ODD,
+            **MOE,
+            "num_experts": 6,
+            "num_shared_experts": 2,
+            "head_dim": 96,
+            "num_hidden_layers": 4,
+            "attention_bias": True,
+        },
+        out_bias=True,
+    ),
+    "AFMoE": Case(
+        "Afmoe",
+        "Trinity Nano, Mini",
+        {
+            **ODD,
+            **MOE,
+            "num_experts": 6,
+            "num_shared_experts": 2,
+            "head_dim": 80,
+            "num_hidden_layers": 5,
+            "num_dense_layers": 1,
+            "global_attn_every_n_layers": 3,
+            "sliding_window": 19,
+            "route_scale": 1.7,
+            "mup_enabled": True,
+        },
+        embed=0.35,
+    ),
+    "FlexOlmo": Case(
+        "FlexOlmo",
+        "FlexOlmo 7x7B",
+        {
+            "hidden_size": 3 * 64,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+        },
+        embed=8.0,
+    ),
+    "gpt-oss": Case(
+        "GptOss",
+        "gpt-oss in bf16",
+        {**GPT_OSS, "intermediate_size": 92},
+        out_bias=True,
+    ),
+    "gpt-oss in MXFP4": Case(
+        "GptOss",
+        "gpt-oss 20B, 120B",
+        {**GPT_OSS, "hidden_size": 3 * 64, "intermediate_size": 96},
+        out_bias=True,
+        rewrite=as_mxfp4,
+    ),
+    "Granite SWA": Case(
+        "GraniteSWA",
+        "Granite Swash 2B",
+        {
+            **GRANITE,
+            "num_hidden_layers": 4,
+            "sliding_window": 21,
+            "layer_rope_theta": [10000.0, 500.0, 0, 10000.0],
+        },
+        embed=1 / 3,
+    ),
+    "Granite MoE SWA": Case(
+        "GraniteMoeSWA",
+        "Granite Swash 3B-A600M",
+        {
+            **GRANITE,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 100,
+            "num_hidden_layers": 4,
+            "sliding_window": 21,
+        },
+        embed=1 / 3,
+    ),
+    "MiMo V2 Flash": Case(
+        "MiMoV2Flash",
+        "MiMo V2 Flash 309B-A15B",
+        {
+            **MOE,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 96,
+            "v_head_dim": 64,
+            "n_routed_experts": 6,
+            "num_hidden_layers": 4,
+            "sliding_window": 21,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            "n_group": 3,
+            "topk_group": 2,
+            "attention_bias": False,
+        },
+    ),
+    "Laguna": Case(
+        "Laguna",
+        "Laguna XS.2",
+        LAGUNA,
+    ),
+    "Laguna with a gate for each number": Case(
+        "Laguna", "variants with gating per element", {**LAGUNA, "gating": "per-element"}
+    ),
+    "Ministral 3": Case(
+        "Ministral3",
+        "Ministral 3 (its text part alone)",
+        {
+            **ODD,
+            "head_dim": 64,
+            **theta(**YARN, llama_4_scaling_beta=0.4),
+        },
+    ),
+    "Ministral 3 of texts and pictures": Case(
+        "Mistral3",
+        "Ministral 3 3B, 8B, 14B (text)",
+        text={
+            "model_type": "ministral3",
+            "head_dim": 80,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            **theta(**(YARN | {"original_max_position_embeddings": 16}), llama_4_scaling_beta=0.4),
+        },
+    ),
+    "Llama 4": Case(
+        "Llama4",
+        "Llama 4 Scout, Maverick (text)",
+        {
+            **ODD,
+            "head_dim": 64,
+            "num_hidden_layers": 5,
+            "no_rope_layer_interval": 3,
+            "attention_chunk_size": 16,
+            "floor_scale": 8,
+            "attn_scale": 0.3,
+            "num_local_experts": 5,
+            "interleave_moe_layer_step": 2,
+            "intermediate_size": 72,
+            "intermediate_size_mlp": 212,
+        },
+    ),
+    "HunYuan": Case(
+        "HunYuanDenseV1",
+        "HunYuan 0.5B to 7B",
+        {**ODD, "head_dim": 96, **theta(rope_type="dynamic", alpha=50.0, factor=1.0)},
+    ),
+    "HunYuan MoE": Case(
+        "HunYuanMoEV1",
+        "HunYuan A13B",
+        {**ODD, "head_dim": 64, "num_experts": 5, "moe_topk": [2, 2, 2], "intermediate_size": 92},
+    ),
+    "CWM": Case(
+        "Cwm",
+        "CWM 32B",
+        {
+            **ODD,
+            "head_dim": 64,
+            "num_hidden_layers": 5,
+            "sliding_window": 23,
+            **theta(500000.0, **LLAMA3, original_max_position_embeddings=64),
+        },
+    ),
+    "Mellum 2": Case(
+        "Mellum",
+        "Mellum 2 12B-A2.5B",
+        {
+            **ODD,
+            **MOE,
+            "head_dim": 96,
+            "num_local_experts": 6,
+            "num_hidden_layers": 4,
+            "sliding_window": 19,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        },
+    ),
     "MiniMax-M2": Case(
         "MiniMaxM2",
         "MiniMax-M2 in bf16",
@@ -579,7 +831,8 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
         )
         kind = getattr(transformers, f"{case.kind}ForConditionalGeneration")
     else:
-        name = {"Gemma3": "Gemma3TextConfig"}.get(case.kind, f"{case.kind}Config")
+        text = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
+        name = text.get(case.kind, f"{case.kind}Config")
         config = getattr(transformers, name)(**sizes | case.config)
         kind = getattr(transformers, f"{case.kind}ForCausalLM")
     model = kind._from_config(config, attn_implementation="eager").to(torch.float32).eval()
@@ -593,11 +846,15 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
             if "norm" in name:
                 weight.copy_(middle + 0.3 * random)
             elif name.endswith("bias"):
-                weight.copy_(0.5 * random * ("o_proj" not in name))
+                weight.copy_(0.5 * random * (case.out_bias or "o_proj" not in name))
+            elif name.endswith("sinks"):
+                weight.copy_(2 * random)
+            elif case.rewrite is as_mxfp4 and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                weight.copy_(on_grid(weight))
             elif "embed_tokens" in name:
                 weight.copy_(case.embed * random)
             else:
-                router = name.endswith((".gate.weight", "router.weight"))
+                router = name.endswith((".gate.weight", "router.weight", ".wg.weight"))
                 weight.copy_((2.0 if router else 1.2) * random / weight.shape[-1] ** 0.5)
             if name.endswith("shared_expert_gate.weight") and case.rewrite is as_deepseek:
                 weight.zero_()

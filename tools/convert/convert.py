@@ -45,7 +45,7 @@ from . import plan as planning
 from .families import Family
 from .model import Model, describe
 from .sources import ConvertError, Source
-from .tensors import BIASES, canonical, named, parts_of, renamed
+from .tensors import BIASES, absent, canonical, named, parts_of, renamed
 from .vocabulary import added_ids
 
 DTYPES = tuple(flatfile.DTYPES)
@@ -178,7 +178,7 @@ def collect(
         parts, rows = [], 0
         for name, shape in parts_of(model, place.tensor, place.layer, place.expert):
             used.add(name)
-            tensor = tensors.get(name)
+            tensor = tensors.get(name) or absent(model, name, shape)
             rows += shape[0]
             if tensor is None:
                 missing.append(spell(source, model.family, name))

@@ -14,9 +14,11 @@ from typing import Any
 from pyllm._llm import lib
 
 from .configuration import Config, integer, layer_count, number
+from .flatfile import Layer
 from .sources import ConvertError, shown
 
 BIAS = {"attention_bias": lib.LLM_QKV_BIAS}
+BIASES = {"attention_bias": lib.LLM_QKV_BIAS | lib.LLM_ATTN_OUT_BIAS}
 
 
 def sliding(rule: Callable[[Config, int], bool], listed: bool = True) -> Callable[[Config], list[str]]:
@@ -87,6 +89,142 @@ def sparse_between(config: Config, i: int) -> bool:
     return first <= i <= last and (i + 1) % integer(config, "moe_layer_interval") == 0
 
 
+def listed_sparse(otherwise: Callable[[Config, int], bool]) -> Callable[[Config, int], bool]:
+    """mlp_layer_types says which layers are "sparse" and which "dense"; without it, a rule."""
+
+    def sparse(config: Config, i: int) -> bool:
+        kinds = config.get("mlp_layer_types")
+        if kinds is None:
+            return otherwise(config, i)
+        if not isinstance(kinds, list) or len(kinds) != layer_count(config):
+            raise ConvertError("configuration: mlp_layer_types has not one entry for each layer")
+        if kinds[i] not in ("dense", "sparse"):
+            raise ConvertError(
+                f"configuration: mlp_layer_types has {shown(kinds[i])}, which is not supported"
+            )
+        return kinds[i] == "sparse"
+
+    return sparse
+
+
+def in_layer(config: Config, key: str, i: int) -> int:
+    """Layer i's entry of a list with one for each."""
+    found = config[key]
+    if not isinstance(found, list) or len(found) != layer_count(config):
+        raise ConvertError(f"configuration: {key} has not one entry for each layer")
+    return integer({key: found[i]}, key)
+
+
+def alike(*keys: str) -> Callable[[Config], Config]:
+    """Keys that may have a list with an entry for each layer, of which all are the same."""
+
+    def prepare(config: Config) -> Config:
+        own = {}
+        for key in keys:
+            found = config.get(key)
+            if isinstance(found, list):
+                if not found or any(value != found[0] for value in found):
+                    raise ConvertError(f"configuration: {key} differs between layers, which is not supported")
+                own[key] = found[0]
+        return config | own
+
+    return prepare
+
+
+def of_rope(key: str) -> Callable[[Config], Any]:
+    """A value of the rotary configuration."""
+
+    def find(config: Config) -> Any:
+        rope = config.get("rope_parameters") or config.get("rope_scaling")
+        return rope.get(key) if isinstance(rope, dict) else None
+
+    return find
+
+
+def llama4_beta(config: Config) -> float:
+    """Ministral3Attention: how fast queries grow; 0: they do not."""
+    return of_rope("llama_4_scaling_beta")(config) or 0.0
+
+
+def llama4_span(config: Config) -> int:
+    span = of_rope("original_max_position_embeddings")(config)
+    return integer({"original_max_position_embeddings": span}, "original_max_position_embeddings")
+
+
+def mimo_config(config: Config) -> Config:
+    """MiMoV2FlashConfig: a window's size without the token itself."""
+    if config.get("sliding_window_size") is None:
+        return config
+    return config | {"sliding_window": integer(config, "sliding_window_size") + 1}
+
+
+def mimo_layer(config: Config, i: int, kind: str, layer: Layer) -> Layer:
+    """MiMoV2FlashAttention: layers with a window have twice the key heads, and sinks."""
+    if kind == "full_attention":
+        return layer
+    flags = layer.flags | lib.LLM_SINK
+    return replace(layer, flags=flags, n_kv_heads=2 * layer.n_kv_heads)
+
+
+def laguna_layer(config: Config, i: int, kind: str, layer: Layer) -> Layer:
+    """LagunaAttention: layers differ in their heads; gates are of heads or of their elements."""
+    gating = config["gating"]
+    flags = layer.flags | (lib.LLM_OUT_GATE_HEAD if gating in (True, "per-head") else 0)
+    given = config.get("num_attention_heads_per_layer") is not None
+    n_heads = in_layer(config, "num_attention_heads_per_layer", i) if given else layer.n_heads
+    return replace(layer, flags=flags, n_heads=n_heads)
+
+
+def llama4_layer(config: Config, i: int, kind: str, layer: Layer) -> Layer:
+    """Llama4TextAttention: layers that turn normalise queries and keys then, the queries of others grow."""
+    if turning_layers(config)[i]:
+        norms = lib.LLM_QK_NORM | lib.LLM_QK_NORM_LATE
+        return replace(layer, flags=layer.flags | (norms if config["use_qk_norm"] else 0))
+    if not config["attn_temperature_tuning"]:
+        return layer
+    growth, span = number(config, "attn_scale"), integer(config, "floor_scale")
+    return replace(layer, query_growth=growth, query_span=span, query_shift=1)
+
+
+def llama4_sparse(config: Config, i: int) -> bool:
+    """Llama4TextDecoderLayer: the layers of a list, or every so many-th."""
+    if config.get("moe_layers") is None:
+        return (i + 1) % integer(config, "interleave_moe_layer_step") == 0
+    if not isinstance(config["moe_layers"], list):
+        raise ConvertError(
+            f"configuration: moe_layers is {shown(config['moe_layers'])}, not a list of layers"
+        )
+    return i in config["moe_layers"]
+
+
+def chunked(config: Config) -> list[str]:
+    """Llama4TextConfig: layers that turn attend within chunks."""
+    if config.get("layer_types") is not None:
+        return config["layer_types"]
+    some = config.get("attention_chunk_size") is not None
+    return ["chunked_attention" if some and turns else "full_attention" for turns in turning_layers(config)]
+
+
+def own_ropes(config: Config, kinds: list[str]) -> list[str | None]:
+    """GraniteSWAModel: each layer has a rotary base, 0 or null where it does not turn. What each comes to is
+    put into rope_parameters, under the base's number."""
+    bases = config.get("layer_rope_theta")
+    if bases is None:
+        return list(kinds)
+    if not isinstance(bases, list) or len(bases) != len(kinds):
+        raise ConvertError("configuration: layer_rope_theta has not one entry for each layer")
+    return [f"base {base}" if base else None for base in bases]
+
+
+def with_own_ropes(config: Config) -> Config:
+    """The configuration with what own_ropes names."""
+    bases, rope = config.get("layer_rope_theta"), config.get("rope_scaling") or config.get("rope_parameters")
+    if not isinstance(bases, list) or not isinstance(rope, (dict, type(None))):
+        return config
+    own = {f"base {base}": (rope or {}) | {"rope_theta": base} for base in bases if base}
+    return config | {"rope_scaling": None, "rope_parameters": own or rope}
+
+
 @dataclass(frozen=True)
 class Family:
     """One row of the table. `defaults` are transformers' own, for keys that config.json may leave out."""
@@ -109,6 +247,14 @@ class Family:
     n_shared: str | None = None  # the key of the number of shared experts, which are one of all their widths
     kinds: Callable[[Config], list[str]] = sliding(lambda config, i: False, listed=False)
     ropes: Callable[[Config, list[str]], list[str | None]] = ropes_of_kinds
+    # what is different in layer i of a kind
+    vary: Callable[[Config, int, str, Layer], Layer] = lambda config, i, kind, layer: layer
+    prepare: Callable[[Config], Config] = lambda config: config  # the configuration as the others read it
+    value_scale: Callable[[Config], float] = lambda config: 1.0  # multiplies the values of attention
+    # ends of the names of tensors that its checkpoints do not have -> what all of their numbers are
+    absent: Mapping[str, float] = field(default_factory=dict)
+    transposed: bool = False  # stacks of experts have a column for each output
+    alternating: bool = False  # and rows of gate and up take turns in them
     local_rope: bool = False  # layers with a window have a rotary table of their own
     partial: bool = False  # only the first elements of a head may turn
     interleaved: bool = False  # elements 2i and 2i + 1 turn together
@@ -120,7 +266,6 @@ WINDOW = {"use_sliding_window": True, "sliding_window": None}
 QWEN = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 QWEN_KINDS = sliding(lambda config, i: i >= integer(config, "max_window_layers", zero=True))
 EVERY = sliding(lambda config, i: True, listed=False)
-UNGROUPED = {"n_group": (None, 1), "topk_group": (None, 1)}  # all experts are chosen from together
 SHARED_NAMES = (
     (".mlp.shared_experts.", ".mlp.shared_expert."),
     (".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias"),
@@ -180,6 +325,19 @@ INTERNLM2_NAMES = (
     *MIXTRAL_NAMES[1:],
     ("output.weight", "lm_head.weight"),
 )
+
+EXAONE_KINDS = sliding(
+    lambda config, i: (
+        config["sliding_window"] is not None and (i + 1) % integer(config, "sliding_window_pattern") != 0
+    )
+)
+HUNYUAN_NAMES = (
+    (".query_layernorm.", ".q_norm."),
+    (".key_layernorm.", ".k_norm."),
+    (".mlp.gate.wg.", ".mlp.gate."),
+    (".mlp.shared_mlp.", ".mlp.shared_expert."),
+)
+HUNYUAN_ONLY = {"use_qk_norm": (None, True), "use_cla": (None, False), "norm_type": (None, "rms", "hf_rms")}
 
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family("Llama"),
@@ -411,7 +569,6 @@ FAMILIES: dict[str, Family] = {
         shared="moe_intermediate_size",
         n_shared="n_shared_experts",
         partial=True,
-        only=UNGROUPED,
     ),
     "Dots1ForCausalLM": Family(
         "dots.llm1",
@@ -435,7 +592,6 @@ FAMILIES: dict[str, Family] = {
                 config["sliding_window"] is not None and i >= integer(config, "max_window_layers", zero=True)
             )
         ),
-        only=UNGROUPED,
     ),
     "DeepseekForCausalLM": Family(
         "DeepSeek V1",
@@ -485,13 +641,377 @@ FAMILIES: dict[str, Family] = {
         rename=OLMO2_NAMES,
         flags=lib.LLM_QK_NORM | lib.LLM_NO_PRE_NORM | lib.LLM_POST_NORM,
         switches={},
-        kinds=sliding(
-            lambda config, i: (
-                config["sliding_window"] is not None
-                and (i + 1) % integer(config, "sliding_window_pattern") != 0
-            )
-        ),
+        kinds=EXAONE_KINDS,
         ropes=ropes_with_window,
+    ),
+    "ExaoneMoeForCausalLM": Family(
+        "EXAONE MoE",
+        defaults={
+            "num_key_value_heads": 32,
+            "rms_norm_eps": 1e-5,
+            **WINDOW,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 4,
+            "moe_intermediate_size": 1024,
+            "num_experts_per_tok": 8,
+            "num_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+        },
+        rename=SHARED_NAMES,
+        flags=lib.LLM_QK_NORM | lib.LLM_ROUTER_SIGMOID | lib.LLM_ROUTER_BIAS,
+        switches=NORMALIZE,
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=listed_sparse(sparse_after_first),
+        shared="moe_intermediate_size",
+        n_shared="num_shared_experts",
+        kinds=EXAONE_KINDS,
+        ropes=ropes_with_window,
+    ),
+    "SolarOpenForCausalLM": Family(
+        "Solar Open",
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "moe_intermediate_size": 1280,
+            "num_experts_per_tok": 8,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+        },
+        rename=SHARED_NAMES,
+        flags=lib.LLM_ROUTER_SIGMOID | lib.LLM_ROUTER_BIAS,
+        switches=BIAS | NORMALIZE,
+        ffn="moe_intermediate_size",
+        experts=True,
+        shared="moe_intermediate_size",
+        n_shared="n_shared_experts",
+        partial=True,
+    ),
+    "HYV3ForCausalLM": Family(
+        "HY 3",
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 11158840.0,
+            "moe_intermediate_size": 1536,
+            "num_experts_per_tok": 8,
+            "num_shared_experts": 1,
+            "router_scaling_factor": 2.826,
+        },
+        rename=(
+            (".mlp.router.gate.", ".mlp.gate."),
+            (".mlp.expert_bias", ".mlp.e_score_correction_bias"),
+            (".mlp.shared_mlp.", ".mlp.shared_expert."),
+            *SHARED_NAMES,
+        ),
+        flags=lib.LLM_QK_NORM | lib.LLM_ROUTER_SIGMOID | lib.LLM_ROUTER_BIAS | lib.LLM_ROUTER_NORMALIZE,
+        switches=BIASES,
+        numbers={"expert_scale": value_of("router_scaling_factor")},
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=listed_sparse(lambda config, i: i > 0),
+        shared="moe_intermediate_size",
+        n_shared="num_shared_experts",
+        only={"mlp_bias": (None, False), "enable_moe_fp32_combine": (None, True, False)},
+    ),
+    "AfmoeForCausalLM": Family(
+        "AFMoE",
+        defaults={
+            "head_dim": 128,
+            "rms_norm_eps": 1e-5,
+            **WINDOW,
+            "sliding_window": 1024,
+            "global_attn_every_n_layers": 4,
+            "moe_intermediate_size": 1408,
+            "num_experts_per_tok": 6,
+            "num_shared_experts": 2,
+            "num_dense_layers": 1,
+            "route_scale": 1.0,
+            "mup_enabled": False,
+        },
+        rename=(
+            (".post_attention_layernorm.", ".post_self_attn_layernorm."),
+            (".pre_mlp_layernorm.", ".post_attention_layernorm."),
+            (".mlp.router.gate.", ".mlp.gate."),
+            (".mlp.expert_bias", ".mlp.e_score_correction_bias"),
+            *SHARED_NAMES,
+        ),
+        flags=lib.LLM_QK_NORM
+        | lib.LLM_POST_NORM
+        | lib.LLM_OUT_GATE
+        | lib.LLM_ROUTER_SIGMOID
+        | lib.LLM_ROUTER_BIAS
+        | lib.LLM_ROUTER_NORMALIZE,
+        switches={},
+        numbers={
+            "embed_scale": lambda config: (
+                number(config, "hidden_size") ** 0.5 if config["mup_enabled"] else 1.0
+            ),
+            "expert_scale": value_of("route_scale"),
+        },
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=lambda config, i: i >= integer(config, "num_dense_layers", zero=True),
+        shared="moe_intermediate_size",
+        n_shared="num_shared_experts",
+        kinds=sliding(lambda config, i: (i + 1) % integer(config, "global_attn_every_n_layers") != 0),
+        ropes=ropes_with_window,
+        only={
+            "attention_bias": (None, False),
+            "score_func": (None, "sigmoid"),
+            "route_norm": (None, True),
+            "num_expert_groups": (None, 1),
+            "num_limited_groups": (None, 1),
+            "n_group": (None, 1),
+            "topk_group": (None, 1),
+        },
+    ),
+    "FlexOlmoForCausalLM": Family(
+        "FlexOlmo",
+        defaults={"rope_theta": 500000.0, "num_experts_per_tok": 5},
+        rename=OLMO2_NAMES,
+        flags=OLMO2_FLAGS,
+        switches=BIAS | NORMALIZE,
+        experts=True,
+    ),
+    "GptOssForCausalLM": Family(
+        "gpt-oss",
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 150000.0,
+            **WINDOW,
+            "sliding_window": 128,
+            "num_experts_per_tok": 4,
+            "attention_bias": True,
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+        },
+        rename=((".mlp.router.", ".mlp.gate."),),
+        flags=lib.LLM_SINK | lib.LLM_FFN_BIAS | lib.LLM_ROUTER_LOGIT_BIAS | lib.LLM_ROUTER_NORMALIZE,
+        switches=BIASES,
+        numbers={
+            "gate_slope": value_of("swiglu_alpha"),
+            "gate_limit": value_of("swiglu_limit"),
+            "up_shift": lambda config: 1.0,
+        },
+        experts=True,
+        transposed=True,
+        alternating=True,
+        kinds=sliding(lambda config, i: i % 2 == 0),
+    ),
+    "GraniteSWAForCausalLM": Family(
+        "Granite SWA",
+        defaults={
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            **WINDOW,
+            "sliding_window": 128,
+        },
+        flags=lib.LLM_SINK,
+        switches=BIASES,
+        numbers=GRANITE_NUMBERS,
+        logit_scale=lambda config: 1 / value_of("logits_scaling")(config),
+        kinds=sliding(lambda config, i: i % 4 != 0),
+        ropes=own_ropes,
+        prepare=with_own_ropes,
+    ),
+    "MiMoV2FlashForCausalLM": Family(
+        "MiMo V2 Flash",
+        defaults={
+            "num_key_value_heads": 4,
+            "head_dim": 192,
+            "v_head_dim": 128,
+            "rms_norm_eps": 1e-5,
+            **WINDOW,
+            "sliding_window": 129,
+            "moe_intermediate_size": 2048,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": True,
+            "attention_value_scale": 0.707,
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 5e6, "partial_rotary_factor": 0.334},
+                "sliding_attention": {"rope_theta": 10000.0, "partial_rotary_factor": 0.334},
+            },
+        },
+        rename=((".self_attn.attention_sink_bias", ".self_attn.sinks"), *SHARED_NAMES),
+        flags=lib.LLM_ROUTER_SIGMOID | lib.LLM_ROUTER_BIAS,
+        switches=BIAS | NORMALIZE,
+        numbers={"value_dim": lambda config: integer(config, "v_head_dim")},
+        value_scale=value_of("attention_value_scale"),
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=listed_sparse(lambda config, i: i > 0),
+        kinds=sliding(lambda config, i: i > 0 and (i + 1) % 6 != 0),
+        vary=mimo_layer,
+        prepare=mimo_config,
+        partial=True,
+    ),
+    "LagunaForCausalLM": Family(
+        "Laguna",
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            **WINDOW,
+            "sliding_window": 512,
+            "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512,
+            "num_experts_per_tok": 8,
+            "gating": True,
+            "moe_routed_scaling_factor": 1.0,
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 500000.0, "partial_rotary_factor": 0.5},
+                "sliding_attention": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+            },
+        },
+        rename=(
+            (".self_attn.g_proj.", ".self_attn.gate_proj."),
+            (".mlp.experts.e_score_correction_bias", ".mlp.e_score_correction_bias"),
+            *SHARED_NAMES,
+        ),
+        flags=lib.LLM_QK_NORM
+        | lib.LLM_OUT_GATE
+        | lib.LLM_OUT_GATE_SOFTPLUS
+        | lib.LLM_ROUTER_SIGMOID
+        | lib.LLM_ROUTER_BIAS
+        | lib.LLM_ROUTER_NORMALIZE,
+        switches={},
+        numbers={"expert_scale": value_of("moe_routed_scaling_factor")},
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=listed_sparse(lambda config, i: i > 0),
+        shared="shared_expert_intermediate_size",
+        kinds=sliding(lambda config, i: False),
+        vary=laguna_layer,
+        partial=True,
+        only={
+            "attention_bias": (None, False),
+            "gating": (True, "per-head", "per-element", False),
+            "moe_apply_router_weight_on_input": (None, False),
+            "moe_router_logit_softcapping": (None, 0, 0.0),
+        },
+    ),
+    "Ministral3ForCausalLM": Family(
+        "Ministral 3",
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rms_norm_eps": 1e-5,
+            **WINDOW,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "original_max_position_embeddings": 16384,
+                "mscale_all_dim": 1.0,
+                "mscale": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+        switches={},
+        numbers={"query_growth": llama4_beta, "query_span": llama4_span},
+        kinds=EVERY,
+    ),
+    "Llama4ForCausalLM": Family(
+        "Llama 4",
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 16384,
+            "interleave_moe_layer_step": 1,
+            "no_rope_layer_interval": 4,
+            "attention_chunk_size": 8192,
+            "use_qk_norm": True,
+            "attn_temperature_tuning": True,
+            "floor_scale": 8192,
+            "attn_scale": 0.1,
+        },
+        rename=((".feed_forward.router.", ".mlp.gate."), (".feed_forward.", ".mlp.")),
+        flags=lib.LLM_ROUTER_SIGMOID | lib.LLM_EXPERT_INPUT,
+        switches=BIASES,
+        ffn="intermediate_size",
+        dense="intermediate_size_mlp",
+        experts=True,
+        sparse=llama4_sparse,
+        shared="intermediate_size",
+        kinds=chunked,
+        ropes=ropes_of_turning_layers,
+        vary=llama4_layer,
+        absent={".q_norm.weight": 1.0, ".k_norm.weight": 1.0},
+        interleaved=True,
+        transposed=True,
+    ),
+    "HunYuanDenseV1ForCausalLM": Family(
+        "HunYuan",
+        defaults={"rms_norm_eps": 1e-5},
+        rename=HUNYUAN_NAMES,
+        flags=lib.LLM_QK_NORM | lib.LLM_QK_NORM_LATE,
+        switches=BIASES,
+        only=HUNYUAN_ONLY,
+    ),
+    "HunYuanMoEV1ForCausalLM": Family(
+        "HunYuan MoE",
+        defaults={"rms_norm_eps": 1e-5, "moe_topk": 1},
+        rename=HUNYUAN_NAMES,
+        flags=lib.LLM_QK_NORM | lib.LLM_QK_NORM_LATE | lib.LLM_ROUTER_NORMALIZE,
+        switches=BIASES,
+        experts=True,
+        shared="intermediate_size",
+        prepare=alike("num_experts", "moe_topk", "num_shared_expert", "moe_intermediate_size"),
+        only=HUNYUAN_ONLY | {"num_shared_expert": (None, 1), "moe_layer_num_skipped": (None, 0)},
+    ),
+    "CwmForCausalLM": Family(
+        "CWM",
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            **WINDOW,
+            "sliding_window": 8192,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+            },
+        },
+        switches={},
+        kinds=sliding(lambda config, i: i % 4 != 0),
+    ),
+    "MellumForCausalLM": Family(
+        "Mellum 2",
+        defaults={
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            **WINDOW,
+            "sliding_window": 1024,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 896,
+            "norm_topk_prob": True,
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 500000.0},
+                "sliding_attention": {"rope_theta": 10000.0},
+            },
+        },
+        flags=lib.LLM_QK_NORM,
+        switches=BIASES | NORMALIZE,
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=listed_sparse(lambda config, i: True),
+        kinds=sliding(lambda config, i: False),
     ),
     "MiniMaxM2ForCausalLM": Family(
         "MiniMax-M2",
@@ -518,16 +1038,30 @@ FAMILIES: dict[str, Family] = {
 FAMILIES["GraniteMoeSharedForCausalLM"] = replace(
     FAMILIES["GraniteMoeForCausalLM"], name="Granite MoE with a shared expert"
 )
+FAMILIES["GraniteMoeSWAForCausalLM"] = replace(
+    FAMILIES["GraniteMoeSharedForCausalLM"],
+    name="Granite MoE SWA",
+    defaults=FAMILIES["GraniteMoeForCausalLM"].defaults | {**WINDOW, "sliding_window": 128},
+    flags=FAMILIES["GraniteMoeForCausalLM"].flags | lib.LLM_SINK,
+    switches=BIASES,
+    kinds=sliding(lambda config, i: i % 4 != 0),
+    ropes=own_ropes,
+    prepare=with_own_ropes,
+)
 FAMILIES["Ernie4_5_ForCausalLM"] = FAMILIES["Ernie4_5ForCausalLM"]  # as the hub has it
 FAMILIES["Glm4ForCausalLM"] = replace(FAMILIES["GlmForCausalLM"], name="GLM-4-0414", flags=lib.LLM_POST_NORM)
 
 # The architecture of a configuration that names only its model_type, as AutoModelForCausalLM takes it
 MODEL_TYPES = {
+    "afmoe": "AfmoeForCausalLM",
+    "cwm": "CwmForCausalLM",
     "deepseek": "DeepseekForCausalLM",
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
+    "exaone_moe": "ExaoneMoeForCausalLM",
+    "flex_olmo": "FlexOlmoForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -535,15 +1069,27 @@ MODEL_TYPES = {
     "glm": "GlmForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "glm4_moe": "Glm4MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
+    "granite_swa": "GraniteSWAForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
+    "granitemoe_swa": "GraniteMoeSWAForCausalLM",
     "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
+    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
+    "hy_v3": "HYV3ForCausalLM",
     "internlm2": "InternLM2ForCausalLM",
     "internlm3": "InternLM3ForCausalLM",
+    "laguna": "LagunaForCausalLM",
     "llama": "LlamaForCausalLM",
+    "llama4": "Llama4ForConditionalGeneration",
+    "llama4_text": "Llama4ForCausalLM",
+    "mellum": "MellumForCausalLM",
+    "mimo_v2_flash": "MiMoV2FlashForCausalLM",
     "minicpm": "MiniCPMForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM",
     "ministral": "MinistralForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "mistral3": "Mistral3ForConditionalGeneration",
     "mixtral": "MixtralForCausalLM",
@@ -557,13 +1103,18 @@ MODEL_TYPES = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
+    "solar_open": "SolarOpenForCausalLM",
 }
 
 # Models of texts and pictures, whose text part is converted: the architecture of the text part by its
 # model_type, the usual one first
 WRAPPED: dict[str, dict[str, str]] = {
     "Gemma3ForConditionalGeneration": {"gemma3_text": "Gemma3ForCausalLM"},
-    "Mistral3ForConditionalGeneration": {"mistral": "MistralForCausalLM"},
+    "Llama4ForConditionalGeneration": {"llama4_text": "Llama4ForCausalLM"},
+    "Mistral3ForConditionalGeneration": {
+        "mistral": "MistralForCausalLM",
+        "ministral3": "Ministral3ForCausalLM",
+    },
 }
 WRAPPED_NAMES = (
     ("language_model.model.", "model."),
@@ -578,7 +1129,6 @@ LAYER_NORM = "it normalises with LayerNorm (a mean, a bias), and this format has
 LATENT = "its attention is over compressed keys and values (MLA)"
 RECURRENT = "some of its layers are recurrent (a state-space model), not attention"
 REASONS: dict[str, str] = {
-    "GptOssForCausalLM": "its attention has sinks and its experts have biases and a clamped gate",
     "DeepseekV2ForCausalLM": LATENT,
     "DeepseekV3ForCausalLM": LATENT,
     "DeepseekV32ForCausalLM": LATENT,
@@ -630,9 +1180,6 @@ REASONS: dict[str, str] = {
     "CohereForCausalLM": LAYER_NORM + ", and attention and feed-forward run side by side",
     "Cohere2ForCausalLM": LAYER_NORM + ", and attention and feed-forward run side by side",
     "DbrxForCausalLM": LAYER_NORM,
-    "Llama4ForCausalLM": "its attention is chunked and its queries are scaled by position",
-    "Llama4ForConditionalGeneration": "its attention is chunked and its queries are scaled by position",
-    "Ministral3ForCausalLM": "its queries are scaled by position",
     "Gemma3nForCausalLM": "it has several residual streams and embeddings for each layer",
     "Gemma3nForConditionalGeneration": "it has several residual streams and embeddings for each layer",
     "Gemma4ForCausalLM": "it normalises values, and has embeddings and a scale for each layer",
@@ -640,7 +1187,6 @@ REASONS: dict[str, str] = {
     "ApertusForCausalLM": "its feed-forward block has no gate",
     "ArceeForCausalLM": "its feed-forward block has no gate",
     "MllamaForConditionalGeneration": "some of its layers attend to pictures",
-    "HunYuanDenseV1ForCausalLM": "it normalises queries and keys after the rotation",
     "BitNetForCausalLM": "its weights are ternary and its blocks have norms of their own",
     "QWenLMHeadModel": "it is the first Qwen, in a layout of its own; Qwen1.5 and later can be converted",
     "BaichuanForCausalLM": "its matrices are in a layout of its own, and the 13B model has ALiBi",

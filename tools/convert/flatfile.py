@@ -41,9 +41,15 @@ TENSOR_IDS = sorted(
 )
 
 
-ROUTED = (
-    lib.LLM_ROUTER_NORMALIZE | lib.LLM_ROUTER_SIGMOID | lib.LLM_ROUTER_BIAS | lib.LLM_SHARED_GATE
-)  # flags of a layer with experts
+ROUTED = (  # flags of a layer with experts
+    lib.LLM_ROUTER_NORMALIZE
+    | lib.LLM_ROUTER_SIGMOID
+    | lib.LLM_ROUTER_BIAS
+    | lib.LLM_SHARED_GATE
+    | lib.LLM_ROUTER_BEST
+    | lib.LLM_ROUTER_LOGIT_BIAS
+    | lib.LLM_EXPERT_INPUT
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,15 @@ class Layer:
     n_active: int = 0
     shared_dim: int = 0
     expert_scale: float = 1.0
+    value_dim: int = 0
+    n_groups: int = 0
+    n_active_groups: int = 0
+    gate_limit: float = 0.0
+    gate_slope: float = 0.0
+    up_shift: float = 0.0
+    query_growth: float = 0.0
+    query_span: int = 0
+    query_shift: int = 0
 
     @property
     def ffn(self) -> int:

@@ -22,7 +22,8 @@ READ = frozenset(
     rope_local_base_freq rotary_dim partial_rotary_factor
     num_experts num_local_experts n_routed_experts moe_num_experts num_experts_per_tok moe_k
     routed_scaling_factor num_nextn_predict_layers
-    decoder_sparse_step mlp_only_layers first_k_dense_replace
+    decoder_sparse_step mlp_only_layers first_k_dense_replace mlp_layer_types moe_layers
+    n_group topk_group attention_chunk_size num_attention_heads_per_layer layer_rope_theta moe_topk
     moe_layer_start_index moe_layer_end_index moe_layer_interval
     embedding_multiplier residual_multiplier attention_multiplier logits_scaling query_pre_attn_scalar
     attn_logit_softcapping final_logit_softcapping
@@ -32,7 +33,7 @@ READ_OF_ROPE = frozenset(
     """
     rope_type type rope_theta factor low_freq_factor high_freq_factor original_max_position_embeddings
     beta_fast beta_slow mscale mscale_all_dim attention_factor truncate short_factor long_factor
-    partial_rotary_factor frequency_factors
+    partial_rotary_factor frequency_factors alpha llama_4_scaling_beta
     """.split()
 )
 

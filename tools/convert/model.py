@@ -14,7 +14,11 @@ from .configuration import LARGEST, Config, expert_count, integer, layer_count, 
 from .families import DEFAULTS, FAMILIES, MODEL_TYPES, ONLY, REASONS, WRAPPED, WRAPPED_NAMES, Family, value_of
 from .sources import ConvertError, shown
 
-KINDS = ("full_attention", "sliding_attention")
+KINDS = {
+    "full_attention": None,
+    "sliding_attention": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+}
 OF_HEADER = ("embed_scale", "residual_scale", "logit_cap")  # numbers that all layers share
 
 
@@ -29,7 +33,10 @@ class Model:
     angles: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))  # see rope.Tables
     wrapped: bool = False  # the text part of a model of texts and pictures
     logit_scale: float = 1.0
-    head_order: np.ndarray | None = None  # (head_dim,) see rope.head_order; None: as it is
+    value_scale: float = 1.0  # multiplies the values of attention
+    # of each layer (head_dim,), see rope.head_order; None: as it is
+    head_orders: list[np.ndarray | None] = field(default_factory=list)
+    transposed: bool = False  # stacks of experts have a column where others have a row
     headless: bool = False  # there is no output matrix: it is for embeddings only
     ahead: int = 0  # layers behind the last one that predict further tokens, which are left out
     notes: list[str] = field(default_factory=list)
@@ -42,7 +49,8 @@ class Model:
     def sizes(self, number: int) -> dict[str, int]:
         """The dimensions that tensors.TENSORS and tensors.FUSED name, in this layer."""
         layer = self.shape.layers[number]
-        q, kv = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
+        q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
+        value_dim = layer.value_dim or layer.head_dim
         whole = bool(layer.flags & lib.LLM_QK_NORM_WHOLE)
         return {
             "dim": self.shape.dim,
@@ -50,12 +58,24 @@ class Model:
             "ffn": layer.ffn_dim,
             "shared": layer.shared_dim,
             "q": q,
-            "kv": kv,
+            "k": k,
+            "v": layer.n_kv_heads * value_dim,
+            "att": layer.n_heads * value_dim,
+            "attgate": gate_dim(layer),
+            "heads": layer.n_heads,
             "qnorm": q if whole else layer.head_dim,
-            "knorm": kv if whole else layer.head_dim,
+            "knorm": k if whole else layer.head_dim,
             "experts": layer.n_experts,
             "gate": 1 if layer.flags & lib.LLM_SHARED_GATE else 0,
         }
+
+
+def gate_dim(layer: flatfile.Layer) -> int:
+    """Rows of the matrix that makes the gates of attention's output."""
+    if not layer.flags & lib.LLM_OUT_GATE:
+        return 0
+    each = layer.value_dim or layer.head_dim
+    return layer.n_heads * (1 if layer.flags & lib.LLM_OUT_GATE_HEAD else each)
 
 
 def architecture_of(config: Config) -> Any:
@@ -98,8 +118,8 @@ def find(config: Config) -> tuple[str, Family]:
     return name, FAMILIES[name]
 
 
-def layers_of(config: Config, family: Family) -> tuple[list[str | None], list[int]]:
-    """The rotary kind (None: it does not turn) and the window of each layer."""
+def layers_of(config: Config, family: Family) -> tuple[list[str], list[str | None], list[int]]:
+    """The kind, the rotary kind (None: it does not turn) and the window of each layer."""
     n_layers = layer_count(config)
     kinds = family.kinds(config)
     if not isinstance(kinds, list) or len(kinds) != n_layers:
@@ -107,10 +127,12 @@ def layers_of(config: Config, family: Family) -> tuple[list[str | None], list[in
     strange = [kind for kind in kinds if kind not in KINDS]
     if strange:
         raise ConvertError(f"configuration: layer_types has {shown(strange[0])}, which is not supported")
-    window = 0
+    windows = dict.fromkeys(KINDS, 0)
     if switch(config, "use_sliding_window") and config["sliding_window"] is not None:
-        window = integer(config, "sliding_window")
-    return family.ropes(config, kinds), [window if kind == "sliding_attention" else 0 for kind in kinds]
+        windows["sliding_attention"] = integer(config, "sliding_window")
+    if "chunked_attention" in kinds:
+        windows["chunked_attention"] = integer(config, "attention_chunk_size")
+    return kinds, family.ropes(config, kinds), [windows[kind] for kind in kinds]
 
 
 def flags_of(config: Config, family: Family) -> int:
@@ -126,7 +148,8 @@ def attention(config: Config, family: Family) -> flatfile.Layer:
     dim, n_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
     head_dim = integer(config, "head_dim") if config["head_dim"] is not None else dim // n_heads
     given = config["num_key_value_heads"] is not None
-    own = {key: formula(config) for key, formula in family.numbers.items() if key.startswith("attn_")}
+    elsewhere = (*OF_HEADER, "expert_scale")
+    own = {key: formula(config) for key, formula in family.numbers.items() if key not in elsewhere}
     return flatfile.Layer(
         flags=flags_of(config, family) & ~flatfile.ROUTED,
         n_heads=n_heads,
@@ -135,6 +158,13 @@ def attention(config: Config, family: Family) -> flatfile.Layer:
         activation=family.activation,
         **{"attn_scale": max(1, head_dim) ** -0.5, **own},
     )
+
+
+def groups_of(config: Config) -> dict[str, int]:
+    """The fields of llm_layer for groups of experts; all are chosen from together when there is one."""
+    if config.get("n_group") in (None, 1):
+        return {}
+    return {"n_groups": integer(config, "n_group"), "n_active_groups": integer(config, "topk_group")}
 
 
 def feed_forwards(config: Config, family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -150,8 +180,9 @@ def feed_forwards(config: Config, family: Family) -> tuple[dict[str, Any], dict[
         "flags": flags_of(config, family) & flatfile.ROUTED,
         "ffn_dim": integer(config, family.ffn),
         "n_experts": expert_count(config),
-        "n_active": integer(config, "num_experts_per_tok", "moe_k"),
+        "n_active": integer(config, "num_experts_per_tok", "moe_k", "moe_topk"),
         "shared_dim": shared,
+        **groups_of(config),
         "expert_scale": family.numbers.get("expert_scale", value_of("routed_scaling_factor"))(config),
     }
     if all(family.sparse(config, i) for i in range(layer_count(config))):
@@ -167,7 +198,7 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     quantization = quantized.notes(whole_config)
     if wrapped:
         family = replace(family, rename=WRAPPED_NAMES + family.rename)
-    config = DEFAULTS | dict(family.defaults) | source_config
+    config = family.prepare(DEFAULTS | dict(family.defaults) | source_config)
     for key, allowed in (ONLY | dict(family.only)).items():
         if key in config and config[key] not in allowed:
             names = " or ".join(map(repr, allowed))
@@ -178,8 +209,12 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     longest = integer(config, "max_position_embeddings")
     if context is not None and not 0 < context <= longest:
         raise ConvertError(f"context {context} is not between 1 and the model's {longest}")
-    kinds, windows = layers_of(config, family)
+    kinds, ropes, windows = layers_of(config, family)
     model = Model(architecture, family, wrapped=wrapped, logit_scale=family.logit_scale(config))
+    model.value_scale = family.value_scale(config)
+    if not 0 < model.value_scale <= LARGEST:
+        raise ConvertError(f"configuration: values would be scaled by {model.value_scale}")
+    model.transposed = family.transposed and not quantized.by_rows(whole_config)
     if not 0 < model.logit_scale <= LARGEST:
         raise ConvertError(f"configuration: the logits would be scaled by {model.logit_scale}")
     if config.get("num_nextn_predict_layers") is not None:
@@ -189,8 +224,10 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     layers = []
     for i, window in enumerate(windows):
         ffn = sparse if sparse and family.sparse(config, i) else dense
-        layer = replace(common, **ffn, window=window)
-        layers.append(replace(layer, flags=common.flags | layer.flags))
+        flags = common.flags | ffn.get("flags", 0)
+        flags |= lib.LLM_CHUNKED if kinds[i] == "chunked_attention" else 0
+        layer = replace(common, **ffn | {"flags": flags, "window": window})
+        layers.append(family.vary(config, i, kinds[i], layer))
     head_dim, numbers = common.head_dim, family.numbers
     scales: dict[str, Any] = {key: numbers[key](config) for key in OF_HEADER if key in numbers}
     model.shape = flatfile.Shape(
@@ -207,12 +244,13 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     for layer in dict.fromkeys(layers):
         flatfile.check_layer(layer)
     flatfile.make_layout(model.shape)
-    turning = rope.rotary_dim(config, head_dim)
-    if turning != head_dim and not family.partial:
+    turning = {kind: rope.rotary_dim(config, head_dim, kind) for kind in dict.fromkeys(ropes)}
+    some = next((dim for dim in turning.values() if dim != head_dim), None)
+    if some is not None and not family.partial:
         raise ConvertError(
-            f"partial_rotary_factor: {turning} of a head's {head_dim} elements turn; of {family.name} all do"
+            f"partial_rotary_factor: {some} of a head's {head_dim} elements turn; of {family.name} all do"
         )
-    tables = rope.tables(config, kinds, head_dim, turning, family.local_rope, context)
+    tables = rope.tables(config, ropes, head_dim, turning, family.local_rope, context)
     model.notes += quantization + tables.notes + known_keys.note(source_config)
     model.angles = tables.angles
     model.shape = replace(
@@ -222,6 +260,9 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         layers=tuple(replace(layer, rope=n) for layer, n in zip(layers, tables.layers, strict=True)),
     )
     flatfile.make_layout(model.shape)
-    if family.interleaved or turning != head_dim:
-        model.head_order = rope.head_order(head_dim, turning, family.interleaved)
+    for kind in ropes:
+        moved = family.interleaved or turning[kind] != head_dim
+        model.head_orders.append(
+            rope.head_order(head_dim, turning[kind], family.interleaved) if moved else None
+        )
     return model

@@ -53,6 +53,12 @@ def section_of(config: Config) -> Section | None:
     return None
 
 
+def by_rows(config: Config) -> bool:
+    """Whether stacks of experts have a row for each output whatever the architecture: those of MXFP4."""
+    section = section_of(config)
+    return section is not None and section.get("quant_method") == "mxfp4"
+
+
 def method_of(section: Section) -> Method:
     return METHODS[packed.choice(section, "quant_method", METHODS)]
 

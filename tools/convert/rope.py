@@ -8,6 +8,7 @@ closer to torch's than numpy's float32 power."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,10 @@ def linear(rope: dict[str, Any], dim: int, context: int) -> Rotation:
 
 def dynamic(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     """_compute_dynamic_ntk_parameters: nothing is scaled up to max_position_embeddings, so within it the
-    plain table is exact."""
+    plain table is exact. With alpha it is another one (HunYuanDenseV1RotaryEmbedding)."""
+    if rope.get("alpha") is not None:
+        base = rope["rope_theta"] * number(rope, "alpha") ** (dim / (dim - 2))
+        return default(rope | {"rope_theta": base}, dim, context)
     return Rotation(
         default(rope, dim, context).frequencies,
         note=f"dynamic rotary scaling begins after {context} positions: "
@@ -182,11 +186,14 @@ def parameters(config: dict[str, Any], theta: float, kind: str, local: bool) -> 
     return rope
 
 
-def rotary_dim(config: dict[str, Any], head_dim: int) -> int:
-    """How many elements of a head turn."""
+def rotary_dim(config: dict[str, Any], head_dim: int, kind: str | None) -> int:
+    """How many elements of a head turn, in layers of this kind; None: all could."""
+    if kind is None:
+        return head_dim
     dim = config.get("rotary_dim")
     if dim is None:
         flat = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        flat = flat[kind] if isinstance(flat, dict) and isinstance(flat.get(kind), dict) else flat
         partial = flat.get("partial_rotary_factor") if isinstance(flat, dict) else None
         partial = config.get("partial_rotary_factor") if partial is None else partial
         partial = 1 if partial is None else partial
@@ -236,12 +243,13 @@ def tables(
     config: dict[str, Any],
     kinds: list[str | None],
     head_dim: int,
-    dim: int,
+    turning: Mapping[str | None, int],
     local: bool,
     wanted: int | None,
 ) -> Tables:
-    """The tables of a model whose layers are of these kinds, None being a layer that does not turn, and of
-    whose heads `dim` elements turn. `wanted` is the context that the user asks for, None for the model's."""
+    """The tables of a model whose layers are of these kinds, None being a layer that does not turn. `turning`
+    says how many elements of a head do, for each kind. `wanted` is the context that the user asks for, None
+    for the model's."""
     longest = config["max_position_embeddings"]
     found: list[bytes] = []
     which: dict[str | None, int] = {}
@@ -251,8 +259,8 @@ def tables(
         angles[:, 1] = 1
         if kind is not None:
             rope = parameters(config, config["rope_theta"], kind, local) | {"wanted": wanted}
-            one = rotation(rope, dim, longest)
-            angles[: dim // 2, 0], angles[: dim // 2, 1] = one.frequencies, one.attention_factor
+            one, pairs = rotation(rope, turning[kind], longest), turning[kind] // 2
+            angles[:pairs, 0], angles[:pairs, 1] = one.frequencies, one.attention_factor
             result.context = min(result.context, one.context or longest)
             result.notes += [one.note] if one.note and one.note not in result.notes else []
         if angles.tobytes() not in found:

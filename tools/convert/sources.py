@@ -7,12 +7,14 @@ Nothing here keeps a tensor in memory."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import re
 import reprlib
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -347,9 +349,64 @@ def split(tensor: Tensor, rows: tuple[int, ...], groups: int = 1) -> list[Tensor
     return parts
 
 
-def unstack(tensor: Tensor, names: tuple[str, ...], n_experts: int) -> dict[str, Tensor]:
+class Transposed(Tensor):
+    """A stack of matrices (n, rows, cols) as (n, cols, rows). Some rows of it are a little of everywhere in a
+    matrix, of which the last one is kept for each thread that reads."""
+
+    def __init__(self, base: Tensor) -> None:
+        n, rows, cols = base.shape if len(base.shape) == 3 else (0, 0, 0)
+        super().__init__(base.name, (n, cols, rows))
+        self.base, self.kept = base, threading.local()
+
+    def matrix(self, i: int) -> np.ndarray:
+        """Matrix i, (cols, rows)."""
+        if getattr(self.kept, "number", None) != i:
+            rows = self.base.shape[1]
+            self.kept.matrix = np.ascontiguousarray(self.base.read(i * rows, (i + 1) * rows).T)
+            self.kept.number = i
+        found: np.ndarray = self.kept.matrix
+        return found
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        height, parts = self.shape[1], []
+        while start < stop:
+            i, first = divmod(start, height)
+            last = min(stop - i * height, height)
+            parts.append(self.matrix(i)[first:last])
+            start = i * height + last
+        return np.concatenate(parts)
+
+
+class Constant(Tensor):
+    """A tensor that no file has, all of whose numbers are the same."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], value: float) -> None:
+        super().__init__(name, shape)
+        self.value = value
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.full((stop - start, self.cols), self.value, np.float32)
+
+
+class Stack(Tensor):
+    """The rows (n, cols) of a stack of vectors as matrices of one column, (n, cols, 1)."""
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__(base.name, (*base.shape, 1))
+        self.base = base
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        cols = self.shape[1]
+        first, last = start // cols, -(-stop // cols)
+        numbers = self.base.read(first, last).reshape(-1, 1)
+        return numbers[start - first * cols : stop - first * cols]
+
+
+def unstack(
+    tensor: Tensor, names: tuple[str, ...], n_experts: int, alternating: bool = False
+) -> dict[str, Tensor]:
     """Splits a stack of experts (n_experts, rows, cols) into matrices; an expert's rows are divided equally
-    among `names`, in which {e} stands for the expert."""
+    among `names`, in which {e} stands for the expert, one part after the other or row by row."""
     if len(tensor.shape) != 3 or tensor.shape[1] % len(names) or tensor.shape[0] != n_experts:
         raise ConvertError(
             f"{tensor.name} has the shape {shown(tensor.shape)}, expected (experts, rows, columns) of "
@@ -357,11 +414,12 @@ def unstack(tensor: Tensor, names: tuple[str, ...], n_experts: int) -> dict[str,
         )
     experts, total, cols = tensor.shape
     rows = total // len(names)
-    return {
-        name.replace("{e}", str(e)): Rows(tensor, (rows, cols), first=e * total + i * rows)
-        for e in range(experts)
-        for i, name in enumerate(names)
-    }
+    shape = (rows,) if isinstance(tensor, Stack) else (rows, cols)
+    found: dict[str, Tensor] = {}
+    for e, (i, name) in itertools.product(range(experts), enumerate(names)):
+        order = e * total + np.arange(i, total, len(names)) if alternating and len(names) > 1 else None
+        found[name.replace("{e}", str(e))] = Rows(tensor, shape, first=e * total + i * rows, order=order)
+    return found
 
 
 @dataclass

@@ -22,17 +22,19 @@ TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
     "LLM_ATTN_NORM": (("input_layernorm.weight", "dim"),),
     "LLM_QKV": (
         ("self_attn.q_proj.weight", "q dim"),
-        ("self_attn.k_proj.weight", "kv dim"),
-        ("self_attn.v_proj.weight", "kv dim"),
+        ("self_attn.k_proj.weight", "k dim"),
+        ("self_attn.v_proj.weight", "v dim"),
+        ("self_attn.gate_proj.weight", "attgate dim"),
     ),
     "LLM_BIAS": (
         ("self_attn.q_proj.bias", "q"),
-        ("self_attn.k_proj.bias", "kv"),
-        ("self_attn.v_proj.bias", "kv"),
+        ("self_attn.k_proj.bias", "k"),
+        ("self_attn.v_proj.bias", "v"),
+        ("self_attn.gate_proj.bias", "attgate"),
     ),
     "LLM_Q_NORM": (("self_attn.q_norm.weight", "qnorm"),),
     "LLM_K_NORM": (("self_attn.k_norm.weight", "knorm"),),
-    "LLM_ATTN_OUT": (("self_attn.o_proj.weight", "dim q"),),
+    "LLM_ATTN_OUT": (("self_attn.o_proj.weight", "dim att"),),
     "LLM_ATTN_POST_NORM": (("post_self_attn_layernorm.weight", "dim"),),
     "LLM_FFN_NORM": (("post_attention_layernorm.weight", "dim"),),
     "LLM_ROUTER": (("mlp.gate.weight", "experts dim"), ("mlp.shared_expert_gate.weight", "gate dim")),
@@ -45,11 +47,16 @@ TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "LLM_SHARED_DOWN": (("mlp.shared_expert.down_proj.weight", "dim shared"),),
     "LLM_FFN_POST_NORM": (("post_mlp_layernorm.weight", "dim"),),
+    "LLM_SINKS": (("self_attn.sinks", "heads"),),
+    "LLM_OUT_BIAS": (("self_attn.o_proj.bias", "dim"),),
+    "LLM_ROUTER_LOGITS": (("mlp.gate.bias", "experts"),),
+    "LLM_GATE_UP_BIAS": (("mlp.{e}gate_proj.bias", "ffn"), ("mlp.{e}up_proj.bias", "ffn")),
+    "LLM_DOWN_BIAS": (("mlp.{e}down_proj.bias", "dim"),),
 }
 
 # Matrices that some files have in one: the end of the name, the ends of its parts' names, and their rows. In
 # a grouped one (InternLM2) each key head follows its query heads and is followed by its value head.
-QKV = (("q_proj", "q"), ("k_proj", "kv"), ("v_proj", "kv"))
+QKV = (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"))
 FUSED: dict[str, tuple[tuple[str, str], ...]] = {
     ".grouped_qkv_proj": QKV,
     ".qkv_proj": QKV,
@@ -64,6 +71,8 @@ FUSED: dict[str, tuple[tuple[str, str], ...]] = {
 STACKS = {
     "mlp.experts.gate_up_proj": ("mlp.experts.{e}.gate_proj.weight", "mlp.experts.{e}.up_proj.weight"),
     "mlp.experts.down_proj": ("mlp.experts.{e}.down_proj.weight",),
+    "mlp.experts.gate_up_proj_bias": ("mlp.experts.{e}.gate_proj.bias", "mlp.experts.{e}.up_proj.bias"),
+    "mlp.experts.down_proj_bias": ("mlp.experts.{e}.down_proj.bias",),
 }
 
 IGNORED = (
@@ -110,7 +119,7 @@ def is_ahead(model: Model, name: str) -> bool:
     behind the last one, or called so."""
     layer, n_layers = layer_of(name), len(model.shape.layers)
     behind = layer is not None and n_layers <= layer < n_layers + model.ahead
-    return model.ahead > 0 and (behind or name.startswith("model.mtp_"))
+    return model.ahead > 0 and (behind or name.startswith(("model.mtp_", "mtp.")))
 
 
 def renamed(family: Family, name: str) -> str:
@@ -137,11 +146,11 @@ def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> d
             continue
         stack = next((key for key in STACKS if family.experts and name.endswith("." + key)), None)
         prefix = name[: -len(stack)] if stack else ""
-        parts = (
-            sources.unstack(tensor, tuple(prefix + part for part in STACKS[stack]), model.n_experts)
-            if stack
-            else {name: tensor}
-        )
+        if stack:
+            names = tuple(prefix + part for part in STACKS[stack])
+            parts = unstacked(model, tensor, names)
+        else:
+            parts = {name: tensor}
         twice = result.keys() & parts.keys()
         if twice:
             raise ConvertError(f"{sources.listing(sorted(twice))} occurs twice, under different spellings")
@@ -151,6 +160,15 @@ def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> d
     if ahead:
         model.notes.append(f"{ahead} tensors that predict a token after the next one are left out")
     return result
+
+
+def unstacked(model: Model, tensor: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The experts of a stack, in `names` {e}, as the family has them in it."""
+    if names[0].endswith(".bias") and len(tensor.shape) == 2:  # of (experts, rows)
+        tensor = sources.Stack(tensor)
+    elif model.transposed:
+        tensor = sources.Transposed(tensor)
+    return sources.unstack(tensor, names, model.n_experts, model.family.alternating)
 
 
 def canonical(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -178,11 +196,21 @@ def canonical(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+def absent(model: Model, name: str, shape: tuple[int, ...]) -> Tensor | None:
+    """A tensor of numbers that are all the same, which the family's checkpoints do not have."""
+    value = next((value for end, value in model.family.absent.items() if name.endswith(end)), None)
+    return None if value is None else sources.Constant(name, shape, value)
+
+
 def folded(model: Model, name: str, tensor: Tensor) -> Tensor:
     """A tensor with what the converter computes in advance."""
     stem = name.rpartition(".")[0]
-    if model.head_order is not None and stem.endswith((".q_proj", ".k_proj", ".q_norm", ".k_norm")):
-        tensor = sources.in_heads(tensor, model.head_order)
+    layer = layer_of(name)
+    order = model.head_orders[layer] if layer is not None and layer < len(model.head_orders) else None
+    if order is not None and stem.endswith((".q_proj", ".k_proj", ".q_norm", ".k_norm")):
+        tensor = sources.in_heads(tensor, order)
+    if model.value_scale != 1 and stem.endswith(".v_proj"):
+        tensor = sources.Linear(tensor, model.value_scale)
     scale = model.logit_scale if stem == "model.norm" else 1.0
     offset = model.family.norm_offset if stem.endswith(("norm", "layernorm")) else 0.0
     if scale != 1 or offset:
