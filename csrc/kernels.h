@@ -95,6 +95,9 @@ typedef struct kernels {
     size_t rows;      /* of a matrix that a product does at once */
     product few[N_PRODUCTS];
     product many[N_PRODUCTS]; /* from MANY or MANY_HALVES tokens on; without rows(): the same */
+    /* Lets go of what this thread's products keep of the processor's from one to the next; NULL: nothing. Comes after
+     * products, before anyone else's code is run. */
+    void (*done)(void);
 
     /* x (n,) = H x, where H is Hadamard's matrix (Sylvester 1867) over its square root, its own inverse, of each 64
      * numbers and then of each 16 that are left; n is a multiple of 16 */

@@ -160,6 +160,12 @@ static void moe(llm_session *s, size_t layer, size_t n);
 static void unembed(llm_session *s, size_t n_rows, float *logits);
 static void show_states(llm_session *s, size_t n_states, float *states);
 
+/* Products are over, for now. */
+static void done(const llm_session *s) {
+    if (s->k->done)
+        s->k->done();
+}
+
 static void forward(void *context) {
     const batch *b = context;
     llm_session *s = b->s;
@@ -173,6 +179,7 @@ static void forward(void *context) {
     }
     unembed(s, b->n_rows, b->logits);
     show_states(s, b->n_states, b->states);
+    done(s);
 }
 
 /* y (n, rows) = x (n, cols) @ W (rows, cols)^T; W is tensor t, of expert e. See "Products". */
@@ -865,18 +872,20 @@ static void route(llm_session *s, size_t layer, size_t i) {
     }
 }
 
-/* members and starts of n tokens' choices. By one thread. */
+/* members and starts of n tokens' choices, in the order of their places. By one thread. */
 static void sort_by_expert(llm_session *s, const llm_layer *l, size_t n) {
-    uint32_t m = 0;
-    for (uint32_t e = 0; e <= l->n_experts; e++) {
-        s->starts[e] = m;
-        for (uint32_t place = 0; place < n * experts_per_token(l); place++)
-            if (s->chosen[place] == e) {
-                s->members[m] = place;
-                m++;
-            }
+    const size_t n_places = n * experts_per_token(l);
+    uint32_t *ends = s->starts + 1; /* where expert e's members begin, and once they are all there, end */
+    memset(s->starts, 0, (l->n_experts + 3) * sizeof *s->starts);
+    for (size_t place = 0; place < n_places; place++)
+        ends[s->chosen[place] + 1]++;
+    for (size_t e = 0; e <= l->n_experts; e++)
+        ends[e + 1] += ends[e];
+    for (size_t place = 0; place < n_places; place++) {
+        uint32_t *end = &ends[s->chosen[place]];
+        s->members[*end] = (uint32_t)place;
+        ++*end;
     }
-    s->starts[l->n_experts + 1] = m;
 }
 
 /* out (n,) = x * scale */
@@ -1049,6 +1058,7 @@ static void multiply(llm_session *s, const product *p, const matrix *w, size_t n
 /* Shows the input of a product, of expert e of tensor t, to who wants to see it. */
 static void show(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x) {
     const size_t number = (size_t)(t - s->m->tensors);
+    done(s);
     if (s->observer && THREAD == 0 && !stopped(s))
         s->observer(s->observer_context, (uint32_t)(number % LLM_N_TENSORS),
             (uint32_t)(number / LLM_N_TENSORS), (uint32_t)e, n, t->cols, x.data, x.stride);

@@ -135,7 +135,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->chosen, b * w.per_token * f},
         {&s->gains, b * w.per_token * f},
         {&s->members, b * w.per_token * f},
-        {&s->starts, (w.experts + 2) * f},
+        {&s->starts, (w.experts + 3) * f},
         {&s->expert_x.data, mixed * dim * f},
         {&s->expert_gain, mixed * f},
         {&s->expert_out.data, mixed * dim * f},

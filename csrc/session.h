@@ -75,7 +75,7 @@ struct llm_session {
     uint32_t *chosen;   /* (B, experts_per_token) experts of a token, the shared one is number n_experts */
     float *gains;       /* (B, experts_per_token) their weights */
     uint32_t *members;  /* (B * experts_per_token,) places in `chosen` of expert 0, then of expert 1, ... */
-    uint32_t *starts;   /* (n_experts + 2,) where in `members` they begin */
+    uint32_t *starts;   /* (n_experts + 3,) where in `members` they begin */
     vectors expert_x;   /* (B, dim) the tokens of one expert, side by side, */
     float *expert_gain; /* (B,) their weights, */
     vectors expert_out; /* (B, dim) and what it makes of them */
