@@ -12,10 +12,10 @@
 #define SPAN LLM_PAGE     /* positions of a page of keys or values */
 #define SCORES (4 * SPAN) /* positions that a softmax takes at a time */
 #define MAX_BATCH 8192    /* tokens that go through the layers together */
-#define MANY 16           /* tokens from which on other kernels are worth their while; */
-#define MANY_HALVES 48    /* those of fp16, which is rounded first: half as fast with 16, as fast with 40 */
-#define BEYOND 32         /* vectors behind the last one that a product may read, and makes nothing of */
-#define SUM_LANES 16      /* partial sums of a sum over a vector, whatever the instruction set */
+#define MANY_HALVES \
+    48 /* tokens from which on fp16 is rounded to integers: half as fast with 16, as fast with 40 */
+#define BEYOND 32    /* vectors behind the last one that a product may read, and makes nothing of */
+#define SUM_LANES 16 /* partial sums of a sum over a vector, whatever the instruction set */
 
 typedef uint32_t any_uint __attribute__((may_alias));
 typedef float any_float __attribute__((may_alias));
@@ -87,6 +87,8 @@ typedef struct product {
     /* y (n, rows of W) = x (n, cols) W^T, or += with `add`, in columns row, row + 1, ... of y: as many as the
      * table says, as far as W has so many */
     void (*rows)(const matrix *w, size_t row, const activations *a, vectors y, int add);
+    size_t
+        from; /* tokens from which on it is faster than the one for fewer; of fp16 not asked, see MANY_HALVES */
 } product;
 
 typedef struct kernels {
@@ -94,7 +96,7 @@ typedef struct kernels {
     int (*has)(void); /* whether the processor, the hypervisor and the system have it */
     size_t rows;      /* of a matrix that a product does at once */
     product few[N_PRODUCTS];
-    product many[N_PRODUCTS]; /* from MANY or MANY_HALVES tokens on; without rows(): the same */
+    product many[N_PRODUCTS]; /* for more tokens; without rows(): the same */
     /* Lets go of what this thread's products keep of the processor's from one to the next; NULL: nothing. Comes after
      * products, before anyone else's code is run. */
     void (*done)(void);

@@ -1012,7 +1012,7 @@ static void prepare(
 static const product *product_of(const llm_session *s, uint32_t kind, size_t n) {
     const product *few = &s->k->few[kind], *many = &s->k->many[kind];
     const int exact = kind == LLM_FP16 && s->o.exact;
-    const size_t from = kind == LLM_FP16 ? MANY_HALVES : MANY;
+    const size_t from = kind == LLM_FP16 ? MANY_HALVES : many->from;
     return n >= from && many->rows && !exact ? many : few;
 }
 
