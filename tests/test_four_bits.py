@@ -235,6 +235,25 @@ def test_gguf_types_of_four_bits_have_a_grid(tmp_path, kind):
     file.close()
 
 
+@pytest.mark.parametrize(("powers", "fits"), [((104, 144), True), ((100, 104), False), ((0, 256), False)])
+def test_mxfp4_in_gguf_has_a_grid_where_fp16_holds_its_scales(tmp_path, powers, fits):
+    gguf = pytest.importorskip("gguf")
+    rng = np.random.default_rng(2)
+    raw = rng.integers(0, 256, (20, 3, 17), dtype=np.uint8)
+    raw[..., 0] = rng.integers(*powers, (20, 3)) % 255  # 255 is no number
+    raw = raw.reshape(20, 51)
+    (tmp_path / "raw").write_bytes(raw.tobytes())
+    number = gguf.GGMLQuantizationType.MXFP4
+    file = sources.File(tmp_path / "raw")
+    tensor = gguf_file.read_tensor(gguf_header.Info("w", (20, 96), int(number), 0), file)
+    assert np.array_equal(tensor.read(0, 20), gguf.quants.dequantize(raw, number))
+    if fits:
+        check_grid(tensor)
+    else:
+        assert tensor.grid() is None
+    file.close()
+
+
 @pytest.mark.parametrize("job", [flatfile.JOB, 64 * 16 * 3])
 def test_gptq_goes_in_without_loss(tmp_path, monkeypatch, job):
     load_file = pytest.importorskip("safetensors.numpy").load_file

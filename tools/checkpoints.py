@@ -47,7 +47,7 @@ def gguf_writer(path: Path, architecture: str, name: str, config: Mapping[str, A
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     if config.get("head_dim"):
         writer.add_key_length(config["head_dim"])
-        writer.add_value_length(config["head_dim"])
+        writer.add_value_length(config.get("v_head_dim") or config["head_dim"])
     rope = config.get("rope_parameters") or config
     full = rope.get("full_attention", rope)
     turning = (config.get("head_dim") or dim // heads) * full.get("partial_rotary_factor", 1)

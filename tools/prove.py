@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -496,11 +497,13 @@ CASES: dict[str, Case] = {
             **theta(partial_rotary_factor=0.5),
         },
         embed=6.0,
+        gguf="glm4moe",
     ),
     "GLM-4.5 of one dense layer": Case(
         "Glm4Moe",
         "the same without norms of q and k",
         {**ODD, **MOE, **SHARED, "head_dim": 64, "first_k_dense_replace": 1, "norm_topk_prob": False},
+        gguf="glm4moe",
     ),
     "dots.llm1": Case(
         "Dots1",
@@ -518,6 +521,12 @@ CASES: dict[str, Case] = {
             "max_window_layers": 2,
         },
     ),
+    "dots.llm1 without a window": Case(
+        "Dots1",
+        "the same",
+        {**ODD, **MOE, **SHARED, "head_dim": 64, "first_k_dense_replace": 1, "sliding_window": None},
+        gguf="dots1",
+    ),
     "DeepSeek V1": Case(
         "Qwen2Moe",
         "DeepSeek-MoE 16B",
@@ -532,6 +541,7 @@ CASES: dict[str, Case] = {
             "qkv_bias": False,
         },
         rewrite=as_deepseek,
+        gguf="deepseek",
     ),
     "ERNIE 4.5 MoE": Case(
         "Ernie4_5_Moe",
@@ -549,6 +559,7 @@ CASES: dict[str, Case] = {
             "head_dim": 80,
             "tie_word_embeddings": True,
         },
+        gguf="ernie4_5-moe",
     ),
     "EXAONE 4": Case(
         "Exaone4",
@@ -583,11 +594,13 @@ CASES: dict[str, Case] = {
             "n_group": 4,
             "topk_group": 2,
         },
+        gguf="exaone-moe",
     ),
     "Solar Open": Case(
         "SolarOpen",
         "Solar Open 100B",
         {**ODD, **MOE, **SHARED, "head_dim": 80, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.5},
+        gguf="glm4moe",
     ),
     "HY 3": Case(
         "HYV3",
@@ -602,6 +615,7 @@ CASES: dict[str, Case] = {
             "attention_bias": True,
         },
         out_bias=True,
+        gguf="hy_v3",
     ),
     "AFMoE": Case(
         "Afmoe",
@@ -620,6 +634,7 @@ CASES: dict[str, Case] = {
             "mup_enabled": True,
         },
         embed=0.35,
+        gguf="afmoe",
     ),
     "FlexOlmo": Case(
         "FlexOlmo",
@@ -638,6 +653,7 @@ CASES: dict[str, Case] = {
         "gpt-oss in bf16",
         {**GPT_OSS, "intermediate_size": 92},
         out_bias=True,
+        gguf="gpt-oss",
     ),
     "gpt-oss in MXFP4": Case(
         "GptOss",
@@ -645,6 +661,7 @@ CASES: dict[str, Case] = {
         {**GPT_OSS, "hidden_size": 3 * 64, "intermediate_size": 96},
         out_bias=True,
         rewrite=as_mxfp4,
+        gguf="gpt-oss",
     ),
     "Granite SWA": Case(
         "GraniteSWA",
@@ -657,6 +674,19 @@ CASES: dict[str, Case] = {
         },
         embed=1 / 3,
     ),
+    "Granite SWA of one base": Case(
+        "GraniteSWA",
+        "variants without rotation in some layers",
+        {
+            **GRANITE,
+            "num_hidden_layers": 4,
+            "sliding_window": 21,
+            "layer_rope_theta": [500.0, 500.0, 0, 500.0],
+        }
+        | theta(500.0),
+        embed=1 / 3,
+        gguf="granite_swa",
+    ),
     "Granite MoE SWA": Case(
         "GraniteMoeSWA",
         "Granite Swash 3B-A600M",
@@ -667,8 +697,10 @@ CASES: dict[str, Case] = {
             "shared_intermediate_size": 100,
             "num_hidden_layers": 4,
             "sliding_window": 21,
+            "layer_rope_theta": [10000.0, 0, 10000.0, 10000.0],
         },
         embed=1 / 3,
+        gguf="granite_swa",
     ),
     "MiMo V2 Flash": Case(
         "MiMoV2Flash",
@@ -687,14 +719,25 @@ CASES: dict[str, Case] = {
             "topk_group": 2,
             "attention_bias": False,
         },
+        gguf="mimo2",
     ),
     "Laguna": Case(
         "Laguna",
         "Laguna XS.2",
         LAGUNA,
+        gguf="laguna",
     ),
     "Laguna with a gate for each number": Case(
-        "Laguna", "variants with gating per element", {**LAGUNA, "gating": "per-element"}
+        "Laguna",
+        "variants with gating per element",
+        {
+            **LAGUNA,
+            "gating": "per-element",
+            "num_hidden_layers": 5,
+            "num_attention_heads_per_layer": [3, 5, 2, 3, 1],
+            "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"],
+        },
+        gguf="laguna",
     ),
     "Ministral 3": Case(
         "Ministral3",
@@ -702,8 +745,9 @@ CASES: dict[str, Case] = {
         {
             **ODD,
             "head_dim": 64,
-            **theta(**YARN, llama_4_scaling_beta=0.4),
+            **theta(**YARN, llama_4_scaling_beta=0.4, mscale=1.0, mscale_all_dim=1.0),
         },
+        gguf="mistral3",
     ),
     "Ministral 3 of texts and pictures": Case(
         "Mistral3",
@@ -733,15 +777,32 @@ CASES: dict[str, Case] = {
             "intermediate_size_mlp": 212,
         },
     ),
+    "Llama 4 with Maverick's numbers": Case(
+        "Llama4",
+        "the same, without norms of queries and keys",
+        {
+            **ODD,
+            "head_dim": 64,
+            "num_hidden_layers": 5,
+            "num_local_experts": 128,
+            "interleave_moe_layer_step": 2,
+            "intermediate_size": 24,
+            "intermediate_size_mlp": 212,
+            "use_qk_norm": False,
+        },
+        gguf="llama4",
+    ),
     "HunYuan": Case(
         "HunYuanDenseV1",
         "HunYuan 0.5B to 7B",
         {**ODD, "head_dim": 96, **theta(rope_type="dynamic", alpha=50.0, factor=1.0)},
+        gguf="hunyuan-dense",
     ),
     "HunYuan MoE": Case(
         "HunYuanMoEV1",
         "HunYuan A13B",
         {**ODD, "head_dim": 64, "num_experts": 5, "moe_topk": [2, 2, 2], "intermediate_size": 92},
+        gguf="hunyuan-moe",
     ),
     "CWM": Case(
         "Cwm",
@@ -766,6 +827,7 @@ CASES: dict[str, Case] = {
             "sliding_window": 19,
             "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
         },
+        gguf="mellum",
     ),
     "MiniMax-M2": Case(
         "MiniMaxM2",
@@ -885,19 +947,129 @@ def llama3_factors(rope: dict[str, Any], dim: int) -> Iterator[float]:
             yield 1 / ((1 - smooth) / rope["factor"] + smooth)
 
 
+def first(h: dict[str, Any], *keys: str) -> Any:
+    """What a configuration has for the first of these keys that it has; of a list, which is of one value for
+    all layers, that."""
+    found = next((h[key] for key in keys if h.get(key) is not None), None)
+    return found[0] if isinstance(found, list) else found
+
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+USED = ("num_experts_per_tok", "moe_k", "moe_topk")
+SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+SCALES = ("routed_scaling_factor", "moe_routed_scaling_factor", "router_scaling_factor", "route_scale")
+DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+MIXTURES = (
+    *("glm4moe", "dots1", "deepseek", "ernie4_5-moe", "exaone-moe", "afmoe", "gpt-oss", "llama4"),
+    *("hunyuan-moe", "mimo2", "laguna", "mellum", "hy_v3"),
+)
+SIGMOID = ("glm4moe", "exaone-moe", "afmoe", "dots1", "laguna", "hy_v3")
+# Architectures that llama.cpp has and the gguf library of PyPI does not yet: one with the same names
+STAND_INS = {"laguna": "exaone-moe", "hy_v3": "exaone-moe", "mellum": "qwen3moe", "granite_swa": "llama"}
+
+
+def of_layers(arch: str, h: dict[str, Any]) -> dict[str, Any]:
+    """What the converter writes for all architectures, of those that have another number there."""
+    rope, ahead = h["rope_parameters"], h.get("num_nextn_predict_layers") or 0
+    if ahead:
+        return {"num_hidden_layers": h["num_hidden_layers"] + ahead}
+    if rope.get("alpha"):
+        power = h["head_dim"] / (h["head_dim"] - 2)
+        return {"rope_parameters": rope | {"rope_theta": rope["rope_theta"] * rope["alpha"] ** power}}
+    if arch == "llama4":
+        return {"intermediate_size": h["intermediate_size_mlp"]}
+    if arch == "laguna":
+        return {"num_attention_heads": h["num_attention_heads_per_layer"]}
+    if arch == "mimo2":
+        few = h["num_key_value_heads"]
+        return {
+            "num_key_value_heads": [few if kind == "full_attention" else 2 * few for kind in h["layer_types"]]
+        }
+    return {}
+
+
+def add_mixture(w: Any, arch: str, h: dict[str, Any]) -> None:
+    """The metadata of experts of the architectures that have leading dense layers or shared experts."""
+    import gguf
+
+    width, shared = h.get("moe_intermediate_size", h["intermediate_size"]), first(h, *SHARED_EXPERTS)
+    if arch == "llama4":
+        w.add_interleave_moe_layer_step(h["interleave_moe_layer_step"])
+    if arch == "ernie4_5-moe":
+        w.add_interleave_moe_layer_step(h["moe_layer_interval"])
+        w.add_expert_shared_feed_forward_length(width * shared)
+    if "moe_intermediate_size" not in h:
+        w.add_expert_feed_forward_length(width)
+    if shared and arch not in ("hy_v3", "laguna"):
+        w.add_expert_shared_count(shared)
+    if arch in ("exaone-moe", "hy_v3"):
+        w.add_expert_shared_feed_forward_length(width * shared)
+    if arch == "hunyuan-moe":
+        w.add_expert_shared_feed_forward_length(width)
+        w.add_expert_shared_count(1)
+    for keys, add in (
+        (("n_group",), w.add_expert_group_count),
+        (("topk_group",), w.add_expert_group_used_count),
+        (SCALES, w.add_expert_weights_scale),
+    ):
+        if first(h, *keys):
+            add(first(h, *keys))
+    if arch in SIGMOID:
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        w.add_expert_weights_norm(h.get("norm_topk_prob", True))
+    if h.get("num_nextn_predict_layers"):
+        w.add_nextn_predict_layers(h["num_nextn_predict_layers"])
+    dense = h["mlp_layer_types"].count("dense") if arch == "laguna" else first(h, *DENSE)
+    if dense is not None:
+        w.add_leading_dense_block_count(dense)
+
+
+def add_attention(w: Any, arch: str, h: dict[str, Any]) -> None:
+    """The metadata of what differs between layers, of the architectures of add_mixture and Granite SWA."""
+    import gguf
+
+    rope = h["rope_parameters"]
+    windows = [kind == "sliding_attention" for kind in h.get("layer_types") or ()]
+    if arch in ("gpt-oss", "exaone-moe", "afmoe", "mimo2", "laguna", "mellum", "granite_swa"):
+        w.add_sliding_window(h["sliding_window"])
+    usual = [i % 4 != 0 for i in range(len(windows))] if arch == "laguna" else []
+    if arch == "afmoe":
+        w.add_sliding_window_pattern(h["global_attn_every_n_layers"])
+    elif arch in ("exaone-moe", "mimo2", "mellum", "granite_swa", "laguna") and windows != usual:
+        w.add_sliding_window_pattern(windows)
+    if arch == "mimo2":
+        w.add_float32("mimo2.attention.value_scale", h["attention_value_scale"])
+    if arch == "laguna":
+        partial = rope["sliding_attention"]["partial_rotary_factor"]
+        w.add_rope_dimension_count_swa(int(h["head_dim"] * partial))
+    if arch == "granite_swa":
+        w.add_array("granite_swa.attention.rope_pattern", [base != 0 for base in h["layer_rope_theta"]])
+    if arch == "mistral3" and "llama_4_scaling_beta" in rope:
+        w.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        w.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+    if rope.get("alpha"):
+        w.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        w.add_rope_scaling_factor(1.0)
+
+
 def save_gguf(path: Path, folder: Path, arch: str) -> Path:
-    """The model in folder as a GGUF file of float32."""
+    """The model in folder as a GGUF file of float32, with experts in MXFP4 as they are there."""
     import gguf
 
     h, tensors = load(folder)
-    dim, layers, rope = h["hidden_size"], h["num_hidden_layers"], h["rope_parameters"]
+    dim, rope = h["hidden_size"], h["rope_parameters"]
+    layers = h["num_hidden_layers"] + (h.get("num_nextn_predict_layers") or 0)
     head = h.get("head_dim") or dim // h["num_attention_heads"]
     full = rope.get("full_attention", rope)
-    names = gguf.get_tensor_name_map({v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[arch], layers)
-    w = gguf_writer(path, arch, "tiny", h)
-    if h.get("num_local_experts") or h.get("num_experts"):
-        w.add_expert_count(h.get("num_local_experts") or h["num_experts"])
-        w.add_expert_used_count(h["num_experts_per_tok"])
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(known[STAND_INS.get(arch, arch)], layers)
+    w = gguf_writer(path, arch, "tiny", h | of_layers(arch, h))
+    if first(h, *EXPERTS):
+        w.add_expert_count(first(h, *EXPERTS))
+        w.add_expert_used_count(first(h, *USED))
+        if arch in MIXTURES:
+            add_mixture(w, arch, h)
+    add_attention(w, arch, h)
     for key, add in (
         ("moe_intermediate_size", w.add_expert_feed_forward_length),
         ("shared_expert_intermediate_size", w.add_expert_shared_feed_forward_length),
@@ -942,6 +1114,10 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
     stacks: dict[str, list[np.ndarray]] = {}
     for name, tensor in gguf_tensors(arch, h, head, tensors).items():
         stem, _, end = name.rpartition(".")
+        if name.startswith("blk."):
+            mxfp4 = gguf.GGMLQuantizationType.MXFP4 if tensor.dtype == np.uint8 else None
+            w.add_tensor(name, tensor, raw_dtype=mxfp4)
+            continue
         expert = stem.split(".experts.")
         if len(expert) == 2 and expert[1][0].isdigit():  # one by one: in the order of the checkpoint
             stacks.setdefault(f"{expert[0]}.experts.{expert[1].partition('.')[2]}", []).append(tensor)
@@ -961,14 +1137,85 @@ def gguf_name(names: Any, stem: str, end: str) -> str:
     return f"{found}.{end}"
 
 
+def own_tensors(arch: str, name: str, tensors: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """What becomes of a tensor that the converter's code of the architecture renames or takes apart, under
+    the names that GGUF has; nothing of others."""
+    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+    if not found:
+        return
+    blk, tail, tensor = f"blk.{found[1]}", found[2], tensors[name]
+    if tail.endswith(("sinks", "attention_sink_bias")):
+        yield f"{blk}.attn_sinks.weight", tensor.astype(np.float32)
+    elif tail.endswith(("e_score_correction_bias", "expert_bias")):
+        end = "" if arch == "hy_v3" else ".bias"  # no name of theirs ends in .bias
+        yield f"{blk}.exp_probs_b{end}", tensor.astype(np.float32).reshape(-1)
+    elif tail.endswith("g_proj.weight"):
+        yield f"{blk}.attn_gate.weight", tensor.astype(np.float32)
+    elif tail == "mlp.gate.wg.weight" or tail.endswith(("router.gate.weight", "router.layer.weight")):
+        yield f"{blk}.ffn_gate_inp.weight", tensor.astype(np.float32)
+    elif arch == "hy_v3" and ".shared_mlp." in tail:
+        yield f"{blk}.ffn_{tail.split('.')[2].removesuffix('_proj')}_shexp.weight", tensor.astype(np.float32)
+    elif arch == "granite_swa" and tail.startswith(("block_sparse_moe.experts.", "shared_mlp.")):
+        fused = tail.endswith(("gate_up_proj", "input_linear.weight"))
+        stack = "gate_up_exps" if fused else "down_exps"
+        shared = "up_shexp" if fused else "down_shexp"  # gate and up in one
+        yield f"{blk}.ffn_{shared if 'shared' in tail else stack}.weight", tensor.astype(np.float32)
+    elif arch == "granite_swa" and tail == "block_sparse_moe.router.weight":
+        yield f"{blk}.ffn_gate_inp.weight", tensor.astype(np.float32)
+    elif arch in ("gpt-oss", "llama4") and ".experts." in tail:
+        yield from stacked_tensors(arch, blk, tail.rpartition(".")[2], name, tensors)
+
+
+def stacked_tensors(
+    arch: str, blk: str, kind: str, name: str, tensors: dict[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """GptOssModel and Llama4Model: gate and up apart, a row for each output."""
+    tensor = tensors[name]
+    if kind.endswith(
+        "_blocks"
+    ):  # (experts, rows, groups, 16): of 32 codes, i and i + 16 share a byte in GGUF
+        codes = np.stack([tensor & 15, tensor >> 4], axis=-1).reshape(*tensor.shape[:3], 32)
+        scales = tensors[name.replace("_blocks", "_scales")][..., None]
+        packed = np.concatenate([scales, codes[..., :16] | codes[..., 16:] << 4], axis=-1)
+        tensor = packed.reshape(*tensor.shape[:2], -1)
+    elif not kind.endswith("_bias"):
+        tensor = tensor.swapaxes(1, 2)
+    end = "bias" if kind.endswith("_bias") else "weight"
+    tensor = np.ascontiguousarray(tensor if tensor.dtype == np.uint8 else tensor.astype(np.float32))
+    if kind.startswith("down"):
+        yield f"{blk}.ffn_down_exps.{end}", tensor
+    elif arch == "gpt-oss":
+        yield f"{blk}.ffn_gate_exps.{end}", np.ascontiguousarray(tensor[:, 0::2])
+        yield f"{blk}.ffn_up_exps.{end}", np.ascontiguousarray(tensor[:, 1::2])
+    else:
+        gate, up = np.split(tensor, 2, axis=1)
+        yield f"{blk}.ffn_gate_exps.{end}", np.ascontiguousarray(gate)
+        yield f"{blk}.ffn_up_exps.{end}", np.ascontiguousarray(up)
+
+
 def gguf_tensors(arch: str, h: dict[str, Any], head: int, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
     """What modify_tensors of the architecture makes of the tensors."""
     heads, kv = h["num_attention_heads"], h["num_key_value_heads"]
     result: dict[str, np.ndarray] = {}
     order = sorted(tensors, key=lambda name: [int(x) if x.isdigit() else -1 for x in name.split(".")])
     for name in order:
+        if name.endswith("_scales"):  # they go with their blocks
+            continue
+        own = dict(own_tensors(arch, name, tensors))
+        if own:
+            result |= own
+            continue
         tensor = tensors[name].astype(np.float32)
-        if arch in ("llama", "granite", "granitemoe", "smollm3", "minicpm"):
+        if arch in (
+            "llama",
+            "granite",
+            "granitemoe",
+            "smollm3",
+            "minicpm",
+            "deepseek",
+            "mistral3",
+            "granite_swa",
+        ):
             if ".q_proj." in name:
                 tensor = interleaved(tensor, heads)
             if ".k_proj." in name:

@@ -119,7 +119,7 @@ def gguf_rows(name: str, weight: np.ndarray, shape: Shape) -> np.ndarray:
 def random_gguf(path: Path, shape: Shape, dtype: str) -> None:
     """A GGUF file with the matrices in that dtype, F16 or Q8_0, and the norms in float32."""
     import gguf
-    from pyllm.tools.gguf_file import native_name
+    from pyllm.tools.gguf_file import ARCHITECTURES, native_name
     from safetensors import safe_open
 
     kind = gguf.GGMLQuantizationType[dtype]
@@ -152,7 +152,8 @@ def random_gguf(path: Path, shape: Shape, dtype: str) -> None:
             item = {plain: np.float32, gguf.GGMLQuantizationType.F16: np.float16}.get(this, np.uint8)
             nbytes = int(np.prod(raw))
             stored = raw if item is np.uint8 else size
-            writer.add_tensor_info(native_name(name), stored, np.dtype(item), nbytes, raw_dtype=this)
+            name = native_name(name, ARCHITECTURES["llama"])
+            writer.add_tensor_info(name, stored, np.dtype(item), nbytes, raw_dtype=this)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

@@ -102,7 +102,7 @@ def listed_sparse(otherwise: Callable[[Config, int], bool]) -> Callable[[Config,
             raise ConvertError(
                 f"configuration: mlp_layer_types has {shown(kinds[i])}, which is not supported"
             )
-        return kinds[i] == "sparse"
+        return bool(kinds[i] == "sparse")
 
     return sparse
 
@@ -199,8 +199,9 @@ def llama4_sparse(config: Config, i: int) -> bool:
 
 def chunked(config: Config) -> list[str]:
     """Llama4TextConfig: layers that turn attend within chunks."""
-    if config.get("layer_types") is not None:
-        return config["layer_types"]
+    listed: list[str] | None = config.get("layer_types")
+    if listed is not None:
+        return listed
     some = config.get("attention_chunk_size") is not None
     return ["chunked_attention" if some and turns else "full_attention" for turns in turning_layers(config)]
 
@@ -1041,7 +1042,7 @@ FAMILIES["GraniteMoeSharedForCausalLM"] = replace(
 FAMILIES["GraniteMoeSWAForCausalLM"] = replace(
     FAMILIES["GraniteMoeSharedForCausalLM"],
     name="Granite MoE SWA",
-    defaults=FAMILIES["GraniteMoeForCausalLM"].defaults | {**WINDOW, "sliding_window": 128},
+    defaults={**FAMILIES["GraniteMoeForCausalLM"].defaults, **WINDOW, "sliding_window": 128},
     flags=FAMILIES["GraniteMoeForCausalLM"].flags | lib.LLM_SINK,
     switches=BIASES,
     kinds=sliding(lambda config, i: i % 4 != 0),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from pyllm._llm import lib
 
 from . import embedding, gguf_header, gguf_tokenizer, int4, known_keys, sources
 from .configuration import expert_count, integer, layer_count
-from .families import FAMILIES, REASONS
+from .families import FAMILIES, REASONS, Family
+from .packed import SLICE
 from .sources import ConvertError, File, FileTensor, Grid, Source, shown
 
 Config = dict[str, Any]
@@ -60,23 +62,43 @@ def minicpm_scales(config: Config) -> Config:
     }
 
 
+def llama4_norms(config: Config) -> Config:
+    """llama_model_llama4: the model with 128 experts, Maverick, does not normalise queries and keys."""
+    return {"use_qk_norm": config["num_local_experts"] != 128}
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """What a GGUF architecture is: Hugging Face's when it is dense, with experts, with a sliding window."""
+    """What a GGUF architecture is: Hugging Face's when it is dense, with experts, with a sliding window, with
+    queries that grow."""
 
     dense: str | None
     experts: str | None = None
     windowed: str | None = None
+    growing: str | None = None
     permuted: bool = False  # q and k have the rows of interleaved pairs
     shifted: bool = False  # norms have 1 added
     fused: bool = False  # ffn_up is gate and up
-    normalize: bool = True  # the weights of the chosen experts add up to 1
+    normalize: bool = True  # the weights of the chosen experts add up to 1, if the metadata does not say
     fill: Callable[[Config], Config] = lambda config: {}  # keys that the metadata may lack
+    names: Mapping[str, str] = field(default_factory=dict)  # of tensors, where they differ from LAYER
+    rope: Mapping[str, Any] = field(default_factory=dict)  # of rope_parameters, what the metadata lacks
+    # whether layer i has the window, if the metadata does not say; None: as the Hugging Face family has it
+    windows: Callable[[int], bool] | None = None
+    local: bool = False  # layers with a window have a rotary base of their own, and are not scaled
 
+
+# What llama.cpp calls the norm before the feed-forward block in some architectures
+BEFORE_FFN = {"post_attention_norm.weight": "post_attention_layernorm.weight"}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("LlamaForCausalLM", "MixtralForCausalLM", "MistralForCausalLM", permuted=True),
-    "mistral3": Architecture("LlamaForCausalLM", windowed="MistralForCausalLM", permuted=True),
+    "mistral3": Architecture(
+        "LlamaForCausalLM",
+        windowed="MistralForCausalLM",
+        growing="Ministral3ForCausalLM",
+        permuted=True,
+    ),
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen2moe": Architecture(None, "Qwen2MoeForCausalLM", normalize=False, fill=qwen_widths),
     "qwen3": Architecture("Qwen3ForCausalLM"),
@@ -97,17 +119,33 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ernie4_5": Architecture("Ernie4_5ForCausalLM"),
     "exaone4": Architecture("Exaone4ForCausalLM"),
     "minimax-m2": Architecture(None, "MiniMaxM2ForCausalLM"),
+    "glm4moe": Architecture(None, "Glm4MoeForCausalLM", normalize=False, names=BEFORE_FFN),
+    "dots1": Architecture(None, "Dots1ForCausalLM", normalize=False),
+    "deepseek": Architecture(None, "DeepseekForCausalLM", permuted=True, normalize=False),
+    "ernie4_5-moe": Architecture(None, "Ernie4_5_MoeForCausalLM"),
+    "exaone-moe": Architecture(None, "ExaoneMoeForCausalLM", normalize=False),
+    "afmoe": Architecture(None, "AfmoeForCausalLM", fill=lambda config: {"mup_enabled": True}),
+    "gpt-oss": Architecture(None, "GptOssForCausalLM", names=BEFORE_FFN, rope={"truncate": False}),
+    "llama4": Architecture(None, "Llama4ForCausalLM", fill=llama4_norms),
+    "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
+    "hunyuan-moe": Architecture(None, "HunYuanMoEV1ForCausalLM"),
+    "hy_v3": Architecture(None, "HYV3ForCausalLM"),
+    "mimo2": Architecture(None, "MiMoV2FlashForCausalLM", local=True),
+    "laguna": Architecture(None, "LagunaForCausalLM", windows=lambda i: i % 4 != 0, local=True),
+    "mellum": Architecture(None, "MellumForCausalLM", windows=lambda i: (i + 1) % 4 != 0, local=True),
+    "granite_swa": Architecture(
+        "GraniteSWAForCausalLM",
+        "GraniteMoeSWAForCausalLM",
+        permuted=True,
+        fill=granite_scale,
+        names={"ffn_up_shexp.weight": "mlp.shared_expert.gate_up_proj.weight"},
+    ),
 }
 
 # Why others are not: as the Hugging Face architecture that they are
 OTHERS = {
-    "gpt-oss": "GptOssForCausalLM",
-    "deepseek": "DeepseekForCausalLM",
     "deepseek2": "DeepseekV2ForCausalLM",
     "minicpm3": "MiniCPM3ForCausalLM",
-    "glm4moe": "Glm4MoeForCausalLM",
-    "dots1": "Dots1ForCausalLM",
-    "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
     "mamba": "MambaForCausalLM",
     "mamba2": "Mamba2ForCausalLM",
     "jamba": "JambaForCausalLM",
@@ -137,11 +175,9 @@ OTHERS = {
     "command-r": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "dbrx": "DbrxForCausalLM",
-    "llama4": "Llama4ForCausalLM",
     "gemma3n": "Gemma3nForCausalLM",
     "gemma4": "Gemma4ForCausalLM",
     "arcee": "ArceeForCausalLM",
-    "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
     "apertus": "ApertusForCausalLM",
     "bitnet": "BitNetForCausalLM",
     "baichuan": "BaichuanForCausalLM",
@@ -171,21 +207,19 @@ KEYS = {
     "context_length": "max_position_embeddings",
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
-    "expert_weights_scale": "routed_scaling_factor",
+    "interleave_moe_layer_step": "moe_layer_interval",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
     "rope.dimension_count": "rotary_dim",
     "rope.freq_base_swa": "rope_local_base_freq",
     "rope.scaling.original_context_length": "original_max_position_embeddings",
 }
-ZERO_IS_NONE = ("sliding_window", "attention_multiplier", "routed_scaling_factor")
+ZERO_IS_NONE = ("sliding_window", "attention_multiplier", "n_group", "topk_group")
 # Metadata whose other values change the mathematics
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (None, True),
     "attention.clamp_kqv": (None, 0.0),
-    "attention.temperature_scale": (None, 0.0),
     "deepstack_mapping": (None,),
-    "expert_group_count": (None, 0, 1),
-    "leading_dense_block_count": (None, 0),
-    "nextn_predict_layers": (None, 0),
     "rope.dimension_sections": (None,),
     "rope.scaling.finetuned": (None, True),  # False: Granite without rotation
 }
@@ -219,23 +253,28 @@ LAYER = {
     "ffn_gate.weight": "mlp.gate_proj.weight",
     "ffn_up.weight": "mlp.up_proj.weight",
     "ffn_down.weight": "mlp.down_proj.weight",
+    "attn_gate.weight": "self_attn.gate_proj.weight",
+    "attn_sinks.weight": "self_attn.sinks",
     "ffn_gate_inp.weight": "mlp.gate.weight",
+    "ffn_gate_inp.bias": "mlp.gate.bias",
     "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight",
     "ffn_gate_shexp.weight": "mlp.shared_expert.gate_proj.weight",
     "ffn_up_shexp.weight": "mlp.shared_expert.up_proj.weight",
     "ffn_down_shexp.weight": "mlp.shared_expert.down_proj.weight",
+    "exp_probs_b": "mlp.e_score_correction_bias",  # of HY 3
     "exp_probs_b.bias": "mlp.e_score_correction_bias",
     "post_ffw_norm.weight": "post_mlp_layernorm.weight",
 }
 # Tensors of factors of the rotary frequencies, all (turning elements of a head / 2,)
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 MAX_FACTORS = 1 << 16  # of one of them; a head has fewer elements
+AHEAD = ("nextn.", "layer_output_norm.")  # of layers behind the last one, which predict further tokens
 TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 # stacked, or one by one in older files
-EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)(?:_exps|\.(\d+))\.weight")
+EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)(?:_exps|\.(\d+))\.(weight|bias)")
 
 
-def name_of(name: str, fused: bool = False) -> str:
+def name_of(name: str, row: Architecture) -> str:
     """The name that tensors.TENSORS has for a tensor; the name itself for one that has none. {e} stands for
     all experts of a stack."""
     if name in ONCE:
@@ -243,26 +282,29 @@ def name_of(name: str, fused: bool = False) -> str:
     layer = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
     if not layer:
         return name
-    if fused and layer[2] == "ffn_up.weight":
+    if row.fused and layer[2] == "ffn_up.weight":
         return f"model.layers.{layer[1]}.mlp.gate_up_proj.weight"
-    if layer[2] in LAYER:
-        return f"model.layers.{layer[1]}.{LAYER[layer[2]]}"
+    names = LAYER | dict(row.names)
+    if layer[2] in names:
+        return f"model.layers.{layer[1]}.{names[layer[2]]}"
     expert = EXPERTS.fullmatch(layer[2])
     if expert:
-        return f"model.layers.{layer[1]}.mlp.experts.{expert[2] or '{e}'}.{expert[1]}_proj.weight"
+        return f"model.layers.{layer[1]}.mlp.experts.{expert[2] or '{e}'}.{expert[1]}_proj.{expert[3]}"
+    if layer[2].startswith(AHEAD):
+        return f"model.layers.{layer[1]}.{layer[2]}"
     return name
 
 
-def native_name(name: str) -> str:
+def native_name(name: str, row: Architecture) -> str:
     """The opposite of name_of."""
-    back = {value: key for key, value in (ONCE | LAYER).items()}
+    back = {value: key for key, value in (ONCE | LAYER | dict(row.names)).items()}
     if name in back:
         return back[name]
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
     if not layer:
         return name
-    expert = re.fullmatch(r"mlp\.experts\.\d+\.(gate|up|down)_proj\.weight", layer[2])
-    tail = f"ffn_{expert[1]}_exps.weight" if expert else back.get(layer[2], layer[2])
+    expert = re.fullmatch(r"mlp\.experts\.\d+\.(gate|up|down)_proj\.(weight|bias)", layer[2])
+    tail = f"ffn_{expert[1]}_exps.{expert[2]}" if expert else back.get(layer[2], layer[2])
     return f"blk.{layer[1]}.{tail}"
 
 
@@ -286,8 +328,9 @@ def rope_parameters(get: Callable[[str], Any], factors: Mapping[str, np.ndarray]
     for key in ("yarn_ext_factor", "yarn_attn_factor"):
         if get(f"rope.scaling.{key}") not in (None, 1.0):
             raise ConvertError(f"rope.scaling.{key} = {get(f'rope.scaling.{key}')} is not supported, only 1")
-    if get("rope.scaling.yarn_log_multiplier") not in (None, 0.0):
-        raise ConvertError("rope.scaling.yarn_log_multiplier is not supported")
+    scale = get("rope.scaling.yarn_log_multiplier") or 0.0
+    if scale and kind != "yarn":
+        raise ConvertError(f"rope.scaling.yarn_log_multiplier = {shown(scale)} is not supported without yarn")
     if kind == "longrope":
         found = {key: factors.get(f"rope_factors_{key}.weight") for key in ("long", "short")}
         return rope | {
@@ -301,11 +344,22 @@ def rope_parameters(get: Callable[[str], Any], factors: Mapping[str, np.ndarray]
     if rope["rope_type"] == "yarn":
         rope["beta_fast"] = get("rope.scaling.yarn_beta_fast")
         rope["beta_slow"] = get("rope.scaling.yarn_beta_slow")
+    if scale:  # llama_context: the magnitude of 1 over that of this
+        rope |= {"mscale": 1.0, "mscale_all_dim": scale}
     if "rope_freqs.weight" in factors:
         if rope["rope_type"] == "yarn":
             raise ConvertError("rope_freqs.weight together with yarn scaling is not supported")
         rope["frequency_factors"] = factors["rope_freqs.weight"]
     return rope
+
+
+def with_local_rope(rope: Config, get: Callable[[str], Any]) -> Config:
+    """rope_parameters by kinds of layers: those with a window have their own base and turning elements."""
+    local = {"rope_type": "default", "rope_theta": get("rope.freq_base_swa") or rope["rope_theta"]}
+    turning = get("rope.dimension_count"), get("rope.dimension_count_swa")
+    if turning[1] is not None:
+        rope, local = rope | {"rotary_dim": turning[0]}, local | {"rotary_dim": turning[1]}
+    return {"full_attention": rope, "sliding_attention": local}
 
 
 def only_value(found: list[Any], key: str) -> Any:
@@ -316,60 +370,159 @@ def only_value(found: list[Any], key: str) -> Any:
 
 
 def layer_types(pattern: object, n_layers: int) -> list[str] | None:
-    """attention.sliding_window_pattern: whether each layer has the window, or N: all but every N-th."""
+    """attention.sliding_window_pattern: whether each layer has the window (there may be more layers, that
+    predict further tokens), or N: all but every N-th."""
     if pattern is None:
         return None
     if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
         pattern = [(i + 1) % pattern != 0 for i in range(n_layers)]
-    if not isinstance(pattern, list) or len(pattern) != n_layers:
+    if not isinstance(pattern, list) or len(pattern) < n_layers:
         raise ConvertError(f"attention.sliding_window_pattern is not for {n_layers} layers")
-    return ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
+    return ["sliding_attention" if windowed else "full_attention" for windowed in pattern[:n_layers]]
+
+
+def chosen_of(get: Callable[[str], Any], architecture: str) -> str:
+    """The Hugging Face architecture."""
+    row, growth = ARCHITECTURES[architecture], get("attention.temperature_scale")
+    if growth and row.growing is None:
+        raise ConvertError(f"{architecture}.attention.temperature_scale = {shown(growth)} is not supported")
+    window = get("attention.sliding_window")
+    dense = row.growing if growth else window and row.windowed or row.dense
+    chosen = row.experts if get("expert_count") else dense
+    if chosen is None:
+        raise ConvertError(f"{architecture}.expert_count is {get('expert_count')}, which does not fit it")
+    return chosen
+
+
+def heads(get: Callable[[str], Any], architecture: str, types: list[str] | None, n_layers: int) -> Config:
+    """The keys for heads of layers that differ: those of Laguna, and of MiMo V2, whose layers with a window
+    have twice the key heads."""
+    config: Config = {}
+    q, k = get("attention.head_count"), get("attention.head_count_kv")
+    if isinstance(q, list) and architecture == "laguna" and len(q) >= n_layers:
+        config |= {"num_attention_heads": q[0], "num_attention_heads_per_layer": q[:n_layers]}
+    if isinstance(k, list) and architecture == "mimo2" and len(k) >= n_layers:
+        few = [n for n, kind in zip(k, types or (), strict=False) if kind == "full_attention"] or [k[0] // 2]
+        wanted = [few[0] * (1 if kind == "full_attention" else 2) for kind in types or ()]
+        if k[:n_layers] != wanted:
+            raise ConvertError(f"{architecture}.attention.head_count_kv is not doubled where a window is")
+        config["num_key_value_heads"] = few[0]
+    return config
+
+
+def mixture(get: Callable[[str], Any], architecture: str, family: Family, config: Config) -> Config:
+    """The keys for experts, whatever the family calls them."""
+    norm, flags = get("expert_weights_norm"), family.flags
+    always = bool(flags & lib.LLM_ROUTER_NORMALIZE)
+    if norm is not None and "norm_topk_prob" not in family.switches and bool(norm) != always:
+        raise ConvertError(f"{architecture}.expert_weights_norm = {shown(norm)} is not supported")
+    scale = get("expert_weights_scale") or 1.0
+    scales = ("routed_scaling_factor", "moe_routed_scaling_factor", "router_scaling_factor", "route_scale")
+    found = dict.fromkeys(scales, scale)
+    if norm is not None:
+        found["norm_topk_prob"] = bool(norm)
+    gating = (2,) if flags & lib.LLM_ROUTER_SIGMOID else (1, 3) if always else (1,)
+    if (get("expert_gating_func") or gating[0]) not in gating:
+        raise ConvertError(
+            f"expert_gating_func = {get('expert_gating_func')} is not {architecture}'s {gating[0]}"
+        )
+    if config.get("n_group", 1) != 1 and not flags & lib.LLM_ROUTER_SIGMOID:
+        raise ConvertError(f"{architecture}.expert_group_count = {shown(config['n_group'])} is not supported")
+    found[family.dense] = config["intermediate_size"]
+    if get("expert_feed_forward_length") is not None:
+        found[family.ffn] = config["moe_intermediate_size"]
+    return found | shared_experts(get, architecture, family, found.get(family.ffn))
+
+
+def shared_experts(get: Callable[[str], Any], architecture: str, family: Family, width: Any) -> Config:
+    """The keys for experts of all tokens: their width, or how many of the others' width they are."""
+    count, dim = get("expert_shared_count"), get("expert_shared_feed_forward_length")
+    if family.n_shared is None:
+        if count not in (None, 0, 1):
+            raise ConvertError(f"{architecture}.expert_shared_count = {shown(count)} is not supported")
+        return {family.shared: dim} if family.shared and dim else {}
+    if count is None and dim:
+        if dim % width:
+            raise ConvertError(
+                f"{architecture}.expert_shared_feed_forward_length = {shown(dim)}: not {width}'s"
+            )
+        count = dim // width
+    return {family.n_shared: count or 0}
 
 
 def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     """config.json's keys from the metadata; get(key) is the value of "architecture.key", None when it is
     missing."""
-    row = ARCHITECTURES[architecture]
-    window = get("attention.sliding_window")
-    chosen = row.experts if get("expert_count") else window and row.windowed or row.dense
-    if chosen is None:
-        raise ConvertError(f"{architecture}.expert_count is {get('expert_count')}, which does not fit it")
+    row, chosen = ARCHITECTURES[architecture], chosen_of(get, architecture)
     for key, allowed in ONLY.items():
         if get(key) not in allowed:
             raise ConvertError(f"{architecture}.{key} = {shown(get(key))} is not supported")
     family = FAMILIES[chosen]
     config: Config = {"architectures": [chosen], "sliding_window": None, "norm_topk_prob": row.normalize}
+    ahead = get("nextn_predict_layers") or 0
+    n_layers = layer_count({"num_hidden_layers": get("block_count")}) - ahead
+    types = layer_types(get("attention.sliding_window_pattern"), n_layers)
+    by_layer = heads(get, architecture, types, n_layers)
     for key, ours in KEYS.items():
-        found = get(key)
+        found = by_layer.get(ours, get(key))
         if isinstance(found, list):
             found = only_value(found, f"{architecture}.{key}")
         if found is not None and not (ours in ZERO_IS_NONE and not found):
             config[ours] = found
-    if family.shared and get("expert_shared_feed_forward_length"):
-        config[family.shared] = get("expert_shared_feed_forward_length")
-    dim, heads = (integer(config, key) for key in ("hidden_size", "num_attention_heads"))
-    n_layers = layer_count(config)
-    head_dim = config.setdefault("head_dim", dim // heads)
-    config.setdefault("num_key_value_heads", heads)
+    config |= by_layer
+    if ahead:
+        config |= {"num_hidden_layers": n_layers, "num_nextn_predict_layers": ahead}
+    if family.experts:
+        config |= mixture(get, architecture, family, config)
+    dim, n_heads = (integer(config, key) for key in ("hidden_size", "num_attention_heads"))
+    layer_count(config)
+    head_dim = config.setdefault("head_dim", dim // n_heads)
+    config.setdefault("num_key_value_heads", n_heads)
     integer(config, "num_key_value_heads")
-    if get("attention.value_length") not in (None, head_dim):
+    value_dim = get("attention.value_length")
+    if "value_dim" in family.numbers:
+        config["v_head_dim"] = head_dim if value_dim is None else value_dim
+        config["attention_value_scale"] = get("attention.value_scale") or 1.0
+    elif value_dim not in (None, head_dim):
         raise ConvertError(
             f"{architecture}.attention.value_length is not the key's {head_dim}: not supported"
         )
-    types = layer_types(get("attention.sliding_window_pattern"), n_layers)
-    if config["sliding_window"] is None:
+    if config["sliding_window"] is None and "attention_chunk_size" not in family.defaults:
         types = ["full_attention"] * n_layers
+    elif types is None and row.windows is not None:
+        types = layer_types([row.windows(i) for i in range(n_layers)], n_layers)
     if types is not None:
         config["layer_types"] = types
     base = get("rope.freq_base") or 10000.0
-    if config.get("rope_local_base_freq", base) != base and not family.local_rope:
+    if config.get("rope_local_base_freq", base) != base and not (family.local_rope or row.local):
         raise ConvertError(f"{architecture}.rope.freq_base_swa is not supported")
-    gating = 2 if family.flags & lib.LLM_ROUTER_SIGMOID else 1
-    if (get("expert_gating_func") or gating) != gating:
-        raise ConvertError(
-            f"expert_gating_func = {get('expert_gating_func')} is not {architecture}'s {gating}"
-        )
+    turning = get("attention.rope_pattern")
+    if turning is not None:
+        if architecture != "granite_swa" or not isinstance(turning, list) or len(turning) != n_layers:
+            raise ConvertError(
+                f"{architecture}.attention.rope_pattern is not supported, or not for {n_layers}"
+            )
+        config["layer_rope_theta"] = [base if turns else 0 for turns in turning]
     return row.fill(config) | config
+
+
+def sparse_layers(infos: list[gguf_header.Info], config: Config, leading: object) -> Config:
+    """Which layers have experts, as the families say it: those that have a router. Metadata says how many
+    dense layers are before them, if at all."""
+    found = {
+        int(m[1]) for m in (re.fullmatch(r"blk\.(\d{1,9})\.ffn_gate_inp\.weight", i.name) for i in infos) if m
+    }
+    sparse = [i in found for i in range(config["num_hidden_layers"])]
+    first = sparse.index(True) if any(sparse) else len(sparse)
+    if leading not in (None, first):
+        raise ConvertError(
+            f"leading_dense_block_count is {shown(leading)}, and {first} layers have no experts"
+        )
+    return {
+        "mlp_layer_types": ["sparse" if one else "dense" for one in sparse],
+        "moe_layers": [i for i, one in enumerate(sparse) if one],
+        **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), first),
+    }
 
 
 def recipe(pooling: object) -> Config | None:
@@ -391,19 +544,46 @@ class FourBits(FileTensor):
     are the first 16 columns and whose high ones the others."""
 
     codebook: np.ndarray
+    SCALE = 2  # bytes
 
     def grid(self) -> Grid | None:
         return Grid(self.codebook, self.codes, self.scales)
 
     def blocks(self, start: int, stop: int) -> np.ndarray:
-        return self.raw(start, stop).reshape(stop - start, self.cols // Grid.COLUMNS, 18)
+        return self.raw(start, stop).reshape(stop - start, self.cols // Grid.COLUMNS, 16 + self.SCALE)
 
     def codes(self, start: int, stop: int) -> np.ndarray:
-        packed = self.blocks(start, stop)[..., 2:]
+        packed = self.blocks(start, stop)[..., self.SCALE :]
         return np.concatenate([packed & 15, packed >> 4], axis=2).reshape(stop - start, self.cols)
 
     def scales(self, start: int, stop: int) -> np.ndarray:
         return np.ascontiguousarray(self.blocks(start, stop)[..., :2]).view("<f2")[..., 0]
+
+
+class MXFP4(FourBits):
+    """The same of E2M1 and a power of two, by its exponent: twice the numbers and half the scale, where fp16
+    holds it."""
+
+    codebook = (2 * sources.E2M1).astype(np.int8)
+    SCALE = 1
+
+    def grid(self) -> Grid | None:
+        return super().grid() if self.fits else None
+
+    @cached_property
+    def fits(self) -> bool:
+        slices = range(0, self.rows, SLICE)
+        powers = (self.powers(start, min(start + SLICE, self.rows)) for start in slices)
+        with np.errstate(over="ignore"):
+            return all(np.array_equal(power.astype(np.float16), power) for power in powers)
+
+    def powers(self, start: int, stop: int) -> np.ndarray:
+        """Half the scales, float32 (n, cols / 32)."""
+        halves: np.ndarray = sources.E8M0[self.blocks(start, stop)[..., 0]] / np.float32(2)
+        return halves
+
+    def scales(self, start: int, stop: int) -> np.ndarray:
+        return self.powers(start, stop).astype(np.float16)
 
 
 def read_tensor(info: gguf_header.Info, file: File) -> sources.Tensor:
@@ -437,6 +617,8 @@ def read_tensor(info: gguf_header.Info, file: File) -> sources.Tensor:
     if kind.name in CODEBOOKS:
         result = FourBits(*arguments)
         result.codebook = CODEBOOKS[kind.name]
+    if kind.name == "MXFP4":
+        result = MXFP4(*arguments)
     if info.offset + result.rows * result.row_bytes > file.size:
         raise ConvertError(f"truncated, {name} ends after the file's {file.size} bytes")
     return result
@@ -496,12 +678,15 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
     row, config = ARCHITECTURES[architecture], configuration(get, architecture)
     name = value("general.name")
     name = name if isinstance(name, str) and name.strip() else path.stem
-    source = Source(path, name, config, {}, native=native_name, files=[file])
+    source = Source(path, name, config, {}, native=partial(native_name, row=row), files=[file])
     source.canonical = True
-    heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
+    family = FAMILIES[config["architectures"][0]]
+    if family.experts:
+        config |= sparse_layers(infos, config, get("leading_dense_block_count"))
+    n_heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
     factors: dict[str, np.ndarray] = {}
     for item in infos:
-        tensor, name = read_tensor(item, file), name_of(item.name, row.fused)
+        tensor, name = read_tensor(item, file), name_of(item.name, row)
         if name in FACTORS:
             if math.prod(tensor.shape) > MAX_FACTORS:
                 raise ConvertError(f"{name} has the shape {shown(tensor.shape)}, far too large")
@@ -509,20 +694,33 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
             continue
         projection = re.fullmatch(r"blk\.\d+\.attn_([qk])\.(?:weight|bias)", item.name)
         if projection and row.permuted:
-            tensor = sources.half_split(tensor, heads[projection[1]])
+            tensor = sources.half_split(tensor, n_heads[projection[1]])
         if row.shifted and name.endswith("norm.weight"):
             tensor = sources.Linear(tensor, offset=-1.0)
+        if "{e}" in name and name.endswith(".bias"):
+            tensor = sources.Stack(tensor)
         if "{e}" in name:
             source.tensors.update(sources.unstack(tensor, (name,), expert_count(config)))
         else:
             source.tensors[name] = tensor
-    config["rope_parameters"] = rope_parameters(get, factors)
+    rope = dict(row.rope) | rope_parameters(get, factors)
+    if row.growing:
+        rope["llama_4_scaling_beta"] = get("attention.temperature_scale") or 0.0
+        rope["original_max_position_embeddings"] = config.get("original_max_position_embeddings")
+    config["rope_parameters"] = with_local_rope(rope, get) if row.local else rope
     source.embedding = recipe(get("pooling_type"))
     rest = [key for key in metadata if key.startswith(f"{architecture}.") and key not in asked]
     source.notes += known_keys.told("the metadata", rest)
     config["tie_word_embeddings"] = "lm_head.weight" not in source.tensors
     biased = any(f"model.layers.0.self_attn.{x}_proj.bias" in source.tensors for x in ("q", "qkv"))
-    config |= dict.fromkeys(("attention_bias", "qkv_bias", "bias"), biased)  # whatever the family calls it
+    config |= dict.fromkeys(
+        ("attention_bias", "qkv_bias", "bias", "use_bias"), biased
+    )  # whatever the family calls it
+    if "use_qk_norm" in family.switches:
+        config["use_qk_norm"] = "model.layers.0.self_attn.q_norm.weight" in source.tensors
+    gate = source.tensors.get("model.layers.0.self_attn.gate_proj.weight")
+    if "gating" in family.defaults and gate is not None:
+        config["gating"] = "per-head" if gate.rows == n_heads["q"] else "per-element"
     embed = source.tensors.get("model.embed_tokens.weight")
     if embed is not None:
         config["vocab_size"] = embed.shape[0]

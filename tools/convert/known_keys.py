@@ -33,7 +33,7 @@ READ_OF_ROPE = frozenset(
     """
     rope_type type rope_theta factor low_freq_factor high_freq_factor original_max_position_embeddings
     beta_fast beta_slow mscale mscale_all_dim attention_factor truncate short_factor long_factor
-    partial_rotary_factor frequency_factors alpha llama_4_scaling_beta
+    partial_rotary_factor rotary_dim frequency_factors alpha llama_4_scaling_beta
     """.split()
 )
 

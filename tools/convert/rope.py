@@ -70,12 +70,10 @@ def dynamic(rope: dict[str, Any], dim: int, context: int) -> Rotation:
 
 
 def llama3(rope: dict[str, Any], dim: int, context: int) -> Rotation:
-    """_compute_llama3_parameters."""
+    """_compute_llama3_parameters. Llama 4 Scout's low and high are equal: nothing is between them."""
     inv_freq = default(rope, dim, context).frequencies
     factor, low, high = (number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     old = number(rope, "original_max_position_embeddings")
-    if high == low:
-        raise ConvertError("the rotary scaling's low_freq_factor and high_freq_factor are equal")
     wavelen = F32(2 * math.pi) / inv_freq
     scaled = np.where(wavelen > F32(old / low), inv_freq / F32(factor), inv_freq)
     smooth = (F32(old) / wavelen - F32(low)) / F32(high - low)
@@ -190,10 +188,11 @@ def rotary_dim(config: dict[str, Any], head_dim: int, kind: str | None) -> int:
     """How many elements of a head turn, in layers of this kind; None: all could."""
     if kind is None:
         return head_dim
-    dim = config.get("rotary_dim")
+    flat = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    flat = flat[kind] if isinstance(flat, dict) and isinstance(flat.get(kind), dict) else flat
+    dim = flat.get("rotary_dim") if isinstance(flat, dict) else None
+    dim = config.get("rotary_dim") if dim is None else dim
     if dim is None:
-        flat = config.get("rope_scaling") or config.get("rope_parameters") or {}
-        flat = flat[kind] if isinstance(flat, dict) and isinstance(flat.get(kind), dict) else flat
         partial = flat.get("partial_rotary_factor") if isinstance(flat, dict) else None
         partial = config.get("partial_rotary_factor") if partial is None else partial
         partial = 1 if partial is None else partial
