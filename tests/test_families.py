@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pyllm._llm import lib  # noqa: E402
-from pyllm.tools import families, sources  # noqa: E402
+from pyllm.tools import families, rope, sources  # noqa: E402
 from pyllm.tools.convert import convert  # noqa: E402
 from pyllm.tools.model import describe  # noqa: E402
 from pyllm.tools.sources import ConvertError  # noqa: E402
@@ -204,14 +204,35 @@ def is_sparse(about: dict) -> bool:
     return about["ffn"] == lib.LLM_EXPERTS
 
 
+def grows(about: dict) -> bool:
+    return about["query_growth"] > 0
+
+
+def no_gates(data: bytes) -> bytes:
+    """The file whose rows of gates of attention's output are 0, so that all gates are the same."""
+    result = bytearray(data)
+    for i, about in enumerate(Reference(data).about):
+        place = place_of(data, lib.LLM_QKV, i)
+        heads = about["n_heads"] + 2 * about["n_kv_heads"]
+        tiles = np.frombuffer(result, "<f2", -(-place.rows // 16) * 16 * place.stride, place.offset)
+        rows = tiles.reshape(-1, place.stride, 16).swapaxes(1, 2).reshape(-1, place.stride).copy()
+        assert place.rows > heads * about["head_dim"]
+        rows[heads * about["head_dim"] :] = 0
+        tiles[:] = rows.reshape(-1, 16, place.stride).swapaxes(1, 2).reshape(-1)
+    assert bytes(result) != data
+    return bytes(result)
+
+
 def vectors(name: str, value: float, row: int | None = None) -> Callable[[bytes], bytes]:
-    """The file with this tensor, or one row of it in fp16, filled with a number, in every layer that has
-    it."""
+    """The file with this tensor, or one row of it in fp16, filled with a number, in every layer and expert
+    that has it."""
 
     def change(data: bytes) -> bytes:
-        result = bytearray(data)
-        for layer in range(Reference(data).h["n_layers"]):
-            place = place_of(data, getattr(lib, name), layer)
+        result, abouts = bytearray(data), Reference(data).about
+        each = name in ("LLM_GATE_UP_BIAS", "LLM_DOWN_BIAS")
+        counts = [about["n_experts"] if each else 1 for about in abouts]
+        for layer, expert in [(i, e) for i, n in enumerate(counts) for e in range(n)]:
+            place = place_of(data, getattr(lib, name), layer, expert)
             if not place.size:
                 continue
             if row is None:
@@ -282,6 +303,79 @@ FEATURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "DeepSeek V1's second expert": ("DeepSeek V1", layers(is_sparse, n_active=1)),
     "ERNIE 4.5 MoE's routing bias": ("ERNIE 4.5 MoE", vectors("LLM_ROUTER_ADD", 0)),
     "ERNIE 4.5 MoE's weights add up to 1": ("ERNIE 4.5 MoE", without(lib.LLM_ROUTER_NORMALIZE)),
+    "EXAONE MoE's groups": ("EXAONE MoE", layers(is_sparse, n_groups=0, n_active_groups=0)),
+    "EXAONE MoE's layers that do not turn": ("EXAONE MoE", layers(rope=0)),
+    "EXAONE MoE's window": ("EXAONE MoE", layers(window=0)),
+    "EXAONE MoE's routing bias": ("EXAONE MoE", vectors("LLM_ROUTER_ADD", 0)),
+    "EXAONE MoE's scale of the experts": ("EXAONE MoE", layers(is_sparse, expert_scale=1.0)),
+    "Solar Open's groups": ("Solar Open", layers(n_groups=0, n_active_groups=0)),
+    "Solar Open's sigmoid": ("Solar Open", without(lib.LLM_ROUTER_SIGMOID)),
+    "HY 3's bias of attention's output": ("HY 3", vectors("LLM_OUT_BIAS", 0)),
+    "HY 3's routing bias": ("HY 3", vectors("LLM_ROUTER_ADD", 0)),
+    "HY 3's scale of the experts": ("HY 3", layers(is_sparse, expert_scale=1.0)),
+    "AFMoE's scaled embedding": ("AFMoE", fields(embed_scale=1.0)),
+    "AFMoE's gates": ("AFMoE", no_gates),
+    "AFMoE's norm after the feed-forward block": ("AFMoE", vectors("LLM_FFN_POST_NORM", 1)),
+    "AFMoE's layers that do not turn": ("AFMoE", layers(rope=0)),
+    "AFMoE's window": ("AFMoE", layers(window=0)),
+    "AFMoE's scale of the experts": ("AFMoE", layers(is_sparse, expert_scale=1.0)),
+    "FlexOlmo's norm after attention": ("FlexOlmo", vectors("LLM_ATTN_POST_NORM", 1)),
+    "FlexOlmo's k norm": ("FlexOlmo", vectors("LLM_K_NORM", 1)),
+    "FlexOlmo's third expert": ("FlexOlmo", layers(n_active=2)),
+    "gpt-oss's sinks": ("gpt-oss", vectors("LLM_SINKS", -1e4)),
+    "gpt-oss's limit of gates": ("gpt-oss of other gates", layers(gate_limit=0.0)),
+    "gpt-oss's slope of gates": ("gpt-oss", layers(gate_slope=0.0)),
+    "gpt-oss's shift of up": ("gpt-oss", layers(up_shift=0.0)),
+    "gpt-oss's bias of the router": ("gpt-oss", vectors("LLM_ROUTER_LOGITS", 0)),
+    "gpt-oss's biases of gate and up": ("gpt-oss", vectors("LLM_GATE_UP_BIAS", 0)),
+    "gpt-oss's biases of down": ("gpt-oss", vectors("LLM_DOWN_BIAS", 0)),
+    "gpt-oss's biases of q, k and v": ("gpt-oss", vectors("LLM_BIAS", 0)),
+    "gpt-oss's bias of attention's output": ("gpt-oss", vectors("LLM_OUT_BIAS", 0)),
+    "gpt-oss's window": ("gpt-oss", layers(window=0)),
+    "gpt-oss's window is in every other layer": ("gpt-oss", layers(window=21)),
+    "gpt-oss's weights add up to 1": ("gpt-oss in MXFP4", without(lib.LLM_ROUTER_NORMALIZE)),
+    "Granite SWA's sinks": ("Granite SWA", vectors("LLM_SINKS", -1e4)),
+    "Granite SWA's window": ("Granite SWA", layers(window=0)),
+    "Granite SWA's own bases": ("Granite SWA", layers(lambda about: about["rope"] == 1, rope=0)),
+    "Granite SWA's layer that does not turn": (
+        "Granite SWA",
+        layers(lambda about: about["rope"] == 2, rope=0),
+    ),
+    "Granite MoE SWA's sinks": ("Granite MoE SWA", vectors("LLM_SINKS", -1e4)),
+    "Granite MoE SWA's layer that does not turn": ("Granite MoE SWA", layers(rope=0)),
+    "MiMo V2's sinks": ("MiMo V2 Flash", vectors("LLM_SINKS", -1e4)),
+    "MiMo V2's groups": ("MiMo V2 Flash", layers(is_sparse, n_groups=0, n_active_groups=0)),
+    "MiMo V2's base of layers with a window": ("MiMo V2 Flash", layers(rope=0)),
+    "MiMo V2's window": ("MiMo V2 Flash", layers(window=0)),
+    "MiMo V2's partial rotation": ("MiMo V2 Flash", angles(turn_all)),
+    "Laguna's gates": ("Laguna", no_gates),
+    "Laguna's softplus": ("Laguna", without(lib.LLM_OUT_GATE_SOFTPLUS)),
+    "Laguna's gates for each number": ("Laguna with a gate for each number", no_gates),
+    "Laguna's base of layers with a window": ("Laguna", layers(rope=0)),
+    "Laguna's partial rotation": ("Laguna", angles(turn_all)),
+    "Laguna's scale of the experts": ("Laguna", layers(is_sparse, expert_scale=1.0)),
+    "Ministral 3's queries that grow": ("Ministral 3", layers(query_growth=0.0)),
+    "Ministral 3's queries that grow, with pictures": (
+        "Ministral 3 of texts and pictures",
+        layers(query_growth=0.0),
+    ),
+    "Ministral 3's frequencies": ("Ministral 3", plain(10000.0)),
+    "Llama 4's chunks": ("Llama 4", without(lib.LLM_CHUNKED)),
+    "Llama 4's weights are of inputs": ("Llama 4", without(lib.LLM_EXPERT_INPUT)),
+    "Llama 4's sigmoid": ("Llama 4", without(lib.LLM_ROUTER_SIGMOID)),
+    "Llama 4's queries that grow": ("Llama 4", layers(grows, query_growth=0.0)),
+    "Llama 4's queries grow by spans": ("Llama 4", layers(grows, query_span=16)),
+    "Llama 4's layer that does not turn": ("Llama 4", layers(rope=0)),
+    "HunYuan's norms are late": ("HunYuan", without(lib.LLM_QK_NORM_LATE)),
+    "HunYuan's q norm": ("HunYuan", vectors("LLM_Q_NORM", 1)),
+    "HunYuan's alpha": ("HunYuan", plain(10000.0)),
+    "HunYuan MoE's norms are late": ("HunYuan MoE", without(lib.LLM_QK_NORM_LATE)),
+    "HunYuan MoE's weights add up to 1": ("HunYuan MoE", without(lib.LLM_ROUTER_NORMALIZE)),
+    "CWM's window": ("CWM", layers(window=0)),
+    "CWM's window is not in every layer": ("CWM", layers(window=23)),
+    "Mellum 2's window": ("Mellum 2", layers(window=0)),
+    "Mellum 2's base of layers with a window": ("Mellum 2", layers(rope=0)),
+    "Mellum 2's k norm": ("Mellum 2", vectors("LLM_K_NORM", 1)),
     "MiniMax-M2's sigmoid": ("MiniMax-M2", without(lib.LLM_ROUTER_SIGMOID)),
     "MiniMax-M2's routing bias": ("MiniMax-M2", vectors("LLM_ROUTER_ADD", 0)),
     "MiniMax-M2's weights add up to 1": ("MiniMax-M2", without(lib.LLM_ROUTER_NORMALIZE)),
@@ -304,6 +398,14 @@ def ungrouped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sources, "split", lambda tensor, rows, groups=1: split(tensor, rows))
 
 
+def whole_borders(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(rope.KINDS, "yarn", lambda given, *more: rope.yarn(given | {"truncate": True}, *more))
+
+
+def without_norms(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"use_qk_norm": False}
+
+
 FOLDED: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "Gemma's 1 + w": ("Gemma", row("GemmaForCausalLM", norm_offset=0.0)),
     "Granite's logits_scaling": ("Granite", row("GraniteForCausalLM", logit_scale=lambda config: 1.0)),
@@ -312,6 +414,19 @@ FOLDED: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "ERNIE 4.5 MoE's interleaved pairs": ("ERNIE 4.5 MoE", row("Ernie4_5_MoeForCausalLM", interleaved=False)),
     "ERNIE 4.5's interleaved pairs": ("ERNIE 4.5", row("Ernie4_5ForCausalLM", interleaved=False)),
     "InternLM2's groups": ("InternLM2", ungrouped),
+    "Granite SWA's logits_scaling": (
+        "Granite SWA",
+        row("GraniteSWAForCausalLM", logit_scale=lambda config: 1.0),
+    ),
+    "MiMo V2's scale of values": (
+        "MiMo V2 Flash",
+        row("MiMoV2FlashForCausalLM", value_scale=lambda config: 1.0),
+    ),
+    "gpt-oss's alternating rows": ("gpt-oss", row("GptOssForCausalLM", alternating=False)),
+    "gpt-oss's alternating rows in MXFP4": ("gpt-oss in MXFP4", row("GptOssForCausalLM", alternating=False)),
+    "gpt-oss's yarn, whose borders are not whole": ("gpt-oss", whole_borders),
+    "Llama 4's norms of q and k": ("Llama 4", row("Llama4ForCausalLM", prepare=without_norms)),
+    "Llama 4's interleaved pairs": ("Llama 4", row("Llama4ForCausalLM", interleaved=False)),
 }
 
 
@@ -483,8 +598,8 @@ def test_a_missing_tensor_of_a_text_part_is_spelled_as_the_source_spells_it(made
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("GLM-4.5", {"n_group": 4}, "n_group is 4; of GLM-4.5 only None or 1 is supported"),
-        ("dots.llm1", {"topk_group": 2}, "topk_group is 2; of dots.llm1 only None or 1 is supported"),
+        ("GLM-4.5", {"n_group": 4, "topk_group": 5}, "6 experts in 4 groups"),
+        ("dots.llm1", {"n_group": 4, "topk_group": 0}, "topk_group is 0, not a positive integer"),
         ("DeepSeek V1", {"moe_layer_freq": 2}, "moe_layer_freq is 2; of DeepSeek V1 only None or 1"),
         ("DeepSeek V1", {"scoring_func": "sigmoid"}, "scoring_func is sigmoid; of DeepSeek V1"),
         ("GLM-4.5", {"first_k_dense_replace": -1}, "first_k_dense_replace is -1, not a positive integer"),
@@ -503,6 +618,9 @@ def test_layers_before_a_mixture_are_dense_where_the_configuration_says_so(made)
         ("GLM-4.5", [1, 1, 0, 0]),
         ("ERNIE 4.5 MoE", [1, 0, 1, 0, 1]),
         ("DeepSeek V1", [1, 0, 0]),
+        ("EXAONE MoE", [1, 0, 0, 0]),
+        ("HY 3", [1, 0, 0, 0]),
+        ("AFMoE", [1, 0, 0, 0, 0]),
     ]:
         abouts = Reference(made(name).data).about
         assert [int(about["ffn"] == lib.LLM_DENSE) for about in abouts] == dense
@@ -526,6 +644,51 @@ def test_layers_that_predict_further_tokens_are_left_out(made, tmp_path):
     prove.store(tmp_path / "tiny", config | {"num_nextn_predict_layers": 0}, tensors | behind)
     with pytest.raises(ConvertError, match="not part of a GLM-4.5 model"):
         convert(tmp_path / "tiny", tmp_path / "out.llm", tokenizer=False)
+
+
+def test_layers_of_a_gguf_that_predict_further_tokens_are_left_out(made, tmp_path):
+    """As llama.cpp writes GLM-4.5: they count as layers there."""
+    pytest.importorskip("gguf")
+    model = made("GLM-4.5")
+    config, tensors = prove.load(model.folder)
+    behind = {n.replace(".3.", ".4.", 1): t for n, t in tensors.items() if n.startswith("model.layers.3.")}
+    behind["model.layers.4.eh_proj.weight"] = np.ones((4, 4), np.float32)
+    (tmp_path / "tiny").mkdir()
+    prove.store(tmp_path / "tiny", config | {"num_nextn_predict_layers": 1}, tensors | behind)
+    prove.save_gguf(tmp_path / "ahead.gguf", tmp_path / "tiny", "glm4moe")
+    prove.save_gguf(tmp_path / "plain.gguf", model.folder, "glm4moe")
+    notes = convert(tmp_path / "ahead.gguf", tmp_path / "ahead.llm", tokenizer=False).notes
+    assert any("tensors that predict a token after the next one" in note for note in notes)
+    assert not names_unknown_keys(notes)
+    convert(tmp_path / "plain.gguf", tmp_path / "plain.llm", tokenizer=False)
+    one, other = (Reference((tmp_path / f"{name}.llm").read_bytes()) for name in ("ahead", "plain"))
+    assert one.h["n_layers"] == other.h["n_layers"] == 4
+    assert np.array_equal(one.logits([3, 4, 5]), other.logits([3, 4, 5]))
+
+
+def test_mxfp4_experts_go_into_int4_without_loss_from_either_source(made, tmp_path):
+    pytest.importorskip("gguf")
+    model = made("gpt-oss in MXFP4")
+    prove.save_gguf(tmp_path / "tiny.gguf", model.folder, "gpt-oss")
+    want = Reference(model.data)
+    for source in (model.folder, tmp_path / "tiny.gguf"):
+        convert(source, tmp_path / "out.llm", tokenizer=False, dtype="int4", calibrate="none")
+        data = (tmp_path / "out.llm").read_bytes()
+        kinds = {place_of(data, lib.LLM_GATE_UP, layer, e).dtype for layer in range(1, 4) for e in range(6)}
+        assert kinds == {lib.LLM_INT4}
+        got = Reference(data)
+        for layer in range(1, 4):
+            for key in ("gate_up", "down"):
+                for ours, theirs in zip(got.layers[layer][key], want.layers[layer][key], strict=True):
+                    assert np.array_equal(ours.w, theirs.w)
+
+
+def test_a_gguf_whose_dense_layers_are_not_those_that_it_says_is_refused(made, tmp_path):
+    pytest.importorskip("gguf")
+    folder = changed(made("GLM-4.5"), tmp_path, first_k_dense_replace=1)
+    prove.save_gguf(tmp_path / "tiny.gguf", folder, "glm4moe")
+    with pytest.raises(ConvertError, match="leading_dense_block_count is 1, and 2 layers have no experts"):
+        convert(tmp_path / "tiny.gguf", tmp_path / "out.llm", tokenizer=False)
 
 
 @pytest.mark.parametrize("name", families.REASONS)

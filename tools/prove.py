@@ -663,6 +663,12 @@ CASES: dict[str, Case] = {
         rewrite=as_mxfp4,
         gguf="gpt-oss",
     ),
+    "gpt-oss of other gates": Case(
+        "GptOss",
+        "variants with another swiglu_limit, swiglu_alpha",
+        {**GPT_OSS, "intermediate_size": 92, "swiglu_limit": 1.5, "swiglu_alpha": 1.2},
+        out_bias=True,
+    ),
     "Granite SWA": Case(
         "GraniteSWA",
         "Granite Swash 2B",
@@ -769,8 +775,8 @@ CASES: dict[str, Case] = {
             "num_hidden_layers": 5,
             "no_rope_layer_interval": 3,
             "attention_chunk_size": 16,
-            "floor_scale": 8,
-            "attn_scale": 0.3,
+            "floor_scale": 4,
+            "attn_scale": 0.6,
             "num_local_experts": 5,
             "interleave_moe_layer_step": 2,
             "intermediate_size": 72,

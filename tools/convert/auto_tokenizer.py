@@ -28,8 +28,9 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 # The tokenizer classes of model types (TOKENIZER_MAPPING_NAMES); those that are not here have none
 BACKEND = "TokenizersBackend"
 MODEL_TYPES: dict[str, str] = dict.fromkeys(
-    "ernie4_5 glm glm4 granite granitemoe granitemoeshared internlm2 internlm3 minicpm3 minimax_m2 ministral "
-    "mistral mistral3 mixtral nemotron olmo2 olmo3 phi3 phimoe".split(),
+    "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe granite granitemoe granitemoeshared internlm2 "
+    "internlm3 mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mixtral nemotron olmo2 "
+    "olmo3 phi3 phimoe".split(),
     BACKEND,
 )
 MODEL_TYPES |= dict.fromkeys("gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text".split(), "GemmaTokenizer")
@@ -41,8 +42,8 @@ MODEL_TYPES |= dict.fromkeys("cohere cohere2".split(), "CohereTokenizer")
 MODEL_TYPES |= {"code_llama": "CodeLlamaTokenizer", "codegen": "GPT2Tokenizer"}
 # Those whose directories name a wrong class (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS)
 WRONG_CLASS = frozenset(
-    "ernie4_5 internlm2 internlm3 minicpm3 minimax_m2 nemotron phi3 phimoe qwen2 qwen3_5 qwen3_5_moe "
-    "qwen3_5_moe_text".split()
+    "ernie4_5 ernie4_5_moe internlm2 internlm3 minicpm3 minimax_m2 nemotron phi3 phimoe qwen2 qwen3_5 "
+    "qwen3_5_moe qwen3_5_moe_text".split()
 )
 # Those that add what is in tekken.json without saying so where mistral_common reads it
 MISTRAL = frozenset(("ministral", "mistral", "mistral3", "mixtral"))

@@ -410,24 +410,30 @@ def heads(get: Callable[[str], Any], architecture: str, types: list[str] | None,
     return config
 
 
-def mixture(get: Callable[[str], Any], architecture: str, family: Family, config: Config) -> Config:
-    """The keys for experts, whatever the family calls them."""
-    norm, flags = get("expert_weights_norm"), family.flags
-    always = bool(flags & lib.LLM_ROUTER_NORMALIZE)
-    if norm is not None and "norm_topk_prob" not in family.switches and bool(norm) != always:
-        raise ConvertError(f"{architecture}.expert_weights_norm = {shown(norm)} is not supported")
-    scale = get("expert_weights_scale") or 1.0
-    scales = ("routed_scaling_factor", "moe_routed_scaling_factor", "router_scaling_factor", "route_scale")
-    found = dict.fromkeys(scales, scale)
-    if norm is not None:
-        found["norm_topk_prob"] = bool(norm)
-    gating = (2,) if flags & lib.LLM_ROUTER_SIGMOID else (1, 3) if always else (1,)
+def check_mixture(get: Callable[[str], Any], architecture: str, family: Family, config: Config) -> None:
+    """Refuses routers that the family has not."""
+    sigmoid, always = (
+        bool(family.flags & flag) for flag in (lib.LLM_ROUTER_SIGMOID, lib.LLM_ROUTER_NORMALIZE)
+    )
+    gating = (2,) if sigmoid else (1, 3) if always else (1,)  # 3: softmax over the chosen, which is the same
     if (get("expert_gating_func") or gating[0]) not in gating:
         raise ConvertError(
             f"expert_gating_func = {get('expert_gating_func')} is not {architecture}'s {gating[0]}"
         )
-    if config.get("n_group", 1) != 1 and not flags & lib.LLM_ROUTER_SIGMOID:
+    if config.get("n_group", 1) != 1 and not sigmoid:
         raise ConvertError(f"{architecture}.expert_group_count = {shown(config['n_group'])} is not supported")
+    norm = get("expert_weights_norm")
+    if norm is not None and "norm_topk_prob" not in family.switches and bool(norm) != always:
+        raise ConvertError(f"{architecture}.expert_weights_norm = {shown(norm)} is not supported")
+
+
+def mixture(get: Callable[[str], Any], architecture: str, family: Family, config: Config) -> Config:
+    """The keys for experts, whatever the family calls them."""
+    scale, norm = get("expert_weights_scale") or 1.0, get("expert_weights_norm")
+    scales = ("routed_scaling_factor", "moe_routed_scaling_factor", "router_scaling_factor", "route_scale")
+    found = dict.fromkeys(scales, scale)
+    if norm is not None:
+        found["norm_topk_prob"] = bool(norm)
     found[family.dense] = config["intermediate_size"]
     if get("expert_feed_forward_length") is not None:
         found[family.ffn] = config["moe_intermediate_size"]
@@ -443,9 +449,8 @@ def shared_experts(get: Callable[[str], Any], architecture: str, family: Family,
         return {family.shared: dim} if family.shared and dim else {}
     if count is None and dim:
         if dim % width:
-            raise ConvertError(
-                f"{architecture}.expert_shared_feed_forward_length = {shown(dim)}: not {width}'s"
-            )
+            key = f"{architecture}.expert_shared_feed_forward_length"
+            raise ConvertError(f"{key} = {shown(dim)}: not a multiple of {width}")
         count = dim // width
     return {family.n_shared: count or 0}
 
@@ -472,6 +477,7 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     config |= by_layer
     if ahead:
         config |= {"num_hidden_layers": n_layers, "num_nextn_predict_layers": ahead}
+    check_mixture(get, architecture, family, config)
     if family.experts:
         config |= mixture(get, architecture, family, config)
     dim, n_heads = (integer(config, key) for key in ("hidden_size", "num_attention_heads"))
