@@ -415,12 +415,18 @@ def test_the_architectures_of_model_types_are_those_of_transformers():
     auto = pytest.importorskip("transformers.models.auto.modeling_auto")
     theirs = dict(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     assert theirs.pop("internlm3", "LlamaForCausalLM") == "LlamaForCausalLM"  # its biases are Llama's too
+    # so named, it has a text_config
+    assert (
+        theirs.pop("llama4")
+        == "Llama4ForCausalLM"
+        == families.WRAPPED[families.MODEL_TYPES["llama4"]]["llama4_text"]
+    )
     ours = families.MODEL_TYPES
     assert {kind: theirs[kind] for kind in ours if kind in theirs} == {
         kind: name for kind, name in ours.items() if kind in theirs
     }
     # code beside the model; text and pictures
-    others = {"deepseek", "internlm2", "internlm3", "minicpm", "mistral3"}
+    others = {"deepseek", "internlm2", "internlm3", "llama4", "minicpm", "mistral3"}
     assert set(ours) - set(theirs) <= others
     assert set(ours.values()) <= {*families.FAMILIES, *families.WRAPPED}
 
@@ -1135,7 +1141,7 @@ REFUSED = {
     ),
     "architecture": (
         lambda c, t: c.update(architectures=["OtherForCausalLM"]),
-        r"unknown architecture 'OtherForCausalLM'; these can be converted: .*LlamaForCausalLM, MiniCPM",
+        r"unknown architecture 'OtherForCausalLM'; these can be converted: .*LlamaForCausalLM, Mellum",
     ),
     "no architecture": (lambda c, t: c.pop("architectures"), r"names none"),
     "activation": (lambda c, t: c.update(hidden_act="gelu"), r"hidden_act is gelu"),

@@ -523,6 +523,93 @@ FAMILIES: dict[str, Family] = {
         post=template("<s>"),
         generation=("</s>",),
     ),
+    "gpt-oss (o200k harmony)": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(GPT4O)),
+        marks=marks(
+            f"<|startoftext|> {EOT} <|return|> <|channel|> <|start|> <|end|> <|message|> <|call|>"
+        ),
+        post=TO_BYTES,
+        eos="<|return|>",
+        generation=("<|return|>", EOT, "<|call|>"),
+        config=("<|return|>",),
+        template="<|start|>user<|message|>{{ x }}<|end|><|start|>assistant<|message|><|return|>",
+        stops=("<|return|>", EOT, "<|call|>"),  # <|end|> ends its thought
+    ),
+    "solar open": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(QWEN2)),
+        marks=marks(f"<|startoftext|> {EOT} <|begin|> <|end|> <|think|> <|content|> <|flush|> <|calls|>"),
+        post=TO_BYTES,
+        eos=EOT,
+        generation=("<|flush|>", EOT, "<|calls|>"),
+        template="<|begin|>user<|content|>{{ x }}<|end|><|begin|>assistant",
+        stops=("<|flush|>", EOT, "<|calls|>"),
+    ),
+    "llama 4": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(GPT4O)),
+        marks=marks(
+            "<|begin_of_text|> <|end_of_text|> <|header_start|> <|header_end|> <|eom|> <|eot|>"
+        ),
+        post={"type": "Sequence", "processors": [TO_BYTES, template("<|begin_of_text|>")]},
+        eos="<|eot|>",
+        generation=("<|end_of_text|>", "<|eom|>", "<|eot|>"),
+        template="<|header_start|>user<|header_end|>\n\n{{ x }}<|eot|>",
+        stops=("<|end_of_text|>", "<|eom|>", "<|eot|>"),
+    ),
+    "hunyuan": Family(
+        pieces=False,
+        normalizer=normal(),
+        pre_tokenizer=byte_level(split(r"\p{N}{1,3}"), split(CJK_LETTERS), split(DEEPSEEK["deepseek-v3"][2])),
+        marks=marks(
+            "<｜hy_begin▁of▁sentence｜> <｜hy_User｜> <｜hy_Assistant｜> <｜hy_place▁holder▁no▁2｜>"
+        ),
+        eos="<｜hy_place▁holder▁no▁2｜>",
+        template="<｜hy_begin▁of▁sentence｜><｜hy_User｜>{{ x }}<｜hy_Assistant｜>",
+        stops=("<｜hy_place▁holder▁no▁2｜>",),
+    ),
+    "hunyuan a13b": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(QWEN2)),
+        marks=marks("<|startoftext|> <|extra_0|> <|extra_4|> <|eos|> <|bos|>"),
+        eos="<|eos|>",
+        template="<|startoftext|>{{ x }}<|extra_0|>{{ y }}<|eos|>",
+        stops=("<|eos|>",),
+    ),
+    "laguna": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(r"[^\n]+|[\n]+"), split(QWEN2)),
+        marks=marks("〈|EOS|〉 〈|PAD|〉", ("<think>", ""), ("<assistant>", ""), ("</assistant>", "")),
+        eos="〈|EOS|〉",
+        config=("〈|EOS|〉", "</assistant>"),
+        template="<user>{{ x }}</user>\n<assistant>{{ y }}</assistant>",
+        stops=("〈|EOS|〉", "</assistant>"),
+    ),
+    "mellum 2": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(digits(True), regex=True),
+        marks=marks(f"{EOT} {IM} <fim_prefix>"),
+        post=TO_BYTES,
+        eos=EOT,
+        template=CHAT_ML,
+        stops=(EOT, "<|im_end|>"),
+    ),
+    "granite 4": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(LLAMA3, "Removed", True)),
+        marks=marks("<|end_of_text|> <|pad|> <|start_of_role|> <|end_of_role|>", ("<tool_call>", "")),
+        post=TO_BYTES,
+        eos="<|end_of_text|>",
+        stops=("<|end_of_text|>",),
+    ),
     "minicpm 3": Family(
         **LLAMA,
         marks=marks(f"{IM} <|tool_call|>"),
@@ -565,7 +652,38 @@ ROWS = {
     "ERNIE 4.5": ("ernie 4.5",),
     "EXAONE 4": ("exaone 4",),
     "MiniMax-M2": ("minimax m2",),
+    "Solar Open": ("solar open",),
+    "HY 3": ("hunyuan",),
+    "FlexOlmo": ("olmo 2",),
+    "gpt-oss": ("gpt-oss (o200k harmony)",),
+    "Granite SWA": ("granite 4",),
+    "Granite MoE SWA": ("granite 4",),
+    "MiMo V2 Flash": ("qwen 2, 2.5, 3",),
+    "Laguna": ("laguna",),
+    "Llama 4": ("llama 4",),
+    "HunYuan": ("hunyuan",),
+    "HunYuan MoE": ("hunyuan a13b",),
+    "CWM": ("llama 3",),
+    "Mellum 2": ("mellum 2",),
+    "EXAONE MoE": (),  # see BEYOND
+    "AFMoE": (),
 }
+# Splits of families that the engine cannot make, and what is said of them
+BEYOND = {
+    "K-EXAONE": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+        "a repeated group",
+    ),
+    "threes from the right (Trinity)": (r"\d{1,3}(?=(?:\d{3})*\b)", "a repeated group"),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_familys_tokenizer_that_cannot_be_exact_is_refused(name: str) -> None:
+    regex, message = BEYOND[name]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tokenizer_json.from_tokenizer_json(spec(False, None, byte_level(split(regex)), COMMON))
 
 
 def test_every_family_of_the_readme_has_a_tokenizer_here() -> None:

@@ -25,6 +25,8 @@ TURN_ENDS = (
     "<|endofturn|>", "[|endofturn|]", "<|END_OF_TURN_TOKEN|>", "<end_of_utterance>", "<turn|>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|end_of_text|>", "<|endoftext|>",
 )  # fmt: skip
+# Where these are, <|end|> ends one of a turn's messages (gpt-oss's and Solar Open's thoughts)
+MESSAGE_ENDS = (("<|return|>", "<|call|>"), ("<|flush|>", "<|calls|>"))
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -189,7 +191,9 @@ def added_ids(section: bytes) -> set[int]:
 def add_stops(out: Vocabulary, ids: list[int], template: str) -> None:
     """Sets the stop tokens: ids, as the model's files name them, and the ends of turns in its template."""
     n = 1 + max([*out.tokens, *(item.id for item in out.added)], default=-1)
-    ends = [out.find(text) for text in TURN_ENDS if text in template]
+    messages = any(all(out.find(text) is not None for text in pair) for pair in MESSAGE_ENDS)
+    texts = [text for text in TURN_ENDS if text in template and not (messages and text == "<|end|>")]
+    ends = [out.find(text) for text in texts]
     out.stops = [i for i in [*ids, *ends] if i is not None and i < n]
     if out.eos is None and ids and ids[0] < n:
         out.eos = ids[0]
