@@ -242,6 +242,10 @@ static void print_variant(const llm_header *h, const llm_layer *layers) {
         printf(", blocks times %g", h->residual_scale);
     if (layers[h->n_layers - 1].ffn == LLM_EXPERTS)
         print_unusual(h, layers, offsetof(llm_layer, expert_scale), 1, "experts times");
+    print_unusual(h, layers, offsetof(llm_layer, gate_limit), 0, "gates up to");
+    print_unusual(h, layers, offsetof(llm_layer, gate_slope), 0, "their slope");
+    print_unusual(h, layers, offsetof(llm_layer, up_shift), 0, "up plus");
+    print_unusual(h, layers, offsetof(llm_layer, query_growth), 0, "queries growing by");
     putchar('\n');
 }
 

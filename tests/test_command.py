@@ -1046,6 +1046,42 @@ def test_info_names_what_a_model_computes_otherwise(run, tmp_path):
     assert lines["shape"].endswith("feed-forward 128 in 4 experts, 2 for each token and a shared one of 72")
 
 
+def test_info_names_what_differs_between_layers(run, tmp_path):
+    path = tmp_path / "sinks.llm"
+    flags = lib.LLM_SINK | lib.LLM_FFN_BIAS | lib.LLM_ROUTER_LOGIT_BIAS | lib.LLM_ATTN_OUT_BIAS
+    gates = lib.LLM_OUT_GATE | lib.LLM_OUT_GATE_HEAD | lib.LLM_OUT_GATE_SOFTPLUS
+    late = lib.LLM_QK_NORM | lib.LLM_QK_NORM_LATE
+    layers = [
+        {"n_heads": 4, "value_dim": 12, "gate_limit": 7.0, "gate_slope": 1.702, "up_shift": 1.0},
+        {
+            "n_heads": 6,
+            "value_dim": 12,
+            "n_groups": 2,
+            "n_active_groups": 1,
+            "query_growth": 0.5,
+            "query_span": 8,
+        },
+    ]
+    numbers = dict(n_experts=4, n_active=2, windows=[8, 0], layers=layers)
+    path.write_bytes(make_model(flags=flags | gates | late, **numbers))
+    lines = info(run, "-m", str(path))
+    assert lines["variant"] == (
+        "output of its own, norm on q and k, bias on the router, bias in feed-forward blocks, "
+        "bias on attention's output, sinks, after the rotation, gate on attention's output, for each head, "
+        "by softplus, gates up to 7, their slope 1.702, up plus 1, queries growing by 0.5"
+    )
+    assert lines["attention"] == (
+        "4 heads of 16, 2 for keys and values of 12 in 1 layers; 6 heads of 16, 2 for keys and values of 12 "
+        "in 1 layers, in 1 layers over 8 positions at most"
+    )
+    assert "2 for each token from 1 of 2 groups in 1 layers" in lines["shape"]
+    path.write_bytes(
+        make_model(flags=lib.LLM_CHUNKED | lib.LLM_EXPERT_INPUT, n_experts=4, n_active=2, windows=[8])
+    )
+    variant = info(run, "-m", str(path))["variant"]
+    assert variant == "output of its own, experts' inputs weighted, chunks instead of windows"
+
+
 def test_info_verifies_checksums_when_asked_to(run, tmp_path):
     path = tmp_path / "sound.llm"
     path.write_bytes(make_model(checksums=True))

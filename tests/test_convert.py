@@ -939,6 +939,16 @@ SCALINGS = {
         },
         "rope_theta": 500000.0,
     },
+    "llama3 with nothing between": {  # Llama 4 Scout
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 64,
+        },
+        "rope_theta": 500000.0,
+    },
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
     "yarn with everything": {
         "rope_scaling": {

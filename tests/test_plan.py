@@ -143,9 +143,11 @@ PUBLISHED = json.loads((Path(__file__).parent / "data" / "configs.json").read_te
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_family_has_the_parameters_that_were_published(name):
-    """Configurations of published models, without what is not about mathematics; the counts are the hub's."""
+    """Configurations of published models, without what is not about mathematics; the counts are the hub's, or
+    of what transformers makes of them (without layers that predict further tokens, with biases of choices).
+    Added are vectors of ones, which the file has and the checkpoint has not."""
     found = plan.make(PUBLISHED[name]["config"])
-    assert found.parameters == PUBLISHED[name]["parameters"]
+    assert found.parameters - PUBLISHED[name].get("added", 0) == PUBLISHED[name]["parameters"]
     assert not [note for note in found.notes if "not known here" in note]
 
 

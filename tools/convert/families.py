@@ -41,9 +41,9 @@ def ropes_of_kinds(config: Config, kinds: list[str]) -> list[str | None]:
 
 
 def turning_layers(config: Config) -> list[bool]:
-    """SmolLM3Config: layers whose entry in no_rope_layers is 0 do not turn."""
+    """SmolLM3Config, Llama4TextConfig: layers whose entry in no_rope_layers is 0 do not turn; [] is none."""
     n_layers, turns = layer_count(config), config.get("no_rope_layers")
-    if turns is None:
+    if turns is None or turns == []:
         step = integer(config, "no_rope_layer_interval")
         turns = [(i + 1) % step for i in range(n_layers)]
     if not isinstance(turns, list) or len(turns) != n_layers:
