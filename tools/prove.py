@@ -652,6 +652,7 @@ CASES: dict[str, Case] = {
         "GptOss",
         "gpt-oss in bf16",
         {**GPT_OSS, "intermediate_size": 92},
+        embed=6.0,
         out_bias=True,
         gguf="gpt-oss",
     ),
@@ -765,6 +766,7 @@ CASES: dict[str, Case] = {
             "num_key_value_heads": 5,
             **theta(**(YARN | {"original_max_position_embeddings": 16}), llama_4_scaling_beta=0.4),
         },
+        embed=6.0,
     ),
     "Llama 4": Case(
         "Llama4",
