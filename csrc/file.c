@@ -47,6 +47,11 @@ static const char *const feature_names[] = {
     "out_gate",
     "out_gate_head",
     "out_gate_softplus",
+    "v_norm",
+    "v_is_k",
+    "shared_norms",
+    "router_scaled",
+    "layer_scaled",
 };
 
 enum { N_FEATURES = sizeof feature_names / sizeof *feature_names };
@@ -57,6 +62,11 @@ static const char *const tensor_names[LLM_N_TENSORS] = {
     [LLM_EMBED] = "embed",
     [LLM_OUT_NORM] = "out_norm",
     [LLM_OUTPUT] = "output",
+    [LLM_PLE_EMBED] = "ple_embed",
+    [LLM_PLE_PROJ] = "ple_proj",
+    [LLM_PLE_NORM] = "ple_norm",
+    [LLM_STREAM_IN] = "stream_in",
+    [LLM_STREAM_OUT] = "stream_out",
     [LLM_ATTN_NORM] = "attn_norm",
     [LLM_QKV] = "qkv",
     [LLM_BIAS] = "bias",
@@ -77,6 +87,23 @@ static const char *const tensor_names[LLM_N_TENSORS] = {
     [LLM_ROUTER_LOGITS] = "router_logits",
     [LLM_GATE_UP_BIAS] = "gate_up_bias",
     [LLM_DOWN_BIAS] = "down_bias",
+    [LLM_ROUTER_NORM] = "router_norm",
+    [LLM_SHARED_NORM] = "shared_norm",
+    [LLM_SHARED_POST] = "shared_post",
+    [LLM_EXPERTS_POST] = "experts_post",
+    [LLM_ROUTER_SCALE] = "router_scale",
+    [LLM_PLE_GATE] = "ple_gate",
+    [LLM_PLE_OUT] = "ple_out",
+    [LLM_PLE_POST_NORM] = "ple_post_norm",
+    [LLM_LAYER_SCALE] = "layer_scale",
+    [LLM_LAUREL_LEFT] = "laurel_left",
+    [LLM_LAUREL_RIGHT] = "laurel_right",
+    [LLM_LAUREL_NORM] = "laurel_norm",
+    [LLM_STREAM_NORM] = "stream_norm",
+    [LLM_STREAM_ROUTER] = "stream_router",
+    [LLM_STREAM_PREDICT] = "stream_predict",
+    [LLM_STREAM_CORRECT] = "stream_correct",
+    [LLM_STREAM_SCALE] = "stream_scale",
 };
 
 const char *llm_tensor_name(uint32_t id) { return id < LLM_N_TENSORS ? tensor_names[id] : NULL; }
@@ -99,6 +126,8 @@ static const range header_ranges[] = {
     {"context", offsetof(llm_header, context), 1, 1 << 28},
     {"n_rope", offsetof(llm_header, n_rope), 1, 1 << 10},
     {"rope_dim", offsetof(llm_header, rope_dim), 2, MAX_HEAD},
+    {"ple_dim", offsetof(llm_header, ple_dim), 0, 1 << 16},
+    {"n_streams", offsetof(llm_header, n_streams), 0, MAX_STREAMS},
 };
 
 static const range layer_ranges[] = {
@@ -109,6 +138,7 @@ static const range layer_ranges[] = {
     {"n_experts", offsetof(llm_layer, n_experts), 0, MAX_EXPERTS},
     {"n_active", offsetof(llm_layer, n_active), 0, MAX_EXPERTS},
     {"shared_dim", offsetof(llm_layer, shared_dim), 0, 1 << 20},
+    {"low_rank", offsetof(llm_layer, low_rank), 0, 1 << 16},
     {"value_dim", offsetof(llm_layer, value_dim), 0, MAX_HEAD},
     {"n_groups", offsetof(llm_layer, n_groups), 0, MAX_EXPERTS},
     {"n_active_groups", offsetof(llm_layer, n_active_groups), 0, MAX_EXPERTS},
@@ -158,6 +188,8 @@ static int check_header(const llm_header *h, char *err, size_t errlen) {
     TRY(check_scale("header", "embed_scale", h->embed_scale, err, errlen));
     TRY(check_scale("header", "residual_scale", h->residual_scale, err, errlen));
     TRY(check_scale("header", "logit_cap", h->logit_cap, err, errlen));
+    TRY(check_scale("header", "ple_scale", h->ple_scale, err, errlen));
+    REQUIRE(h->ple_dim || h->ple_scale == 0, "header: a scale of embeddings that layers do not have");
     return 0;
 }
 
@@ -186,8 +218,11 @@ static int check_attention(
     REQUIRE(l->query_span || (!l->query_growth && !l->query_shift),
         "%s: queries that grow, and no query_span", where);
     TRY(check_attention_flags(where, l, err, errlen));
+    REQUIRE(!(l->flags & LLM_V_IS_K) || (value_dim_of(l) == l->head_dim && !(l->flags & LLM_OUT_GATE)),
+        "%s: values that are keys, of another size or with gates", where);
     if (l->kv_layer == layer)
         return 0;
+    REQUIRE(!(l->flags & (LLM_V_NORM | LLM_V_IS_K)), "%s: it has no values of its own", where);
     REQUIRE(l->kv_layer < layer, "%s: kv_layer %u is not one before it", where, l->kv_layer);
     const llm_layer *own = &layers[l->kv_layer];
     REQUIRE(own->kv_layer == l->kv_layer, "%s: layer %u has no keys of its own", where, l->kv_layer);
@@ -201,6 +236,7 @@ static int check_gate(const char *where, const llm_layer *l, char *err, size_t e
     TRY(check_scale(where, "gate_limit", l->gate_limit, err, errlen));
     TRY(check_scale(where, "gate_slope", l->gate_slope, err, errlen));
     TRY(check_scale(where, "up_shift", l->up_shift, err, errlen));
+    TRY(check_scale(where, "gate_cut", l->gate_cut, err, errlen));
     REQUIRE(l->gate_limit >= 0, "%s: gate_limit is %g", where, l->gate_limit);
     REQUIRE(!l->gate_slope || l->activation == LLM_SILU, "%s: a gate_slope, and not SiLU", where);
     return 0;
@@ -225,7 +261,8 @@ static int check_groups(const char *where, const llm_layer *l, char *err, size_t
 
 static int check_ffn(const char *where, const llm_layer *l, char *err, size_t errlen) {
     const uint64_t routed = LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS | LLM_SHARED_GATE |
-                            LLM_ROUTER_BEST | LLM_ROUTER_LOGIT_BIAS | LLM_EXPERT_INPUT;
+                            LLM_ROUTER_BEST | LLM_ROUTER_LOGIT_BIAS | LLM_EXPERT_INPUT | LLM_SHARED_NORMS |
+                            LLM_ROUTER_SCALED;
     REQUIRE(l->ffn <= LLM_EXPERTS, "%s: a feed-forward block of kind %u: " NEWER, where, l->ffn);
     REQUIRE(l->activation <= LLM_GELU, "%s: an activation of kind %u: " NEWER, where, l->activation);
     TRY(check_scale(where, "expert_scale", l->expert_scale, err, errlen));
@@ -239,6 +276,9 @@ static int check_ffn(const char *where, const llm_layer *l, char *err, size_t er
     REQUIRE(l->n_active >= 1 && l->n_active <= l->n_experts, "%s: %u of %u experts are active", where,
         l->n_active, l->n_experts);
     REQUIRE(l->shared_dim || !(l->flags & LLM_SHARED_GATE), "%s: a gate without a shared expert", where);
+    REQUIRE(l->shared_dim || !(l->flags & LLM_SHARED_NORMS), "%s: norms without a shared expert", where);
+    REQUIRE(!(l->flags & LLM_SHARED_GATE) || !(l->flags & LLM_SHARED_NORMS),
+        "%s: the shared expert has a gate and norms of its own", where);
     return check_groups(where, l, err, errlen);
 }
 
@@ -252,6 +292,8 @@ static int check_layer(const llm_header *h, const llm_layer *layers, size_t laye
     TRY(check_ranges(where, l, layer_ranges, n, err, errlen));
     REQUIRE(!(l->flags & LLM_TIED), "%s: a flag that is the header's", where);
     REQUIRE(!(l->flags & ~h->required), "%s: a flag that the header does not require", where);
+    REQUIRE(
+        h->n_streams < 2 || !(l->flags & LLM_LAYER_SCALED), "%s: a scale of one stream of several", where);
     TRY(check_attention(where, h, layers, layer, err, errlen));
     TRY(check_ffn(where, l, err, errlen));
     return 0;
@@ -292,10 +334,13 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     const uint64_t kv_heads = l->kv_layer == layer ? l->n_kv_heads : 0;
     const uint64_t k_dim = kv_heads * l->head_dim;
     const uint64_t att_dim = (uint64_t)l->n_heads * value_dim_of(l);
-    const uint64_t qkv_rows = q_dim + k_dim + kv_heads * value_dim_of(l) + gate_dim_of(l);
+    const uint64_t v_dim = l->flags & LLM_V_IS_K ? 0 : kv_heads * value_dim_of(l);
+    const uint64_t qkv_rows = q_dim + k_dim + v_dim + gate_dim_of(l);
     const int routed = l->ffn == LLM_EXPERTS, whole = (l->flags & LLM_QK_NORM_WHOLE) != 0;
     const int pre_norm = !(l->flags & LLM_NO_PRE_NORM), post_norm = (l->flags & LLM_POST_NORM) != 0;
-    const int qk_norm = (l->flags & LLM_QK_NORM) != 0;
+    const int qk_norm = (l->flags & LLM_QK_NORM) != 0, apart = (l->flags & LLM_SHARED_NORMS) != 0;
+    const uint64_t ple_dim = h->ple_dim, all_layers = ple_dim * h->n_layers;
+    const uint64_t rank = l->low_rank, streams = h->n_streams;
     llm_tensor t;
     switch (id) {
     case LLM_EMBED:
@@ -304,6 +349,17 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
         return vector(1, h->dim);
     case LLM_OUTPUT:
         return matrix_tensor(!(h->required & LLM_TIED), h->vocab_size, h->dim, dtype);
+    case LLM_PLE_EMBED:
+        return matrix_tensor(ple_dim > 0, h->vocab_size, all_layers, dtype);
+    case LLM_PLE_PROJ:
+        return matrix_tensor(ple_dim > 0, all_layers, h->dim, dtype);
+    case LLM_PLE_NORM:
+        return vector(ple_dim > 0, ple_dim);
+    case LLM_STREAM_IN:
+    case LLM_STREAM_OUT:
+        t = matrix_tensor(streams > 1, h->dim, h->dim, dtype);
+        t.experts = streams > 1 ? (uint32_t)streams - 1 : 1;
+        return t;
     case LLM_ATTN_NORM:
     case LLM_FFN_NORM:
         return vector(pre_norm, h->dim);
@@ -345,6 +401,36 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
         t = vector((l->flags & LLM_FFN_BIAS) != 0, id == LLM_DOWN_BIAS ? h->dim : 2 * (uint64_t)l->ffn_dim);
         t.experts = routed ? l->n_experts : 1;
         return t;
+    case LLM_ROUTER_NORM:
+    case LLM_SHARED_NORM:
+    case LLM_SHARED_POST:
+    case LLM_EXPERTS_POST:
+        return vector(apart, h->dim);
+    case LLM_ROUTER_SCALE:
+        return vector((l->flags & LLM_ROUTER_SCALED) != 0, l->n_experts);
+    case LLM_PLE_GATE:
+        return matrix_tensor(ple_dim > 0, ple_dim, h->dim, dtype);
+    case LLM_PLE_OUT:
+        return matrix_tensor(ple_dim > 0, h->dim, ple_dim, dtype);
+    case LLM_PLE_POST_NORM:
+        return vector(ple_dim > 0, h->dim);
+    case LLM_LAYER_SCALE:
+        return vector((l->flags & LLM_LAYER_SCALED) != 0, 1);
+    case LLM_LAUREL_LEFT:
+        return matrix_tensor(rank > 0, rank, h->dim, dtype);
+    case LLM_LAUREL_RIGHT:
+        return matrix_tensor(rank > 0, h->dim, rank, dtype);
+    case LLM_LAUREL_NORM:
+        return vector(rank > 0, h->dim);
+    case LLM_STREAM_NORM:
+    case LLM_STREAM_SCALE:
+        return vector(streams > 1, h->dim);
+    case LLM_STREAM_ROUTER:
+        return matrix_tensor(streams > 1, streams, h->dim, dtype);
+    case LLM_STREAM_PREDICT:
+        return vector(streams > 1, streams * streams * streams);
+    case LLM_STREAM_CORRECT:
+        return vector(streams > 1, streams * streams);
     default: /* an id between those that occur once and a layer's */
         return matrix_tensor(0, 0, 0, dtype);
     }
@@ -487,11 +573,11 @@ uint64_t llm_kv_size(
 
 static void count_tensor(
     llm_counts *counts, const llm_header *h, const llm_layer *l, uint32_t id, const llm_tensor *t) {
-    const uint64_t active = t->experts > 1 ? l->n_active : 1;
-    const int one_row = id == LLM_EMBED && !(h->required & LLM_TIED);
+    const uint64_t active = t->experts > 1 && id >= LLM_ATTN_NORM ? l->n_active : t->experts;
+    const int one_row = id == LLM_PLE_EMBED || (id == LLM_EMBED && !(h->required & LLM_TIED));
     counts->parameters += t->experts * t->rows * t->cols;
     counts->active += active * t->rows * t->cols;
-    counts->read += one_row ? t->size / t->rows : active * t->size;
+    counts->read += one_row && t->size ? t->size / t->rows : active * t->size;
 }
 
 int llm_count(const llm_header *h, const llm_layer *layers, llm_counts *counts, char *err, size_t errlen) {

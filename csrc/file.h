@@ -13,6 +13,7 @@ _Static_assert(sizeof(size_t) == 8, "pyllm needs 64-bit sizes: model files are m
 
 #define MAX_HEAD LLM_MAX_HEAD
 #define MAX_EXPERTS 1024 /* n_experts at most */
+#define MAX_STREAMS 8    /* n_streams at most */
 
 typedef struct dtype_info {
     const char *name;

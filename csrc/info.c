@@ -9,20 +9,47 @@
 /* ---------------------------------------------------------------------------------------------------------
  * What it is */
 
-/* Matrices of a layer whose dtype is a choice; the last two only with a shared expert */
-static const uint32_t MATRICES[] = {
-    LLM_QKV, LLM_ATTN_OUT, LLM_GATE_UP, LLM_DOWN, LLM_SHARED_GATE_UP, LLM_SHARED_DOWN};
+/* Matrices whose dtype is a choice: those that occur once, and those of a layer */
+static const uint32_t ONCE[] = {
+    LLM_EMBED, LLM_OUTPUT, LLM_PLE_EMBED, LLM_PLE_PROJ, LLM_STREAM_IN, LLM_STREAM_OUT};
+static const uint32_t MATRICES[] = {LLM_QKV, LLM_ATTN_OUT, LLM_GATE_UP, LLM_DOWN, LLM_SHARED_GATE_UP,
+    LLM_SHARED_DOWN, LLM_PLE_GATE, LLM_PLE_OUT, LLM_LAUREL_LEFT, LLM_LAUREL_RIGHT};
+enum { N_ONCE = sizeof ONCE / sizeof *ONCE, N_MATRICES = sizeof MATRICES / sizeof *MATRICES };
 
-static size_t count_matrices(const llm_layer *l) { return l->shared_dim ? 6 : 4; }
+/* Whether the model has this matrix, in layer l if it is one of a layer */
+static int has_matrix(const llm_header *h, const llm_layer *l, uint32_t id) {
+    switch (id) {
+    case LLM_OUTPUT:
+        return !(h->required & LLM_TIED);
+    case LLM_PLE_EMBED:
+    case LLM_PLE_PROJ:
+    case LLM_PLE_GATE:
+    case LLM_PLE_OUT:
+        return h->ple_dim > 0;
+    case LLM_SHARED_GATE_UP:
+    case LLM_SHARED_DOWN:
+        return l->shared_dim > 0;
+    case LLM_LAUREL_LEFT:
+    case LLM_LAUREL_RIGHT:
+        return l->low_rank > 0;
+    case LLM_STREAM_IN:
+    case LLM_STREAM_OUT:
+        return h->n_streams > 1;
+    default:
+        return 1;
+    }
+}
 
 /* A bit for each dtype that the model's matrices have */
 static unsigned dtypes_of(const llm_header *h, const llm_layer *layers) {
-    unsigned bits = 1u << h->dtype[LLM_EMBED];
-    if (!(h->required & LLM_TIED))
-        bits |= 1u << h->dtype[LLM_OUTPUT];
+    unsigned bits = 0;
+    for (size_t k = 0; k < N_ONCE; k++)
+        if (has_matrix(h, layers, ONCE[k]))
+            bits |= 1u << h->dtype[ONCE[k]];
     for (uint32_t i = 0; i < h->n_layers; i++)
-        for (size_t k = 0; k < count_matrices(&layers[i]); k++)
-            bits |= 1u << layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM];
+        for (size_t k = 0; k < N_MATRICES; k++)
+            if (has_matrix(h, &layers[i], MATRICES[k]))
+                bits |= 1u << layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM];
     return bits;
 }
 
@@ -46,11 +73,13 @@ static uint64_t size_as(run *r, const struct precision *p) {
     if (!layers)
         return 0;
     memcpy(layers, llm_model_layers(r->model), h.n_layers * sizeof *layers);
-    h.dtype[LLM_EMBED] = p->once;
-    if (!(h.required & LLM_TIED))
-        h.dtype[LLM_OUTPUT] = p->once;
+    for (size_t k = 0; k < N_ONCE; k++)
+        if (has_matrix(&h, layers, ONCE[k]))
+            h.dtype[ONCE[k]] = p->once;
     for (uint32_t i = 0; i < h.n_layers; i++)
-        for (size_t k = 0; k < count_matrices(&layers[i]); k++) {
+        for (size_t k = 0; k < N_MATRICES; k++) {
+            if (!has_matrix(&h, &layers[i], MATRICES[k]))
+                continue;
             const int first = MATRICES[k] == LLM_DOWN && i < h.n_layers / FIRST;
             layers[i].dtype[MATRICES[k] - LLM_ATTN_NORM] = first ? p->once : p->layer;
         }
@@ -226,6 +255,11 @@ static void print_variant(const llm_header *h, const llm_layer *layers) {
         {LLM_OUT_GATE, "gate on attention's output"},
         {LLM_OUT_GATE_HEAD, "for each head"},
         {LLM_OUT_GATE_SOFTPLUS, "by softplus"},
+        {LLM_V_NORM, "norm on v"},
+        {LLM_V_IS_K, "values that are keys"},
+        {LLM_SHARED_NORMS, "norms for the shared expert and for the others"},
+        {LLM_ROUTER_SCALED, "a scale for each expert"},
+        {LLM_LAYER_SCALED, "a scale for each layer"},
     };
     printf("%-18soutput %s", "variant", h->required & LLM_TIED ? "tied to the embedding" : "of its own");
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
@@ -238,6 +272,10 @@ static void print_variant(const llm_header *h, const llm_layer *layers) {
         printf(", logits up to %g", h->logit_cap);
     if (h->embed_scale != 1)
         printf(", embedding times %g", h->embed_scale);
+    if (h->n_streams > 1)
+        printf(", %u residual streams", h->n_streams);
+    if (h->ple_dim)
+        printf(", embeddings of %u for each layer", h->ple_dim);
     if (h->residual_scale != 1)
         printf(", blocks times %g", h->residual_scale);
     if (layers[h->n_layers - 1].ffn == LLM_EXPERTS)

@@ -157,6 +157,12 @@ static void embed(llm_session *s, size_t n, const uint32_t *tokens);
 static void attention(llm_session *s, size_t layer, size_t n);
 static void feed_forward(llm_session *s, size_t layer, size_t n);
 static void moe(llm_session *s, size_t layer, size_t n);
+static void ple_block(llm_session *s, size_t layer, size_t n);
+static void open_streams(llm_session *s, size_t n);
+static void predict_streams(llm_session *s, size_t layer, size_t n);
+static void correct_streams(llm_session *s, size_t layer, size_t n);
+static void close_streams(llm_session *s, size_t n);
+static void scale_layer(llm_session *s, size_t layer, size_t n);
 static void unembed(llm_session *s, size_t n_rows, float *logits);
 static void show_states(llm_session *s, size_t n_states, float *states);
 
@@ -169,14 +175,26 @@ static void done(const llm_session *s) {
 static void forward(void *context) {
     const batch *b = context;
     llm_session *s = b->s;
+    const int several = s->m->h.n_streams > 1;
     embed(s, b->n, b->tokens);
+    if (several)
+        open_streams(s, b->n);
     for (size_t layer = 0; layer < s->m->h.n_layers; layer++) {
+        if (several)
+            predict_streams(s, layer, b->n);
         attention(s, layer, b->n);
         if (s->m->layers[layer].ffn == LLM_EXPERTS)
             moe(s, layer, b->n);
         else
             feed_forward(s, layer, b->n);
+        if (several)
+            correct_streams(s, layer, b->n);
+        if (s->m->h.ple_dim)
+            ple_block(s, layer, b->n);
+        scale_layer(s, layer, b->n);
     }
+    if (several)
+        close_streams(s, b->n);
     unembed(s, b->n_rows, b->logits);
     show_states(s, b->n_states, b->states);
     done(s);
@@ -186,8 +204,9 @@ static void forward(void *context) {
 static void matmul(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x, vectors y);
 static void matmul_exact(llm_session *s, const llm_tensor *t, size_t n, vectors x, vectors y);
 
-/* x (cols,) = a row of a tensor. See "Products". */
+/* x (cols,) = a row of a tensor; or x += scale * it. See "Products". */
 static void read_row(const llm_session *s, const llm_tensor *t, size_t row, float *x);
+static void add_row(const llm_session *s, const llm_tensor *t, size_t row, float scale, float *x);
 
 /* A vector of the file */
 static const float *floats(const llm_session *s, const llm_tensor *t) {
@@ -216,22 +235,42 @@ static float *rotation_of(const llm_session *s, size_t table, size_t i) {
     return s->rotation + (table * s->o.batch + i) * s->m->h.rope_dim;
 }
 
-/* x (n, dim) = rows of the embedding; and the angles by which each position turns */
+static void embed_ple(llm_session *s, size_t n, const uint32_t *tokens);
+static void norm_heads(llm_session *s, const llm_tensor *norm, float *x, size_t size);
+
+/* x (n, dim) = rows of the embedding; the angles by which each position turns; and embeddings of each layer's own */
 static void embed(llm_session *s, size_t n, const uint32_t *tokens) {
     const llm_header *h = &s->m->h;
     const llm_tensor *w = tensor(s->m, 0, LLM_EMBED);
     const size_t half = h->rope_dim / 2;
     EACH(i, n) {
-        float *x = row_of(s->x, i);
-        read_row(s, w, tokens[i], x);
+        float *x = row_of(s->x, i), *row = row_of(s->xb, i);
+        read_row(s, w, tokens[i], row);
         for (size_t c = 0; c < h->dim; c++)
-            x[c] *= h->embed_scale;
+            x[c] = row[c] * h->embed_scale;
         for (size_t table = 0; table < h->n_rope; table++) {
             float *cosines = rotation_of(s, table, i);
             find_angles(s->m->rope + table * half, half, s->pos[i], cosines, cosines + half);
         }
     }
     barrier(&s->barrier);
+    if (h->ple_dim)
+        embed_ple(s, n, tokens);
+}
+
+/* ple (n, n_layers * ple_dim) = norms of a projection of the embedding, which is in xb, plus a row of a
+ * table */
+static void embed_ple(llm_session *s, size_t n, const uint32_t *tokens) {
+    const llm_tensor *table = tensor(s->m, 0, LLM_PLE_EMBED);
+    const llm_tensor *w_proj = tensor(s->m, 0, LLM_PLE_PROJ);
+    const llm_tensor *norm = tensor(s->m, 0, LLM_PLE_NORM);
+    /* ple (n, n_layers * ple_dim) = xb (n, dim) @ W (n_layers * ple_dim, dim)^T */
+    matmul(s, w_proj, 0, n, s->xb, s->ple);
+    EACH(i, n) {
+        float *own = row_of(s->ple, i);
+        norm_heads(s, norm, own, table->cols);
+        add_row(s, table, tokens[i], s->m->h.ple_scale, own);
+    }
 }
 
 /* x += the bias that tensor t is, of expert e, times scale; nothing if there is none */
@@ -277,6 +316,8 @@ static void store_keys_and_values(llm_session *s, size_t layer, size_t i);
 static void attend(llm_session *s, size_t layer, size_t unit);
 static void merge_parts(llm_session *s, size_t layer, size_t i);
 static void gate_heads(llm_session *s, size_t layer, size_t i);
+static void pass_by(llm_session *s, size_t layer, size_t n, vectors x);
+static void add_what_passed(llm_session *s, size_t n);
 
 static void attention(llm_session *s, size_t layer, size_t n) {
     const llm_layer *l = &s->m->layers[layer];
@@ -284,6 +325,8 @@ static void attention(llm_session *s, size_t layer, size_t n) {
     const llm_tensor *w_out = tensor(s->m, layer, LLM_ATTN_OUT);
     const llm_tensor *out_bias = tensor(s->m, layer, LLM_OUT_BIAS);
     const vectors x = block_input(s, layer, LLM_ATTN_NORM, n);
+    if (l->low_rank)
+        pass_by(s, layer, n, x);
     /* qkv (n, q_dim + k_dim + v_dim + gate_dim) = x (n, dim) @ W (the same, dim)^T */
     matmul(s, w_qkv, 0, n, x, s->qkv);
     EACH(i, n) {
@@ -307,6 +350,38 @@ static void attention(llm_session *s, size_t layer, size_t n) {
     EACH(i, n)
         add_bias(s, out_bias, 0, 1, row_of(s->out, i));
     add_block(s, layer, LLM_ATTN_POST_NORM, n);
+    if (l->low_rank)
+        add_what_passed(s, n);
+}
+
+/* laurel (n, dim) = x (n, dim) plus a norm of its product with a matrix of low rank (Menghani et al. 2024, "LAuReL") */
+static void pass_by(llm_session *s, size_t layer, size_t n, vectors x) {
+    const llm_tensor *w_left = tensor(s->m, layer, LLM_LAUREL_LEFT);
+    const llm_tensor *w_right = tensor(s->m, layer, LLM_LAUREL_RIGHT);
+    const llm_tensor *norm = tensor(s->m, layer, LLM_LAUREL_NORM);
+    const size_t rank = w_right->cols;
+    /* hidden (n, low_rank) = x (n, dim) @ W (low_rank, dim)^T */
+    matmul(s, w_left, 0, n, x, s->hidden);
+    EACH(i, n)
+        memset(row_of(s->hidden, i) + rank, 0, (w_right->stride - rank) * sizeof(float));
+    barrier(&s->barrier);
+    /* laurel (n, dim) = hidden (n, low_rank) @ W (dim, low_rank)^T */
+    matmul(s, w_right, 0, n, s->hidden, s->laurel);
+    EACH(i, n) {
+        float *laurel = row_of(s->laurel, i);
+        rmsnorm(s, norm, laurel, laurel);
+        s->k->add_scaled(laurel, row_of(x, i), 1, s->m->h.dim);
+    }
+}
+
+/* x = (x + laurel) / sqrt(2) */
+static void add_what_passed(llm_session *s, size_t n) {
+    EACH(i, n) {
+        float *x = row_of(s->x, i);
+        s->k->add_scaled(x, row_of(s->laurel, i), 1, s->m->h.dim);
+        for (size_t c = 0; c < s->m->h.dim; c++)
+            x[c] *= 0.70710678f;
+    }
 }
 
 /* x (size,) in pieces as wide as the norm: heads, or all of them together */
@@ -315,20 +390,32 @@ static void norm_heads(llm_session *s, const llm_tensor *norm, float *x, size_t 
         rmsnorm(s, norm, x + c, x + c);
 }
 
-/* The projections of token i get their bias, and queries and keys their norm, if it comes before the rotation. */
+/* Each head of the values of a token, through a norm without weights */
+static void norm_values(llm_session *s, const llm_layer *l, float *values) {
+    static const float ones[MAX_HEAD] = {[0 ... MAX_HEAD - 1] = 1};
+    for (size_t c = 0; c < v_dim_of(l); c += value_dim_of(l))
+        s->k->rmsnorm(values + c, values + c, ones, value_dim_of(l), s->m->h.norm_eps);
+}
+
+/* The projections of token i get their bias, values their norm, and queries and keys theirs, if it comes before the
+ * rotation. */
 static void bias_and_norm(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *bias = tensor(s->m, layer, LLM_BIAS);
     const llm_tensor *q_norm = tensor(s->m, layer, LLM_Q_NORM);
     const llm_tensor *k_norm = tensor(s->m, layer, LLM_K_NORM);
-    float *qkv = row_of(s->qkv, i);
+    float *qkv = row_of(s->qkv, i), *keys = qkv + q_dim_of(l), *values = keys + k_dim_of(l);
     add_bias(s, bias, 0, 1, qkv);
+    if (l->flags & LLM_V_IS_K)
+        memcpy(values, keys, k_dim_of(l) * sizeof *values);
+    if (l->flags & LLM_V_NORM)
+        norm_values(s, l, values);
     if (l->flags & LLM_QK_NORM_LATE)
         return;
     if (q_norm->size)
         norm_heads(s, q_norm, qkv, q_dim_of(l));
     if (k_norm->size)
-        norm_heads(s, k_norm, qkv + q_dim_of(l), k_dim_of(l));
+        norm_heads(s, k_norm, keys, k_dim_of(l));
 }
 
 /* A head of token i, turned by its position's angles (Su et al. 2021), and what its norm makes of it, if it comes late */
@@ -688,6 +775,19 @@ typedef struct unit_weights {
     size_t expert;
 } unit_weights;
 
+/* Gates (n,) lose so much that only those more than `cut` standard deviations above their mean are left. */
+static void cut_gates(float *gate, size_t n, float cut) {
+    double mean = 0, variance = 0;
+    for (size_t c = 0; c < n; c++)
+        mean += gate[c];
+    mean /= (double)n;
+    for (size_t c = 0; c < n; c++)
+        variance += (gate[c] - mean) * (gate[c] - mean);
+    const float least = (float)(mean + cut * sqrt(variance / (double)n));
+    for (size_t c = 0; c < n; c++)
+        gate[c] = fmaxf(gate[c] - least, 0);
+}
+
 /* Gates and ups of token i get their bias, and are clamped; and since SiLU's unit is up * gate * sigmoid(gate), they become
  * what makes it (up + shift) * gate * sigmoid(slope * gate). */
 static void bend_gates(llm_session *s, const llm_layer *l, const unit_weights *w, size_t i) {
@@ -700,13 +800,15 @@ static void bend_gates(llm_session *s, const llm_layer *l, const unit_weights *w
         gate[c] = slope * fminf(gate[c], limit);
         up[c] = (fmaxf(fminf(up[c], limit), -limit) + l->up_shift) / slope;
     }
+    if (l->gate_cut)
+        cut_gates(gate, ffn_dim, l->gate_cut);
 }
 
-/* hidden = gain * up * activation(gate): columns c to c + 64 of token i, zeros behind the last one */
-static void glu(llm_session *s, const llm_layer *l, size_t ffn_dim, size_t i, size_t c, float gain) {
-    const float *gate = row_of(s->gate, i) + c, *up = gate + ffn_dim;
+/* hidden = gain * up * activation(gate): columns c to c + 64 of token i, zeros behind the last one, of ffn_dim */
+static void glu(
+    llm_session *s, const llm_layer *l, size_t ffn_dim, size_t i, size_t c, const float *up, float gain) {
     float *hidden = row_of(s->hidden, i) + c;
-    s->k->glu(hidden, gate, up, gain, l->activation);
+    s->k->glu(hidden, row_of(s->gate, i) + c, up + c, gain, l->activation);
     for (size_t k = c < ffn_dim ? ffn_dim - c : 0; k < LLM_GROUP; k++)
         hidden[k] = 0;
 }
@@ -718,14 +820,14 @@ static void gated_unit(llm_session *s, const llm_layer *l, unit_weights w, size_
     const size_t groups = w.down->stride / LLM_GROUP;
     /* gate and up (n, 2 ffn_dim) = x (n, dim) @ W (2 ffn_dim, dim)^T */
     matmul(s, w.gate_up, w.expert, n, x, s->gate);
-    if (w.gate_up_bias->size || l->gate_limit > 0 || l->gate_slope || l->up_shift) {
+    if (w.gate_up_bias->size || l->gate_limit > 0 || l->gate_slope || l->up_shift || l->gate_cut) {
         EACH(i, n)
             bend_gates(s, l, &w, i);
         barrier(&s->barrier);
     }
     EACH(unit, n * groups) {
         const size_t i = unit / groups, c = unit % groups * LLM_GROUP;
-        glu(s, l, ffn_dim, i, c, gains ? gains[i] : 1);
+        glu(s, l, ffn_dim, i, c, row_of(s->gate, i) + ffn_dim, gains ? gains[i] : 1);
     }
     barrier(&s->barrier);
     /* out (n, dim) = hidden (n, ffn_dim) @ W (dim, ffn_dim)^T */
@@ -748,6 +850,17 @@ static unit_weights weights_of(const llm_session *s, size_t layer, size_t expert
     };
 }
 
+/* ... and of the shared one */
+static unit_weights shared_weights(const llm_session *s, size_t layer) {
+    static const llm_tensor none = {0};
+    return (unit_weights){
+        .gate_up = tensor(s->m, layer, LLM_SHARED_GATE_UP),
+        .down = tensor(s->m, layer, LLM_SHARED_DOWN),
+        .gate_up_bias = &none,
+        .down_bias = &none,
+    };
+}
+
 static void feed_forward(llm_session *s, size_t layer, size_t n) {
     const llm_layer *l = &s->m->layers[layer];
     const unit_weights w = weights_of(s, layer, 0);
@@ -759,13 +872,17 @@ static void feed_forward(llm_session *s, size_t layer, size_t n) {
 static void route(llm_session *s, size_t layer, size_t i);
 static void sort_by_expert(llm_session *s, const llm_layer *l, size_t n);
 static void expert(llm_session *s, size_t layer, size_t e, vectors x);
+static void shared_apart(llm_session *s, size_t layer, size_t n);
 
 static void moe(llm_session *s, size_t layer, size_t n) {
     const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *w_router = tensor(s->m, layer, LLM_ROUTER);
-    const vectors x = block_input(s, layer, LLM_FFN_NORM, n);
+    const int apart = (l->flags & LLM_SHARED_NORMS) != 0;
+    vectors x = block_input(s, layer, apart ? LLM_ROUTER_NORM : LLM_FFN_NORM, n);
     /* router (n, n_experts) = x (n, dim) @ W (n_experts, dim)^T */
     matmul_exact(s, w_router, n, x, s->router);
+    if (apart)
+        x = block_input(s, layer, LLM_FFN_NORM, n);
     EACH(i, n) {
         route(s, layer, i);
         memset(row_of(s->out, i), 0, s->out.stride * sizeof(float));
@@ -778,7 +895,25 @@ static void moe(llm_session *s, size_t layer, size_t n) {
         if (s->starts[e] < s->starts[e + 1])
             expert(s, layer, e, x);
     barrier(&s->barrier);
+    if (apart)
+        shared_apart(s, layer, n);
     add_block(s, layer, LLM_FFN_POST_NORM, n);
+}
+
+/* out = a norm of it plus a norm of what the shared expert makes of a norm of its own of the residual stream */
+static void shared_apart(llm_session *s, size_t layer, size_t n) {
+    const llm_layer *l = &s->m->layers[layer];
+    const llm_tensor *experts_norm = tensor(s->m, layer, LLM_EXPERTS_POST);
+    const llm_tensor *shared_norm = tensor(s->m, layer, LLM_SHARED_POST);
+    const unit_weights w = shared_weights(s, layer);
+    const vectors x = block_input(s, layer, LLM_SHARED_NORM, n);
+    gated_unit(s, l, w, n, x, NULL, s->expert_out);
+    EACH(i, n) {
+        float *out = row_of(s->out, i), *shared = row_of(s->expert_out, i);
+        rmsnorm(s, experts_norm, out, out);
+        rmsnorm(s, shared_norm, shared, shared);
+        s->k->add_scaled(out, shared, 1, s->m->h.dim);
+    }
 }
 
 /* x (n,) to exp(x) / the sum of all of them */
@@ -842,6 +977,7 @@ static void route(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *add = tensor(s->m, layer, LLM_ROUTER_ADD);
     const float *bias = add->size ? floats(s, add) : NULL;
+    const llm_tensor *by_expert = tensor(s->m, layer, LLM_ROUTER_SCALE);
     const size_t n = l->n_experts;
     float *p = row_of(s->router, i), sum = 0;
     float *gains = s->gains + i * experts_per_token(l);
@@ -865,8 +1001,8 @@ static void route(llm_session *s, size_t layer, size_t i) {
     }
     const float scale = l->flags & LLM_ROUTER_NORMALIZE ? l->expert_scale / sum : l->expert_scale;
     for (size_t k = 0; k < l->n_active; k++)
-        gains[k] *= scale;
-    if (l->shared_dim) {
+        gains[k] *= l->flags & LLM_ROUTER_SCALED ? scale * floats(s, by_expert)[chosen[k]] : scale;
+    if (experts_per_token(l) > l->n_active) {
         chosen[l->n_active] = (uint32_t)n;
         gains[l->n_active] = l->flags & LLM_SHARED_GATE ? sigmoid(p[n]) : 1;
     }
@@ -901,16 +1037,7 @@ static void expert(llm_session *s, size_t layer, size_t e, vectors x) {
     const uint32_t *members = s->members + s->starts[e];
     const size_t n = s->starts[e + 1] - s->starts[e];
     const size_t per_token = experts_per_token(l);
-    unit_weights w = weights_of(s, layer, e);
-    if (e == l->n_experts) {
-        static const llm_tensor none = {0};
-        w = (unit_weights){
-            .gate_up = tensor(s->m, layer, LLM_SHARED_GATE_UP),
-            .down = tensor(s->m, layer, LLM_SHARED_DOWN),
-            .gate_up_bias = &none,
-            .down_bias = &none,
-        };
-    }
+    const unit_weights w = e < l->n_experts ? weights_of(s, layer, e) : shared_weights(s, layer);
     EACH(i, n) {
         const float gain = s->gains[members[i]];
         const int of_input = e < l->n_experts && l->flags & LLM_EXPERT_INPUT;
@@ -923,6 +1050,170 @@ static void expert(llm_session *s, size_t layer, size_t e, vectors x) {
         float *out = row_of(s->out, members[i] / per_token);
         s->k->add_scaled(out, row_of(s->expert_out, i), 1, s->m->h.dim);
     }
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Several residual streams (Baykal et al. 2023, "Alternating Updates"), of which blocks know the first alone, s->x;
+ * llm.h has the formulas */
+
+/* Stream k (n, dim); of k = 0 what the layer's blocks began with */
+static vectors stream(const llm_session *s, size_t k) {
+    return (vectors){s->streams + k * s->o.batch * s->x.stride, s->x.stride};
+}
+
+/* What multiplies y (n,), so that it is as large as x (n,): its root mean square, which of y is 0.00316 at least */
+static float as_large_as(const float *x, const float *y, size_t n) {
+    double xx = 0, yy = 0;
+    for (size_t c = 0; c < n; c++) {
+        xx += (double)x[c] * x[c];
+        yy += (double)y[c] * y[c];
+    }
+    return (float)sqrt(xx / (double)n / fmax(yy / (double)n, 1e-5));
+}
+
+/* All streams begin as products of the first. */
+static void open_streams(llm_session *s, size_t n) {
+    const llm_header *h = &s->m->h;
+    for (size_t k = 1; k < h->n_streams; k++) {
+        const vectors others = stream(s, k);
+        /* stream (n, dim) = x (n, dim) @ W (dim, dim)^T */
+        matmul(s, tensor(s->m, 0, LLM_STREAM_IN), k - 1, n, s->x, others);
+        EACH(i, n) {
+            float *other = row_of(others, i);
+            const float by = as_large_as(row_of(s->x, i), other, h->dim);
+            for (size_t c = 0; c < h->dim; c++)
+                other[c] *= by;
+        }
+    }
+}
+
+/* modes (n, n_streams), without their tanh, of the first stream */
+static void find_modes(llm_session *s, size_t layer, size_t n) {
+    const vectors x = block_input(s, layer, LLM_STREAM_NORM, n);
+    matmul_exact(s, tensor(s->m, layer, LLM_STREAM_ROUTER), n, x, s->modes);
+}
+
+/* weights (size,) = W (size, n_streams) @ the modes of token i; tanh(x) = 2 sigmoid(2 x) - 1 */
+static void mix_modes(const llm_session *s, const llm_tensor *w, size_t size, size_t i, float *weights) {
+    const size_t n_streams = s->m->h.n_streams;
+    const float *modes = row_of(s->modes, i), *rows = floats(s, w);
+    memset(weights, 0, size * sizeof *weights);
+    for (size_t m = 0; m < n_streams; m++) {
+        const float mode = 2 * sigmoid(2 * modes[m]) - 1;
+        for (size_t r = 0; r < size; r++)
+            weights[r] += rows[r * n_streams + m] * mode;
+    }
+}
+
+/* Each stream of token i gets some of all, and the first is remembered. */
+static void predict_token(llm_session *s, size_t layer, size_t i) {
+    const size_t n = s->m->h.n_streams;
+    float weights[MAX_STREAMS * MAX_STREAMS], *rows[MAX_STREAMS], old[MAX_STREAMS];
+    mix_modes(s, tensor(s->m, layer, LLM_STREAM_PREDICT), n * n, i, weights);
+    rows[0] = row_of(s->x, i);
+    for (size_t k = 1; k < n; k++)
+        rows[k] = row_of(stream(s, k), i);
+    for (size_t c = 0; c < s->m->h.dim; c++) {
+        for (size_t k = 0; k < n; k++)
+            old[k] = rows[k][c];
+        for (size_t k = 0; k < n; k++)
+            for (size_t j = 0; j < n; j++)
+                rows[k][c] += weights[k * n + j] * old[j];
+    }
+    memcpy(row_of(stream(s, 0), i), rows[0], s->m->h.dim * sizeof(float));
+}
+
+static void predict_streams(llm_session *s, size_t layer, size_t n) {
+    find_modes(s, layer, n);
+    EACH(i, n)
+        predict_token(s, layer, i);
+}
+
+/* Each stream of token i gets some of what the layer's blocks have added to the first. */
+static void correct_token(llm_session *s, size_t layer, size_t i) {
+    const llm_header *h = &s->m->h;
+    float weights[MAX_STREAMS], *x = row_of(s->x, i), *before = row_of(stream(s, 0), i);
+    mix_modes(s, tensor(s->m, layer, LLM_STREAM_CORRECT), h->n_streams, i, weights);
+    for (size_t c = 0; c < h->dim; c++)
+        x[c] -= before[c];
+    for (size_t k = 0; k < h->n_streams; k++)
+        s->k->add_scaled(row_of(stream(s, k), i), x, 1 + weights[k], h->dim);
+    memcpy(x, before, h->dim * sizeof *x);
+}
+
+static void correct_streams(llm_session *s, size_t layer, size_t n) {
+    find_modes(s, layer, n);
+    EACH(i, n)
+        correct_token(s, layer, i);
+}
+
+/* All streams but the first += out, through the norm `id` */
+static void add_to_others(llm_session *s, size_t layer, uint32_t id, size_t n) {
+    const llm_header *h = &s->m->h;
+    EACH(i, n) {
+        float *out = row_of(s->out, i);
+        rmsnorm(s, tensor(s->m, layer, id), out, out);
+        for (size_t k = 1; k < h->n_streams; k++)
+            s->k->add_scaled(row_of(stream(s, k), i), out, h->residual_scale, h->dim);
+    }
+}
+
+/* x = the mean of all streams, the others' products */
+static void close_streams(llm_session *s, size_t n) {
+    const llm_header *h = &s->m->h;
+    EACH(i, n)
+        memcpy(row_of(s->xb, i), row_of(s->x, i), h->dim * sizeof(float));
+    for (size_t k = 1; k < h->n_streams; k++) {
+        barrier(&s->barrier);
+        /* out (n, dim) = stream (n, dim) @ W (dim, dim)^T */
+        matmul(s, tensor(s->m, 0, LLM_STREAM_OUT), k - 1, n, stream(s, k), s->out);
+        EACH(i, n) {
+            const float *x = row_of(s->x, i), *out = row_of(s->out, i);
+            s->k->add_scaled(row_of(s->xb, i), out, as_large_as(x, out, h->dim), h->dim);
+        }
+    }
+    EACH(i, n)
+        for (size_t c = 0; c < h->dim; c++)
+            row_of(s->x, i)[c] = row_of(s->xb, i)[c] / (float)h->n_streams;
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * The end of a layer: its own embeddings of the tokens, and a scale */
+
+/* x += what the layer makes of its own embedding of each token, see llm.h */
+static void ple_block(llm_session *s, size_t layer, size_t n) {
+    const llm_layer *l = &s->m->layers[layer];
+    const llm_tensor *w_gate = tensor(s->m, layer, LLM_PLE_GATE);
+    const llm_tensor *w_out = tensor(s->m, layer, LLM_PLE_OUT);
+    const llm_tensor *scale = tensor(s->m, layer, LLM_STREAM_SCALE);
+    const size_t groups = w_out->stride / LLM_GROUP;
+    if (scale->size)
+        EACH(i, n)
+            for (size_t c = 0; c < s->m->h.dim; c++)
+                row_of(s->xb, i)[c] = row_of(s->x, i)[c] * floats(s, scale)[c];
+    barrier(&s->barrier);
+    /* gate (n, ple_dim) = x (n, dim) @ W (ple_dim, dim)^T */
+    matmul(s, w_gate, 0, n, scale->size ? s->xb : s->x, s->gate);
+    EACH(unit, n * groups) {
+        const size_t i = unit / groups, c = unit % groups * LLM_GROUP;
+        glu(s, l, w_out->cols, i, c, row_of(s->ple, i) + layer * w_out->cols, 1);
+    }
+    barrier(&s->barrier);
+    /* out (n, dim) = hidden (n, ple_dim) @ W (dim, ple_dim)^T */
+    matmul(s, w_out, 0, n, s->hidden, s->out);
+    if (s->m->h.n_streams > 1)
+        add_to_others(s, layer, LLM_PLE_POST_NORM, n);
+    else
+        add_block(s, layer, LLM_PLE_POST_NORM, n);
+}
+
+/* x *= a number. Has no barrier, as add_block(). */
+static void scale_layer(llm_session *s, size_t layer, size_t n) {
+    const llm_tensor *scale = tensor(s->m, layer, LLM_LAYER_SCALE);
+    if (scale->size)
+        EACH(i, n)
+            for (size_t c = 0; c < s->m->h.dim; c++)
+                row_of(s->x, i)[c] *= floats(s, scale)[0];
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -973,18 +1264,35 @@ static matrix matrix_of(const llm_model *m, const llm_tensor *t, size_t expert) 
     return w;
 }
 
+/* numbers (64,) = columns c0 to c0 + 64 of a row */
+static void read_group(const llm_session *s, const matrix *w, size_t row, size_t c0, float *numbers) {
+    float tile[LLM_GROUP][LLM_TILE];
+    read_tile(w, row, c0, LLM_GROUP, tile);
+    for (size_t c = 0; c < LLM_GROUP; c++)
+        numbers[c] = tile[c][row % LLM_TILE];
+    if (dtypes[w->dtype].rotated)
+        s->k->hadamard(numbers, LLM_GROUP);
+}
+
 /* x (cols,) = a row of a tensor */
 static void read_row(const llm_session *s, const llm_tensor *t, size_t row, float *x) {
     const matrix w = matrix_of(s->m, t, 0);
-    float tile[LLM_GROUP][LLM_TILE], numbers[LLM_GROUP];
+    float numbers[LLM_GROUP];
     for (size_t c0 = 0; c0 < t->cols; c0 += LLM_GROUP) {
-        read_tile(&w, row, c0, LLM_GROUP, tile);
-        for (size_t c = 0; c < LLM_GROUP; c++)
-            numbers[c] = tile[c][row % LLM_TILE];
-        if (dtypes[w.dtype].rotated)
-            s->k->hadamard(numbers, LLM_GROUP);
+        read_group(s, &w, row, c0, numbers);
         for (size_t c = 0; c < LLM_GROUP && c0 + c < t->cols; c++)
             x[c0 + c] = numbers[c];
+    }
+}
+
+/* x (cols,) += scale * a row of a tensor */
+static void add_row(const llm_session *s, const llm_tensor *t, size_t row, float scale, float *x) {
+    const matrix w = matrix_of(s->m, t, 0);
+    float numbers[LLM_GROUP];
+    for (size_t c0 = 0; c0 < t->cols; c0 += LLM_GROUP) {
+        read_group(s, &w, row, c0, numbers);
+        const size_t n = t->cols - c0 < LLM_GROUP ? t->cols - c0 : LLM_GROUP;
+        s->k->add_scaled(x + c0, numbers, scale, n);
     }
 }
 

@@ -118,7 +118,15 @@ enum llm_feature {
                                          LLM_QKV (AFMoE, Qwen3-Next), */
     LLM_OUT_GATE_HEAD = 1 << 19, /* ... of one row for each query head; with LLM_OUT_GATE (Laguna) */
     LLM_OUT_GATE_SOFTPLUS = 1
-        << 20 /* ... by ln(1 + exp(x)) instead of the sigmoid; with LLM_OUT_GATE (Laguna) */
+        << 20,            /* ... by ln(1 + exp(x)) instead of the sigmoid; with LLM_OUT_GATE (Laguna) */
+    LLM_V_NORM = 1 << 21, /* RMSNorm over each head of v, without weights (Gemma 3n) */
+    LLM_V_IS_K = 1 << 22, /* there are no rows of v: it is k, before its norm and rotation (Gemma 4) */
+    /* router and shared expert read norms of their own of the residual stream; the shared one's output and the sum of the
+     * others get a norm each, and are added then (Gemma 4) */
+    LLM_SHARED_NORMS = 1 << 23,
+    LLM_ROUTER_SCALED = 1
+        << 24,                 /* an expert's weight is multiplied by a number of its own at last (Gemma 4) */
+    LLM_LAYER_SCALED = 1 << 25 /* the residual stream is multiplied by a number behind the layer (Gemma 4) */
 };
 
 /* "tied", "qkv_bias" and so on, of the feature with this bit (0: LLM_TIED); NULL: there is no such feature. */
@@ -147,7 +155,10 @@ typedef struct llm_header {
     float residual_scale;  /* multiplies what a block adds to the residual stream (Granite); usually 1 */
     float logit_cap;       /* c of c * tanh(logit / c) (Gemma 2); 0: none */
     uint8_t dtype[16];     /* enum llm_dtype of the matrices that occur once, by enum llm_tensor_id; else 0 */
-    uint8_t reserved[148]; /* zeros */
+    uint32_t ple_dim;      /* width of a layer's own embeddings (PLE, "per-layer embeddings"); 0: none */
+    float ple_scale;       /* multiplies a row of LLM_PLE_EMBED; 0 without */
+    uint32_t n_streams;    /* residual streams, at most 8; 0: one */
+    uint8_t reserved[136]; /* zeros */
     uint64_t checksum;     /* llm_checksum() of all before */
 } llm_header;
 
@@ -193,7 +204,9 @@ typedef struct llm_layer {
         query_growth; /* b: at position p queries are multiplied by 1 + b * ln(1 + floor((p + query_shift) / */
     uint32_t query_span; /*    query_span)) (Llama 4, Ministral 3); both 0: they are not */
     uint32_t query_shift;
-    uint8_t reserved[104]; /* zeros */
+    uint32_t low_rank;    /* rank of a product that goes past attention, see below; 0: none */
+    float gate_cut;       /* c: gates become max(gate - mean - c * standard deviation, 0); 0: they stay */
+    uint8_t reserved[96]; /* zeros */
 } llm_layer;
 
 /* Element i of a query or key head and element i + head_dim / 2 (half-split) turn together: at position p by
@@ -203,14 +216,36 @@ typedef struct llm_angle {
     float magnitude;
 } llm_angle;
 
+/* With ple_dim a layer has a vector e (ple_dim,) of its own for each token: the layer's part of the token's row of
+ * LLM_PLE_EMBED, times ple_scale, plus the norm LLM_PLE_NORM of the layer's part of LLM_PLE_PROJ @ the token's embedding
+ * (without embed_scale). The layer ends with a third block, which reads the residual stream x as it is: LLM_PLE_OUT @
+ * (activation(LLM_PLE_GATE @ x) * e), through the norm LLM_PLE_POST_NORM, is added to it (Gemma 3n). */
+
+/* With n_streams (Baykal et al. 2023, "Alternating Updates"; Gemma 3n) blocks read and write the first of several residual
+ * streams x_k. Stream k > 0 begins as LLM_STREAM_IN k @ x_0, made as large as x_0 is (its root mean square, that of the
+ * product being 0.00316 at least). Around a layer's blocks, with modes m (n_streams,) = tanh(LLM_STREAM_ROUTER @ the norm
+ * LLM_STREAM_NORM of x_0): before them x_k becomes p_k = x_k + sum over j and i of LLM_STREAM_PREDICT[k][j][i] m_i x_j;
+ * after them, with the modes of what x_0 is then, p_k + (x_0 - p_0) (1 + sum over i of LLM_STREAM_CORRECT[k][i] m_i). The
+ * block of LLM_PLE_GATE reads x_0 * LLM_STREAM_SCALE, and its output is added to all streams but the first. After the last
+ * layer x_0 is the mean of itself and all LLM_STREAM_OUT k @ x_k, made as large as it is.
+ *
+ * With low_rank (Menghani et al. 2024, "LAuReL"), of what attention reads, y: behind attention x becomes
+ * (x + y + the norm LLM_LAUREL_NORM of LLM_LAUREL_RIGHT @ LLM_LAUREL_LEFT @ y) / sqrt(2). */
+
 /* The tensors in file order. Those before LLM_ATTN_NORM occur once; the rest once a layer, a layer's tensors
  * together; LLM_GATE_UP, LLM_DOWN and their biases once for each expert of a layer. q_dim = n_heads * head_dim; k_dim =
- * n_kv_heads * head_dim and v_dim = n_kv_heads * value_dim, or both 0 where the layer uses another one's keys and values;
- * att_dim = n_heads * value_dim; gate_dim = att_dim with LLM_OUT_GATE, n_heads with .._HEAD, else 0. */
+ * n_kv_heads * head_dim and v_dim = n_kv_heads * value_dim, or both 0 where the layer uses another one's keys and values
+ * (v_dim also with LLM_V_IS_K); att_dim = n_heads * value_dim; gate_dim = att_dim with LLM_OUT_GATE, n_heads with
+ * .._HEAD, else 0. */
 enum llm_tensor_id {
     LLM_EMBED = 0,      /* (vocab_size, dim)            matrix */
     LLM_OUT_NORM = 1,   /* (1, dim)                     vector */
     LLM_OUTPUT = 2,     /* (vocab_size, dim)            matrix; absent with LLM_TIED */
+    LLM_PLE_EMBED = 3,  /* (vocab_size, n_layers * ple_dim)  matrix; all of this name are only with ple_dim */
+    LLM_PLE_PROJ = 4,   /* (n_layers * ple_dim, dim)    matrix */
+    LLM_PLE_NORM = 5,   /* (1, ple_dim)                 vector */
+    LLM_STREAM_IN = 6,  /* (dim, dim)                   matrix; n_streams - 1 of them */
+    LLM_STREAM_OUT = 7, /* (dim, dim)                   matrix; n_streams - 1 of them */
     LLM_ATTN_NORM = 16, /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM */
     LLM_QKV,            /* (q_dim + k_dim + v_dim + gate_dim, dim) matrix; rows of q, then k, v, gates */
     LLM_BIAS,           /* (1, rows of LLM_QKV)         vector; only with LLM_QKV_BIAS */
@@ -233,6 +268,23 @@ enum llm_tensor_id {
     LLM_ROUTER_LOGITS,  /* (1, n_experts)               vector; only with LLM_ROUTER_LOGIT_BIAS */
     LLM_GATE_UP_BIAS,   /* (1, 2 * ffn_dim)             vector; only with LLM_FFN_BIAS */
     LLM_DOWN_BIAS,      /* (1, dim)                     vector; only with LLM_FFN_BIAS */
+    LLM_ROUTER_NORM,  /* (1, dim)                     vector; only with LLM_SHARED_NORMS, as the next three */
+    LLM_SHARED_NORM,  /* (1, dim)                     vector; of what the shared expert reads, */
+    LLM_SHARED_POST,  /* (1, dim)                     vector; of its output, */
+    LLM_EXPERTS_POST, /* (1, dim)                     vector; and of the sum of the others */
+    LLM_ROUTER_SCALE, /* (1, n_experts)               vector; only with LLM_ROUTER_SCALED */
+    LLM_LAYER_SCALE,  /* (1, 1)                       vector; only with LLM_LAYER_SCALED */
+    LLM_PLE_GATE,     /* (ple_dim, dim)               matrix */
+    LLM_PLE_OUT,      /* (dim, ple_dim)               matrix */
+    LLM_PLE_POST_NORM,  /* (1, dim)                     vector */
+    LLM_LAUREL_LEFT,    /* (low_rank, dim)              matrix; only with low_rank, as the next two */
+    LLM_LAUREL_RIGHT,   /* (dim, low_rank)              matrix */
+    LLM_LAUREL_NORM,    /* (1, dim)                     vector */
+    LLM_STREAM_NORM,    /* (1, dim)                     vector; only with n_streams > 1, as the next four */
+    LLM_STREAM_ROUTER,  /* (n_streams, dim)             matrix */
+    LLM_STREAM_PREDICT, /* (1, n_streams^3)             vector */
+    LLM_STREAM_CORRECT, /* (1, n_streams^2)             vector */
+    LLM_STREAM_SCALE,   /* (1, dim)                     vector */
     LLM_N_TENSORS
 };
 

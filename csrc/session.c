@@ -21,7 +21,7 @@
 
 /* The most that any layer needs: numbers of a row of each buffer */
 typedef struct widths {
-    size_t qkv, q, att, parts, ffn, per_token, experts, group, width;
+    size_t qkv, q, att, parts, ffn, per_token, experts, group, width, low_rank;
 } widths;
 
 static widths measure(const llm_model *m) {
@@ -34,7 +34,8 @@ static widths measure(const llm_model *m) {
         w.width = larger(w.width, larger(key_width(l), value_width(l)));
         w.q = larger(w.q, l->n_heads * key_width(l));
         w.parts = larger(w.parts, l->n_heads * (value_width(l) + 2));
-        const size_t ffn_dim = larger(l->ffn_dim, l->shared_dim);
+        const size_t ffn_dim = larger(larger(l->ffn_dim, l->shared_dim), larger(m->h.ple_dim, l->low_rank));
+        w.low_rank = larger(w.low_rank, l->low_rank);
         w.ffn = larger(w.ffn, align(ffn_dim, LLM_GROUP));
         w.per_token = larger(w.per_token, experts_per_token(l));
         w.experts = larger(w.experts, l->n_experts);
@@ -87,6 +88,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->expert_x.stride = s->expert_out.stride = dim;
     s->qkv.stride = w.qkv;
     s->att.stride = w.att;
+    s->laurel.stride = dim;
+    s->modes.stride = h->n_streams;
+    s->ple.stride = align((size_t)h->n_layers * h->ple_dim, LLM_GROUP) + LLM_GROUP;
     s->gate.stride = 2 * w.ffn;
     s->hidden.stride = w.ffn;
     s->router.stride = w.experts + 1;
@@ -121,6 +125,10 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->xb.data, b * dim * f},
         {&s->out.data, b * dim * f},
         {&s->rotation, b * h->n_rope * h->rope_dim * f},
+        {&s->streams, h->n_streams * b * dim * f},
+        {&s->modes.data, h->n_streams * b * f},
+        {&s->laurel.data, w.low_rank ? b * dim * f : 0},
+        {&s->ple.data, h->ple_dim ? b * s->ple.stride * f : 0},
         {&s->qkv.data, b * w.qkv * f},
         {&s->q, b * w.q * f},
         {&s->scores, s->o.threads * s->unit_rows * SCORES * f},

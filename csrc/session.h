@@ -49,6 +49,11 @@ struct llm_session {
     vectors out;     /* (B, dim) and what a block adds to it */
     float *rotation; /* (n_rope, B, 2, rope_dim / 2) cosines and sines of each token's position */
 
+    float *streams; /* (n_streams, B, dim) the others; the first is what the layer's blocks began with */
+    vectors modes;  /* (B, n_streams) how they are mixed */
+    vectors laurel; /* (B, dim) what goes past attention */
+    vectors ple;    /* (B, n_layers * ple_dim + 64) each layer's own embeddings, then anything */
+
     /* attention */
     vectors qkv; /* (B, rows of LLM_QKV) projections: queries, keys, values, gates */
     float
@@ -99,8 +104,10 @@ static inline size_t k_dim_of(const llm_layer *l) { return (size_t)l->n_kv_heads
 
 static inline size_t v_dim_of(const llm_layer *l) { return l->n_kv_heads * value_dim_of(l); }
 
-/* Experts that a token goes through, the shared one included */
-static inline size_t experts_per_token(const llm_layer *l) { return l->n_active + !!l->shared_dim; }
+/* Experts that a token goes through, the shared one included unless it has norms of its own */
+static inline size_t experts_per_token(const llm_layer *l) {
+    return l->n_active + (l->shared_dim && !(l->flags & LLM_SHARED_NORMS));
+}
 
 enum { KEYS, VALUES };
 

@@ -141,10 +141,13 @@ class Model:
     @property
     def dtype(self) -> str:
         """Of the matrices, routers left out; all of them when there are several."""
-        ids = (lib.LLM_QKV, lib.LLM_ATTN_OUT, lib.LLM_GATE_UP, lib.LLM_DOWN)
+        ids = [lib.LLM_QKV, lib.LLM_ATTN_OUT, lib.LLM_GATE_UP, lib.LLM_DOWN]
         found = {self.header.dtype[lib.LLM_EMBED]}
         if not self.header.required & lib.LLM_TIED:
             found.add(self.header.dtype[lib.LLM_OUTPUT])
+        if self.header.ple_dim:
+            ids += [lib.LLM_PLE_GATE, lib.LLM_PLE_OUT]
+            found |= {self.header.dtype[number] for number in (lib.LLM_PLE_EMBED, lib.LLM_PLE_PROJ)}
         for i in range(self.header.n_layers):
             found |= {self.layers[i].dtype[number - lib.LLM_ATTN_NORM] for number in ids}
         return " and ".join(ffi.string(lib.llm_dtype_name(dtype)).decode() for dtype in sorted(found))

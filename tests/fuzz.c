@@ -99,9 +99,10 @@ static void make_experts(dice *d, llm_layer *l) {
     l->n_experts = from_to(d, 1, chance(d, 12) ? 200 : 9);
     l->n_active = from_to(d, 1, l->n_experts < 12 ? l->n_experts : 12);
     l->ffn_dim = l->n_experts > 9 ? 1 : l->ffn_dim;
-    l->flags |= bits(d) & (LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS);
+    l->flags |= bits(d) & (LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS | LLM_ROUTER_SCALED);
     l->shared_dim = chance(d, 2) ? size(d, 70) : 0;
-    l->flags |= l->shared_dim && chance(d, 2) ? LLM_SHARED_GATE : 0;
+    if (l->shared_dim && chance(d, 2))
+        l->flags |= chance(d, 2) ? LLM_SHARED_GATE : LLM_SHARED_NORMS;
     l->flags |= bits(d) & bits(d) & (LLM_ROUTER_LOGIT_BIAS | LLM_EXPERT_INPUT);
     if (l->n_experts % 3 == 0 && chance(d, 2)) {
         l->n_groups = chance(d, 2) ? 3 : l->n_experts;
@@ -120,12 +121,16 @@ static void make_small_print(dice *d, llm_layer *l) {
     if (chance(d, 3))
         l->flags |= LLM_OUT_GATE | (bits(d) & (LLM_OUT_GATE_HEAD | LLM_OUT_GATE_SOFTPLUS));
     l->value_dim = chance(d, 3) ? from_to(d, 1, 40) : 0;
+    if (l->value_dim || l->flags & LLM_OUT_GATE)
+        l->flags &= ~(uint64_t)LLM_V_IS_K;
     l->gate_limit = chance(d, 4) ? fabsf(number(d, 9)) : 0;
     l->gate_slope = l->activation == LLM_SILU && chance(d, 4) ? number(d, 9) : 0;
     l->up_shift = chance(d, 4) ? number(d, 9) : 0;
     l->query_span = chance(d, 4) ? from_to(d, 1, 90) : 0;
     l->query_shift = l->query_span ? from_to(d, 0, 9) : 0;
     l->query_growth = l->query_span ? number(d, 9) : 0;
+    l->low_rank = chance(d, 4) ? size(d, 70) : 0;
+    l->gate_cut = chance(d, 4) ? number(d, 3) : 0;
 }
 
 static llm_layer make_layer(dice *d) {
@@ -138,7 +143,8 @@ static llm_layer make_layer(dice *d) {
     l.activation = from_to(d, LLM_SILU, LLM_GELU);
     l.ffn_dim = size(d, 70);
     l.expert_scale = chance(d, 9) ? number(d, 9e5f) : 1;
-    l.flags = bits(d) & (LLM_QKV_BIAS | LLM_QK_NORM | LLM_QK_NORM_WHOLE | LLM_NO_PRE_NORM | LLM_POST_NORM);
+    l.flags = bits(d) & (LLM_QKV_BIAS | LLM_QK_NORM | LLM_QK_NORM_WHOLE | LLM_NO_PRE_NORM | LLM_POST_NORM |
+                            LLM_V_NORM | LLM_V_IS_K | LLM_LAYER_SCALED);
     if (!(l.flags & LLM_QK_NORM))
         l.flags &= ~(uint64_t)LLM_QK_NORM_WHOLE;
     if (chance(d, 2))
@@ -154,6 +160,7 @@ static void borrow(dice *d, llm_layer *layers, uint32_t i) {
     if (layers[from].kv_layer != from)
         return;
     layers[i].kv_layer = from;
+    layers[i].flags &= ~(uint64_t)(LLM_V_NORM | LLM_V_IS_K);
     layers[i].n_kv_heads = layers[from].n_kv_heads;
     layers[i].head_dim = layers[from].head_dim;
     layers[i].value_dim = layers[from].value_dim;
@@ -198,6 +205,9 @@ static void make_description(dice *d, model *m) {
     h->logit_cap = chance(d, 4) ? fabsf(number(d, 50)) : 0;
     h->embed_scale = chance(d, 9) ? number(d, 9e5f) : 1;
     h->residual_scale = chance(d, 9) ? number(d, 9e5f) : 1;
+    h->ple_dim = chance(d, 3) ? size(d, 70) : 0;
+    h->n_streams = chance(d, 4) ? from_to(d, 0, 8) : 0;
+    h->ple_scale = h->ple_dim ? number(d, chance(d, 9) ? 9e5f : 1) : 0;
     h->required = from_to(d, 0, 1) ? LLM_TIED : 0;
     h->optional = chance(d, 9) ? bits(d) & ~(uint64_t)LLM_HAS_CHECKSUMS : 0;
     const int differ = chance(d, 2);
@@ -211,6 +221,8 @@ static void make_description(dice *d, model *m) {
         l->flags |= l->window && chance(d, 3) ? LLM_CHUNKED : 0;
         if (i && chance(d, 3))
             borrow(d, m->layers, i);
+        if (h->n_streams > 1)
+            l->flags &= ~(uint64_t)LLM_LAYER_SCALED;
         h->required |= l->flags;
         h->rope_dim = l->head_dim > h->rope_dim ? l->head_dim : h->rope_dim;
     }

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-HEADER = struct.Struct("<8sIIQQQQ5I4f16s148sQ")
+HEADER = struct.Struct("<8sIIQQQQ5I4f16sIfI136sQ")
 FIELDS = (
     "magic version n_layers file_size text_size required optional dim vocab_size context n_rope rope_dim"
-    " norm_eps embed_scale residual_scale logit_cap dtype reserved checksum"
+    " norm_eps embed_scale residual_scale logit_cap dtype ple_dim ple_scale n_streams reserved checksum"
 ).split()
-LAYER = struct.Struct("<Q6I2f6If48s3I4f2I104s")
+LAYER = struct.Struct("<Q6I2f6If48s3I4f3If96s")
 LAYER_FIELDS = (
     "flags n_heads n_kv_heads head_dim window rope kv_layer attn_scale attn_cap ffn activation ffn_dim"
     " n_experts n_active shared_dim expert_scale dtype value_dim n_groups n_active_groups gate_limit"
-    " gate_slope up_shift query_growth query_span query_shift reserved"
+    " gate_slope up_shift query_growth query_span query_shift low_rank gate_cut reserved"
 ).split()
 TIED, QKV_BIAS, QK_NORM, QK_NORM_WHOLE, NO_PRE_NORM, POST_NORM = 1, 2, 4, 8, 16, 32
 ROUTER_NORMALIZE, ROUTER_SIGMOID, ROUTER_BIAS, SHARED_GATE = 64, 128, 256, 512
@@ -34,6 +34,7 @@ ROUTER_BEST, ROUTER_LOGIT_BIAS, EXPERT_INPUT, FFN_BIAS, ATTN_OUT_BIAS, SINK, QK_
     1 << bit for bit in range(10, 18)
 )
 OUT_GATE, OUT_GATE_HEAD, OUT_GATE_SOFTPLUS = 1 << 18, 1 << 19, 1 << 20
+V_NORM, V_IS_K, SHARED_NORMS, ROUTER_SCALED, LAYER_SCALED = (1 << bit for bit in range(21, 26))
 OF_EXPERTS = (
     ROUTER_NORMALIZE
     | ROUTER_SIGMOID
@@ -42,6 +43,8 @@ OF_EXPERTS = (
     | ROUTER_BEST
     | ROUTER_LOGIT_BIAS
     | EXPERT_INPUT
+    | SHARED_NORMS
+    | ROUTER_SCALED
 )
 HAS_CHECKSUMS = 1  # of header.optional
 DENSE, EXPERTS = 0, 1
@@ -49,10 +52,14 @@ SILU, GELU = 0, 1
 FP16, INT8, FP32, INT8R, INT4 = 0, 1, 2, 3, 4
 CHECKSUMS = 32  # the tag of that section
 # Every tensor's place in the file and among the dtypes; those of a layer begin with attn_norm
-IDS = {"embed": 0, "out_norm": 1, "output": 2}
+IDS = {"embed": 0, "out_norm": 1, "output": 2, "ple_embed": 3, "ple_proj": 4, "ple_norm": 5}
+IDS |= {"stream_in": 6, "stream_out": 7}
 NAMES = (
     "attn_norm qkv bias q_norm k_norm attn_out attn_post_norm ffn_norm router router_add gate_up down"
     " shared_gate_up shared_down ffn_post_norm sinks out_bias router_logits gate_up_bias down_bias"
+    " router_norm shared_norm shared_post experts_post router_scale layer_scale"
+    " ple_gate ple_out ple_post_norm laurel_left laurel_right laurel_norm"
+    " stream_norm stream_router stream_predict stream_correct stream_scale"
 ).split()
 IDS |= {name: 16 + i for i, name in enumerate(NAMES)}
 
@@ -77,6 +84,13 @@ def once_shapes(h: dict) -> list[Item]:
     matrices = ["embed"] if h["required"] & TIED else ["embed", "output"]
     items = {name: (name, h["vocab_size"], h["dim"], dtype_of(h, name), 1) for name in matrices}
     items["out_norm"] = ("out_norm", 1, h["dim"], FP32, 1)
+    if ple := h["ple_dim"]:
+        wide = h["n_layers"] * ple
+        items["ple_embed"] = ("ple_embed", h["vocab_size"], wide, dtype_of(h, "ple_embed"), 1)
+        items["ple_proj"] = ("ple_proj", wide, h["dim"], dtype_of(h, "ple_proj"), 1)
+        items["ple_norm"] = ("ple_norm", 1, ple, FP32, 1)
+    for name in ("stream_in", "stream_out") if h["n_streams"] > 1 else ():
+        items[name] = (name, h["dim"], h["dim"], dtype_of(h, name), h["n_streams"] - 1)
     return sorted(items.values(), key=lambda item: IDS[item[0]])
 
 
@@ -98,7 +112,8 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
     head, shared = about["head_dim"], about["shared_dim"]
     q, kv = about["n_heads"] * head, about["n_kv_heads"] * (about["kv_layer"] == number)
     att = about["n_heads"] * value_dim(about)
-    qkv = q + kv * (head + value_dim(about)) + gate_dim(about)
+    values = 0 if flags & V_IS_K else value_dim(about)
+    qkv = q + kv * (head + values) + gate_dim(about)
     whole = flags & QK_NORM_WHOLE
     found: list[Item] = []
 
@@ -140,6 +155,25 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
     if shared:
         matrix("shared_gate_up", 2 * shared, dim)
         matrix("shared_down", dim, shared)
+    if flags & SHARED_NORMS:
+        for name in ("router_norm", "shared_norm", "shared_post", "experts_post"):
+            vector(name, dim)
+    if flags & ROUTER_SCALED:
+        vector("router_scale", experts)
+    if flags & LAYER_SCALED:
+        vector("layer_scale", 1)
+    if ple := h["ple_dim"]:
+        matrix("ple_gate", ple, dim)
+        matrix("ple_out", dim, ple)
+        vector("ple_post_norm", dim)
+    if rank := about["low_rank"]:
+        matrix("laurel_left", rank, dim)
+        matrix("laurel_right", dim, rank)
+        vector("laurel_norm", dim)
+    if (streams := h["n_streams"]) > 1:
+        matrix("stream_router", streams, dim)
+        for name, cols in (("norm", dim), ("predict", streams**3), ("correct", streams**2), ("scale", dim)):
+            vector(f"stream_{name}", cols)
     return sorted(found, key=lambda item: IDS[item[0]])
 
 
@@ -243,6 +277,13 @@ def biases_of(layer: dict, expert: int) -> tuple[np.ndarray, np.ndarray] | None:
     if "gate_up_bias" not in layer:
         return None
     return layer["gate_up_bias"][expert][0], layer["down_bias"][expert][0]
+
+
+def activated(x: np.ndarray, about: dict, slope: float = 1) -> np.ndarray:
+    """What the gate of a layer goes through: SiLU, or GELU in its tanh form (Hendrycks and Gimpel 2016)."""
+    if about["activation"] == GELU:
+        return x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    return x * sigmoid(slope * x)
 
 
 def capped(x: np.ndarray, cap: float) -> np.ndarray:
@@ -435,17 +476,19 @@ class Reference:
         if about["gate_limit"]:
             gate, upper = np.minimum(gate, about["gate_limit"]), upper.clip(*clamp(about))
         upper = upper + about["up_shift"]
-        if about["activation"] == GELU:  # Hendrycks and Gimpel 2016, the tanh form
-            gate = gate / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
-        else:
-            gate = gate * sigmoid((about["gate_slope"] or 1) * gate)
+        if about["gate_cut"]:
+            least = gate.mean(-1, keepdims=True) + about["gate_cut"] * gate.std(-1, keepdims=True)
+            gate = np.maximum(gate - least, 0)
+        gate = activated(gate, about, about["gate_slope"] or 1)
         return self.product(gain * gate * upper, down) + (gain * biases[1] if biases else 0)
 
-    def mixture(self, x: np.ndarray, about: dict, layer: dict) -> np.ndarray:
-        """The mixture of experts for x (n, dim), token by token."""
+    def mixture(self, x: np.ndarray, about: dict, layer: dict, stream: np.ndarray) -> np.ndarray:
+        """The mixture of experts for x (n, dim), a norm of the residual stream, token by token."""
         flags, out = about["flags"], np.zeros_like(x)
+        apart = flags & SHARED_NORMS
+        seen = self.norm(stream, layer["router_norm"][0][0]) if apart else x
         for i, row in enumerate(x):
-            logits = layer["router"][0].w[: about["n_experts"]] @ row
+            logits = layer["router"][0].w[: about["n_experts"]] @ seen[i]
             logits = logits + layer["router_logits"][0][0] if flags & ROUTER_LOGIT_BIAS else logits
             p = sigmoid(logits) if flags & ROUTER_SIGMOID else np.exp(log_softmax(logits))
             liking = p + layer["router_add"][0][0] if flags & ROUTER_BIAS else p.copy()
@@ -456,21 +499,28 @@ class Reference:
                     groups[group] = -np.inf
             top = np.argsort(-liking, kind="stable")[: about["n_active"]]
             w = p[top] / p[top].sum() if flags & ROUTER_NORMALIZE else p[top]
+            w = w * layer["router_scale"][0][0][top] if flags & ROUTER_SCALED else w
             for e, g in zip(top, w * about["expert_scale"], strict=True):
                 given, gain = (row * g, 1) if flags & EXPERT_INPUT else (row, g)
                 weights = layer["gate_up"][e], layer["down"][e]
                 out[i] += self.ffn(given[None], about, *weights, gain, biases_of(layer, e))[0]
-        if about["shared_dim"]:
+        if apart:
+            x = self.norm(stream, layer["shared_norm"][0][0])
+            shared = self.ffn(x, about, layer["shared_gate_up"][0], layer["shared_down"][0])
+            shared = self.norm(shared, layer["shared_post"][0][0])
+            out = self.norm(out, layer["experts_post"][0][0]) + shared
+        elif about["shared_dim"]:
             shared = self.ffn(x, about, layer["shared_gate_up"][0], layer["shared_down"][0])
             gated = flags & SHARED_GATE
             out += shared * sigmoid(x @ layer["router"][0].w[-1])[:, None] if gated else shared
         return out
 
-    def feed_forward(self, x: np.ndarray, number: int) -> np.ndarray:
-        """The feed-forward block of layer `number` for x (n, dim), dense or a mixture."""
+    def feed_forward(self, x: np.ndarray, number: int, stream: np.ndarray) -> np.ndarray:
+        """The feed-forward block of layer `number` for x (n, dim), a norm of the residual stream, dense or a
+        mixture."""
         about, layer = self.about[number], self.layers[number]
         if about["ffn"] == EXPERTS:
-            return self.mixture(x, about, layer)
+            return self.mixture(x, about, layer, stream)
         return self.ffn(x, about, layer["gate_up"][0], layer["down"][0], 1, biases_of(layer, 0))
 
     def turned(self, x: np.ndarray, about: dict) -> np.ndarray:
@@ -490,8 +540,9 @@ class Reference:
         qkv = self.product(x, layer["qkv"][0])
         if "bias" in layer:
             qkv = qkv + layer["bias"][0][0]
-        ends = np.cumsum([heads * head, kv * head, kv * value_dim(about)])
+        ends = np.cumsum([heads * head, kv * head, 0 if about["flags"] & V_IS_K else kv * value_dim(about)])
         q, k, v, gates = np.split(qkv, ends, axis=1)
+        v = k if about["flags"] & V_IS_K else v
         whole, late = about["flags"] & QK_NORM_WHOLE, about["flags"] & QK_NORM_LATE
 
         def turned(z: np.ndarray, norm: str) -> np.ndarray:
@@ -512,6 +563,7 @@ class Reference:
             q = q * (1 + about["query_growth"] * np.log1p(spans))[:, None, None]
         if kv:
             k, v = turned(k, "k_norm"), v.reshape(n, -1, value_dim(about))
+            v = self.norm(v, np.ones(value_dim(about))) if about["flags"] & V_NORM else v
             if self.kv == "fp16":
                 k, v = to_half(k), to_half(v)
             kept[number] = (self.rounding.keys_of(k, 127, half=True) if self.kv == "int8" else k), v
@@ -540,24 +592,85 @@ class Reference:
         out = self.once["embed" if self.h["required"] & TIED else "output"][0]
         return capped(self.product(self.states(ids), out), self.h["logit_cap"])
 
+    def own_embeddings(self, ids: list[int]) -> np.ndarray:
+        """(len(ids), n_layers, ple_dim): what each layer has of its own for each token."""
+        shape, rows = (len(ids), self.h["n_layers"], self.h["ple_dim"]), np.array(ids)
+        projected = self.product(self.once["embed"][0].w[rows], self.once["ple_proj"][0]).reshape(shape)
+        table = self.once["ple_embed"][0].w[rows].reshape(shape) * self.h["ple_scale"]
+        return self.norm(projected, self.once["ple_norm"][0][0]) + table
+
     def states(self, ids: list[int]) -> np.ndarray:
         """(len(ids), dim) float64: what the logits are made of."""
         h, kept = self.h, {}
         x = self.once["embed"][0].w[np.array(ids)] * h["embed_scale"]
+        own = self.own_embeddings(ids) if h["ple_dim"] else None
+        others = self.open_streams(x)
 
         def add(x: np.ndarray, number: int, block: str, compute: Callable) -> np.ndarray:
             """The residual stream after a block."""
             layer, flags = self.layers[number], self.about[number]["flags"]
             read = x if flags & NO_PRE_NORM else self.norm(x, layer[f"{block}_norm"][0][0])
-            y = compute(read, number)
+            y = compute(read, number, x)
             if flags & POST_NORM:
                 y = self.norm(y, layer[f"{block}_post_norm"][0][0])
-            return x + y * h["residual_scale"]
+            past = self.past(read, number) if block == "attn" else None
+            x = x + y * h["residual_scale"]
+            return x if past is None else (x + past) / 2**0.5
 
         for number in range(h["n_layers"]):
-            x = add(x, number, "attn", lambda y, i: self.attention(y, i, kept))
+            layer, about = self.layers[number], self.about[number]
+            if others:
+                x, *others = first, *_ = self.predicted(x, others, layer)
+            x = add(x, number, "attn", lambda y, i, _: self.attention(y, i, kept))
             x = add(x, number, "ffn", self.feed_forward)
+            if others:
+                x, *others = self.corrected(x, [first, *others], layer)
+            if own is not None:
+                read = x * layer["stream_scale"][0][0] if others else x
+                gate = activated(self.product(read, layer["ple_gate"][0]), about)
+                y = self.product(gate * own[:, number], layer["ple_out"][0])
+                y = self.norm(y, layer["ple_post_norm"][0][0]) * h["residual_scale"]
+                x, others = (x, [other + y for other in others]) if others else (x + y, others)
+            if about["flags"] & LAYER_SCALED:
+                x = x * layer["layer_scale"][0][0]
+        back = self.once.get("stream_out", [])
+        products = [self.product(other, w) for other, w in zip(others, back, strict=True)]
+        x = (x + sum(y * as_large_as(x, y) for y in products)) / (1 + len(products))
         return self.norm(x, self.once["out_norm"][0][0])
+
+    def past(self, x: np.ndarray, number: int) -> np.ndarray | None:
+        """What goes past the attention of layer `number`, which reads x (n, dim)."""
+        layer = self.layers[number]
+        if "laurel_left" not in layer:
+            return None
+        y = self.product(self.product(x, layer["laurel_left"][0]), layer["laurel_right"][0])
+        return x + self.norm(y, layer["laurel_norm"][0][0])
+
+    def open_streams(self, x: np.ndarray) -> list[np.ndarray]:
+        """All residual streams but the first, x (n, dim)."""
+        products = [self.product(x, w) for w in self.once.get("stream_in", [])]
+        return [y * as_large_as(x, y) for y in products]
+
+    def modes(self, x: np.ndarray, layer: dict) -> np.ndarray:
+        """How the first stream x (n, dim) says that streams are mixed, (n, n_streams)."""
+        return np.tanh(self.norm(x, layer["stream_norm"][0][0]) @ layer["stream_router"][0].w.T)
+
+    def predicted(self, x: np.ndarray, others: list[np.ndarray], layer: dict) -> list[np.ndarray]:
+        """All streams before the blocks of a layer."""
+        n, streams = self.h["n_streams"], np.stack([x, *others])
+        weights = np.einsum("kji,ni->nkj", layer["stream_predict"][0].reshape(n, n, n), self.modes(x, layer))
+        return list(streams + np.einsum("nkj,jnd->knd", weights, streams))
+
+    def corrected(self, x: np.ndarray, streams: list[np.ndarray], layer: dict) -> list[np.ndarray]:
+        """All streams after the blocks of a layer, which have made x of the first one."""
+        n = self.h["n_streams"]
+        weights = 1 + self.modes(x, layer) @ layer["stream_correct"][0].reshape(n, n).T
+        return [p + (x - streams[0]) * by[:, None] for p, by in zip(streams, weights.T, strict=True)]
+
+
+def as_large_as(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What makes each row of y (n, dim) as large as x's, by their root mean squares; (n, 1)."""
+    return np.sqrt((x * x).mean(-1) / np.maximum((y * y).mean(-1), 1e-5))[:, None]
 
 
 def pack_sections(sections: Mapping[int, bytes]) -> bytes:
@@ -573,23 +686,28 @@ def dtypes_of(names: list[str], kind: int, others: Mapping[str, int], first: int
     """The dtypes of these matrices: `kind` but for the router, which is fp16, or what `others` says."""
     out = bytearray(size)
     for name in names:
-        out[IDS[name] - first] = others.get(name, FP16 if name == "router" else kind)
+        out[IDS[name] - first] = others.get(name, FP16 if name.endswith("router") else kind)
     return bytes(out)
 
 
 def describe(number: int, given: dict[str, Any]) -> dict[str, Any]:
     """An llm_layer: the fields that are given, what follows from them, zeros."""
-    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(104)}
+    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(96)}
     about |= {key: value for key, value in given.items() if key in about and value is not None}
     if not about["n_experts"]:
         about |= {"n_active": 0, "shared_dim": 0, "expert_scale": 1.0, "n_groups": 0, "n_active_groups": 0}
         about["flags"] &= ~OF_EXPERTS
+    if about["kv_layer"] != number:
+        about["flags"] &= ~(V_NORM | V_IS_K)
     about["flags"] &= ~TIED
     about["ffn"] = EXPERTS if about["n_experts"] else DENSE
     if given["attn_scale"] is None:
         about["attn_scale"] = about["head_dim"] ** -0.5
     matrices = ["qkv", "attn_out", "gate_up", "down"] + ["router"] * bool(about["n_experts"])
     matrices += ["shared_gate_up", "shared_down"] * bool(about["shared_dim"])
+    matrices += ["ple_gate", "ple_out"] * bool(given["ple_dim"])
+    matrices += ["laurel_left", "laurel_right"] * bool(about["low_rank"])
+    matrices += ["stream_router"] * (given["n_streams"] > 1)
     about["dtype"] = dtypes_of(matrices, given["dtype"], given["dtypes"], 16, 48)
     return about
 
@@ -597,6 +715,7 @@ def describe(number: int, given: dict[str, Any]) -> dict[str, Any]:
 # How large random weights are
 GAINS = {
     "embed": 1.0,
+    "ple_embed": 1.0,
     "bias": 0.5,
     "router": 2.0,
     "router_add": 0.1,
@@ -605,6 +724,8 @@ GAINS = {
     "router_logits": 1.0,
     "gate_up_bias": 0.5,
     "down_bias": 0.5,
+    "stream_predict": 0.1,
+    "stream_correct": 0.1,
 }
 
 
@@ -634,6 +755,9 @@ def make_model(
     embed_scale: float = 1.0,
     residual_scale: float = 1.0,
     expert_scale: float = 1.0,
+    ple_dim: int = 0,
+    ple_scale: float = 0.0,
+    n_streams: int = 0,
     activation: int = SILU,
     extra: Mapping[str, Any] | None = None,
     dtypes: Mapping[str, int] | None = None,
@@ -668,6 +792,8 @@ def make_model(
         dtype=dtype,
         dtypes=dtypes or {},
         **(extra or {}),
+        ple_dim=ple_dim,
+        n_streams=n_streams,
     )
     assert len(layers) <= n_layers
     abouts = []
@@ -678,6 +804,9 @@ def make_model(
     for about in abouts:
         required |= about["flags"]
     rope_dim = max(about["head_dim"] for about in abouts)
+    once = ["embed"] * bool(flags & TIED) or ["embed", "output"]
+    once += ["ple_embed", "ple_proj"] * bool(ple_dim)
+    once += ["stream_in", "stream_out"] * (n_streams > 1)
     h: dict[str, Any] = dict(
         magic=b"PYLLM\r\n\x1a",
         version=4,
@@ -695,8 +824,11 @@ def make_model(
         embed_scale=embed_scale,
         residual_scale=residual_scale,
         logit_cap=logit_cap,
-        dtype=dtypes_of(["embed"] if flags & TIED else ["embed", "output"], dtype, dtypes or {}, 0, 16),
-        reserved=bytes(148),
+        dtype=dtypes_of(once, dtype, dtypes or {}, 0, 16),
+        ple_dim=ple_dim,
+        ple_scale=ple_scale,
+        n_streams=n_streams,
+        reserved=bytes(136),
         checksum=0,
     )
     body = b"".join(LAYER.pack(*(about[name] for name in LAYER_FIELDS)) for about in abouts)
@@ -712,7 +844,7 @@ def make_model(
                 gain = GAINS.get(name, 1.5)
                 w[:, :cols] = (
                     1 + 0.3 * rng.standard_normal((rows, cols))
-                    if name.endswith("norm")
+                    if name.endswith(("norm", "_post", "_scale"))
                     else gain
                     * rng.standard_normal((rows, cols))
                     / (1 if name in GAINS and name != "router" else cols**0.5)

@@ -41,6 +41,9 @@ LLAMA3 = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"
 PHI = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 MISTRAL = [f"[{end}{name}]" for name in ("INST", "AVAILABLE_TOOLS", "TOOL_RESULTS") for end in ("", "/")]
 GEMMA = ["<start_of_turn>", "<end_of_turn>"]
+GEMMA4 = ["<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool>", "<tool|>", '<|"|>']
+GEMMA4 += [f"<|{name}>" for name in ("tool_call", "tool_response")]
+GEMMA4 += [f"<{name}|>" for name in ("tool_call", "tool_response")]
 GRANITE = ["<|start_of_role|>", "<|end_of_role|>"]
 
 GLM = ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
@@ -76,6 +79,7 @@ FAMILIES = {
     "phi4_mini": ("bytes", "<|endoftext|>", "<|endoftext|>", PHI, False),
     "gemma2": ("spm", "<bos>", "<eos>", GEMMA, True),
     "gemma3": ("spm", "<bos>", "<eos>", GEMMA, True),
+    "gemma4": ("spm", "<bos>", "<eos>", GEMMA4, True),
     "olmo2": ("bytes", "<|endoftext|>", "<|endoftext|>", [], False),
     "granite3": ("bytes", "<|end_of_text|>", "<|end_of_text|>", GRANITE, False),
     "internlm2": ("spm", "<s>", "</s>", CHATML, True),

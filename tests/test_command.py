@@ -30,6 +30,7 @@ from reference import (
     INT4,
     INT8,
     INT8R,
+    LAYER_SCALED,
     POST_NORM,
     QK_NORM,
     QKV_BIAS,
@@ -37,6 +38,8 @@ from reference import (
     ROUTER_SIGMOID,
     SHARED_GATE,
     TIED,
+    V_IS_K,
+    V_NORM,
     log_softmax,
     make_model,
 )
@@ -1080,6 +1083,34 @@ def test_info_names_what_differs_between_layers(run, tmp_path):
     )
     variant = info(run, "-m", str(path))["variant"]
     assert variant == "output of its own, experts' inputs weighted, chunks instead of windows"
+
+
+def test_info_names_embeddings_by_layer_and_counts_one_row_of_them(run, tmp_path):
+    path = tmp_path / "ple.llm"
+    shared = [{}, {}, dict(kv_layer=0)]
+    flags = TIED | V_NORM | V_IS_K | LAYER_SCALED
+    kind = dict(n_layers=3, ple_dim=32, ple_scale=4.0, flags=flags, layers=shared)
+    path.write_bytes(make_model(**kind))
+    lines = info(run, "-m", str(path))
+    assert lines["variant"] == (
+        "output tied to the embedding, norm on v, values that are keys, a scale for each layer, "
+        "embeddings of 32 for each layer"
+    )
+    assert lines["features"] == "tied, v_norm, v_is_k, layer_scaled"
+    assert lines["attention"] == "4 heads of 16, 2 for keys and values, in 1 layers with those of another"
+    layer = 2 * 64 * 64 + 64 * 128 * 3 + 2 * 64 + 2 * 32 * 64 + 64 + 1
+    once = 96 * 64 + 64 + 96 * 96 + 96 * 64 + 32
+    assert lines["parameters"] == str(once + 3 * layer + 2 * 32 * 64)
+    small = re.findall(r"(\d+) bytes \([^)]*\) as int8", lines["weights"])
+    path.write_bytes(make_model(dtype=INT8R, **kind))
+    assert small == [str(path.stat().st_size)]
+    kind = dict(n_streams=3, ple_dim=32, ple_scale=4.0, extra=dict(low_rank=8))
+    path.write_bytes(make_model(**kind))
+    lines = info(run, "-m", str(path))
+    assert lines["variant"] == "output of its own, 3 residual streams, embeddings of 32 for each layer"
+    assert re.findall(r"(\d+) bytes \([^)]*\) as int8", lines["weights"]) == [
+        str(len(make_model(dtype=INT8R, **kind)))
+    ]
 
 
 def test_info_verifies_checksums_when_asked_to(run, tmp_path):

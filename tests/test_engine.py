@@ -34,6 +34,7 @@ from reference import (
     INT8,
     INT8R,
     LAYER_FIELDS,
+    LAYER_SCALED,
     NO_PRE_NORM,
     OUT_GATE,
     OUT_GATE_HEAD,
@@ -47,10 +48,15 @@ from reference import (
     ROUTER_BIAS,
     ROUTER_LOGIT_BIAS,
     ROUTER_NORMALIZE,
+    ROUTER_SCALED,
     ROUTER_SIGMOID,
     SHARED_GATE,
+    SHARED_NORMS,
+    SILU,
     SINK,
     TIED,
+    V_IS_K,
+    V_NORM,
     Reference,
     Rounding,
     edited,
@@ -196,6 +202,50 @@ MODELS = {
             dict(n_experts=0, dtypes={"qkv": INT8, "attn_out": FP16, "down": INT4}),
             dict(dtypes={"qkv": INT8R, "router": INT8}),
         ],
+    ),
+    "embeddings by layer, values that are keys": dict(
+        n_layers=5,
+        dim=100,
+        ffn_dim=50,
+        ple_dim=72,
+        ple_scale=2.0,
+        n_rope=2,
+        windows=(9, 0),
+        activation=GELU,
+        embed_scale=3.0,
+        flags=TIED | QK_NORM | POST_NORM | V_NORM | LAYER_SCALED,
+        layers=[
+            {},
+            dict(head_dim=48, n_heads=3, n_kv_heads=1, flags=QK_NORM | QKV_BIAS | V_NORM | V_IS_K),
+            dict(kv_layer=0, window=5),
+            dict(kv_layer=1, head_dim=48, n_heads=5, n_kv_heads=1, ffn_dim=200),
+            dict(flags=V_IS_K | LAYER_SCALED, activation=SILU),
+        ],
+    ),
+    "several streams": dict(
+        n_layers=4,
+        dim=100,
+        ffn_dim=90,
+        n_streams=3,
+        ple_dim=24,
+        ple_scale=1.5,
+        n_rope=2,
+        windows=(9, 0),
+        activation=GELU,
+        flags=QK_NORM | POST_NORM | V_NORM,
+        extra=dict(low_rank=12, gate_cut=0.6),
+        layers=[{}, dict(low_rank=0, activation=SILU), dict(gate_cut=-0.5, kv_layer=0), dict(gate_cut=0.0)],
+    ),
+    "experts beside a dense block": dict(
+        n_layers=3,
+        n_experts=6,
+        n_active=2,
+        dim=100,
+        ffn_dim=40,
+        shared_dim=90,
+        activation=GELU,
+        flags=ROUTER_NORMALIZE | SHARED_NORMS | ROUTER_SCALED | POST_NORM,
+        layers=[{}, dict(flags=SHARED_NORMS, shared_dim=30), dict(flags=ROUTER_SCALED, expert_scale=1.5)],
     ),
 }
 
@@ -395,21 +445,34 @@ def test_the_reference_would_notice_a_wrong_page_or_group_of_keys(rule):
     assert np.median(errors(Model(data).run(ids, kv=KV["int8"], exact=1), want)) > 0.005
 
 
-@pytest.mark.parametrize("feature", ["bias", "q_norm", "k_norm", "router", "rope", "attn_norm"])
+STREAMS = ["stream_predict", "stream_correct", "stream_scale", "stream_norm", "stream_router", "laurel_norm"]
+STREAMS += ["stream_in", "stream_out"]
+OWN = ["ple_norm", "ple_post_norm", "layer_scale", "ple_embed", "ple_proj", "ple_gate"]
+APART = ["router_norm", "shared_norm", "shared_post", "experts_post", "router_scale"]
+
+
+@pytest.mark.parametrize(
+    "feature", ["bias", "q_norm", "k_norm", "router", "rope", "attn_norm", *OWN, *APART, *STREAMS]
+)
 def test_the_reference_would_notice_a_missing_feature(feature):
     """The comparison above is sharp: with one feature changed in the reference, the logits are far off."""
-    kind = (
-        dict(n_experts=4, n_active=2, flags=ROUTER_NORMALIZE)
-        if feature == "router"
-        else dict(flags=QKV_BIAS | QK_NORM)
-    )
+    kind = dict(flags=QKV_BIAS | QK_NORM)
+    if feature == "router":
+        kind = dict(n_experts=4, n_active=2, flags=ROUTER_NORMALIZE)
+    elif feature in OWN:
+        kind = dict(ple_dim=24, ple_scale=1.5, flags=LAYER_SCALED)
+    elif feature in APART:
+        kind = MODELS["experts beside a dense block"]
+    elif feature in STREAMS:
+        kind = MODELS["several streams"]
     data = make_model(7, **kind)
     wrong = Reference(data)
-    for layer in wrong.layers:
-        if feature == "router":
-            layer["router"] = [replace(w, stored=0 * w.stored) for w in layer["router"]]
-        elif feature in layer:
-            layer[feature] = [np.ones_like(w) if feature.endswith("norm") else 0 * w for w in layer[feature]]
+    for layer in (wrong.once, *wrong.layers):
+        for w in layer.get(feature, ()):
+            if isinstance(w, reference.Matrix):
+                layer[feature] = [replace(w, stored=0 * w.stored)] * len(layer[feature])
+            else:
+                layer[feature] = [0 * w if feature == "bias" else np.ones_like(w)]
     if feature == "rope":
         wrong.rope = wrong.rope * 0
     want = wrong.logits(ids := some_ids(50, 96))
@@ -435,9 +498,9 @@ def test_prompts_of_fp16_files_are_rounded_to_13_bits_unless_exact(name):
 
 
 def with_router_of(dtype: int, name: str) -> dict:
-    """The model's arguments, with a router of this dtype too: one in fp16 would be the only matrix that the
+    """The model's arguments, with routers of this dtype too: one in fp16 would be the only matrix that the
     plain kernels multiply with other bits."""
-    return {"dtypes": {"router": dtype}} | MODELS[name]
+    return {"dtypes": {"router": dtype, "stream_router": dtype}} | MODELS[name]
 
 
 def is_same_everywhere(name: str, dtype: int, kv: str) -> bool:
@@ -575,7 +638,15 @@ def test_only_wanted_logits_are_returned_in_order():
 
 @both_kv
 @every_dtype
-@pytest.mark.parametrize("name", ["odd sizes", "head sizes, shared keys", "dense and experts"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "odd sizes",
+        "head sizes, shared keys",
+        "dense and experts",
+        "embeddings by layer, values that are keys",
+    ],
+)
 def test_truncate_and_copy_give_the_same_logits(name, dtype, kv):
     model = Model(make_model(4, dtype=dtype, **MODELS[name]))
     ids = some_ids(40, 96)
@@ -595,7 +666,9 @@ def test_truncate_and_copy_give_the_same_logits(name, dtype, kv):
 
 
 @both_kv
-@pytest.mark.parametrize("name", ["odd sizes", "head sizes, shared keys"])
+@pytest.mark.parametrize(
+    "name", ["odd sizes", "head sizes, shared keys", "embeddings by layer, values that are keys"]
+)
 def test_state_moves_between_sessions(name, kv):
     model, how = Model(make_model(4, **MODELS[name])), dict(kv=KV[kv], exact=1)
     ids = some_ids(40, 96)
@@ -697,7 +770,10 @@ def test_layout_covers_the_file_without_overlap():
         ]:
             experts = max(1, model.about[number]["n_experts"])
             for i in ids:
-                count = experts if i in (lib.LLM_GATE_UP, lib.LLM_DOWN) else 1
+                of_experts = (lib.LLM_GATE_UP, lib.LLM_DOWN, lib.LLM_GATE_UP_BIAS, lib.LLM_DOWN_BIAS)
+                count = experts if i in of_experts else 1
+                if i in (lib.LLM_STREAM_IN, lib.LLM_STREAM_OUT):
+                    count = max(1, header.n_streams - 1)
                 for e in range(count):
                     assert lib.llm_layout(header, layers, i, number, e, tensor, err, 256) == 0
                     if tensor.size:

@@ -247,6 +247,7 @@ def vectors(name: str, value: float, row: int | None = None) -> Callable[[bytes]
     return change
 
 
+WITH_PLE, MIXTURE = "Gemma 4 with embeddings by layer", "Gemma 4, a mixture"
 FEATURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "llama3's frequencies": ("Llama 3", plain(500000.0)),
     "yarn's frequencies": ("Llama with yarn", plain(10000.0)),
@@ -277,6 +278,31 @@ FEATURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "Gemma 3's global base": ("Gemma 3", layers(rope=0)),
     "Gemma 3's window": ("Gemma 3 of texts and pictures", layers(window=0)),
     "Gemma 3's query scale": ("Gemma 3 of texts and pictures", layers(attn_scale=64**-0.5)),
+    "Gemma 3n's mixing of streams before a layer": ("Gemma 3n", vectors("LLM_STREAM_PREDICT", 0)),
+    "Gemma 3n's mixing of streams after a layer": ("Gemma 3n", vectors("LLM_STREAM_CORRECT", 0)),
+    "Gemma 3n's norm before the router of streams": ("Gemma 3n", vectors("LLM_STREAM_NORM", 0)),
+    "Gemma 3n's scale of the first stream": ("Gemma 3n", vectors("LLM_STREAM_SCALE", 1)),
+    "Gemma 3n's product of low rank": ("Gemma 3n", vectors("LLM_LAUREL_NORM", 0)),
+    "Gemma 3n's cut gates": ("Gemma 3n", layers(gate_cut=0.0)),
+    "Gemma 3n's norm of values": ("Gemma 3n", without(lib.LLM_V_NORM)),
+    "Gemma 3n's table of embeddings by layer": ("Gemma 3n", fields(ple_scale=0.0)),
+    "Gemma 3n's keys of the last layer of its kind": ("Gemma 3n", lambda data: edited(data, 5, kv_layer=0)),
+    "Gemma 3n's window": ("Gemma 3n", layers(window=0)),
+    "Gemma 4's norm of values": ("Gemma 4", without(lib.LLM_V_NORM)),
+    "Gemma 4's scale of a layer": ("Gemma 4", vectors("LLM_LAYER_SCALE", 1)),
+    "Gemma 4's partial rotation": ("Gemma 4", angles(turn_all)),
+    "Gemma 4's local base": ("Gemma 4", layers(rope=1)),
+    "Gemma 4's window": ("Gemma 4", layers(window=0)),
+    "Gemma 4's logit cap": ("Gemma 4", fields(logit_cap=0.0)),
+    "Gemma 4's table of embeddings by layer": (WITH_PLE, fields(ple_scale=0.0)),
+    "Gemma 4's norm of what embeddings by layer add": (WITH_PLE, vectors("LLM_PLE_POST_NORM", 1)),
+    "Gemma 4's keys of the last layer of its kind": (WITH_PLE, lambda data: edited(data, 5, kv_layer=2)),
+    "Gemma 4's window in a layer with another one's keys": (WITH_PLE, lambda data: edited(data, 5, window=0)),
+    "Gemma 4's norm before the router": (MIXTURE, vectors("LLM_ROUTER_NORM", 1)),
+    "Gemma 4's norm before the dense block": (MIXTURE, vectors("LLM_SHARED_NORM", 1)),
+    "Gemma 4's norm after the dense block": (MIXTURE, vectors("LLM_SHARED_POST", 1)),
+    "Gemma 4's norm after the experts": (MIXTURE, vectors("LLM_EXPERTS_POST", 1)),
+    "Gemma 4's scale of an expert": (MIXTURE, vectors("LLM_ROUTER_SCALE", 1)),
     "OLMo 2's norm after attention": ("OLMo 2", vectors("LLM_ATTN_POST_NORM", 1)),
     "OLMo 2's q norm": ("OLMo 2", vectors("LLM_Q_NORM", 1)),
     "OLMo 3's window": ("OLMo 3", layers(window=0)),
@@ -427,6 +453,12 @@ FOLDED: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "gpt-oss's yarn, whose borders are not whole": ("gpt-oss", whole_borders),
     "Llama 4's norms of q and k": ("Llama 4", row("Llama4ForCausalLM", prepare=without_norms)),
     "Llama 4's interleaved pairs": ("Llama 4", row("Llama4ForCausalLM", interleaved=False)),
+    "Gemma 3n's scale of what the router of streams reads": (
+        "Gemma 3n",
+        row("Gemma3nForCausalLM", folded={}),
+    ),
+    "Gemma 4's sum of embeddings by layer": (WITH_PLE, row("Gemma4ForCausalLM", folded={})),
+    "Gemma 4's scale of what the router reads": (MIXTURE, row("Gemma4ForCausalLM", folded={})),
 }
 
 
@@ -511,6 +543,21 @@ def test_old_configurations_give_the_same_file(made, tmp_path):
             "rope_theta": 20000.0,
             "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         },
+        "Gemma 4": {
+            "per_layer_config": None,
+            "global_head_dim": 80,
+            "num_global_key_value_heads": 1,
+        },
+        "Gemma 4 with embeddings by layer": {
+            "per_layer_config": None,
+            "global_head_dim": 80,
+            "num_global_key_value_heads": 3,  # without attention_k_eq_v it says nothing
+        },
+        "Gemma 3n": {
+            "rope_parameters": None,
+            "rope_theta": 20000.0,
+            "rope_local_base_freq": 100.0,
+        },
         "Phi-4-mini": {
             "rope_parameters": None,
             "partial_rotary_factor": 0.75,
@@ -553,6 +600,27 @@ REFUSED = [
     ("Gemma 3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50"),
     ("Gemma 3", {"layer_types": ["chunked_attention"] * 3}, "attention_chunk_size is missing"),
     ("Gemma 3", {"layer_types": ["full_attention"]}, "layer_types has not 3 entries"),
+    ("Gemma 3n", {"altup_active_idx": 1}, "altup_active_idx is 1; of Gemma 3n only 0 is supported"),
+    ("Gemma 3n", {"altup_correct_scale": False}, "altup_correct_scale is False; of Gemma 3n only True"),
+    ("Gemma 3n", {"altup_num_inputs": 9}, "n_streams is 9, not 0 to 8"),
+    ("Gemma 3n", {"activation_sparsity_pattern": [0.5] * 6}, "activation_sparsity_pattern has 0.5"),
+    ("Gemma 3n", {"activation_sparsity_pattern": [0.9]}, "activation_sparsity_pattern has not one entry"),
+    ("Gemma 3n", {"intermediate_size": [212]}, "intermediate_size has not one entry for each layer"),
+    ("Gemma 3n", {"vocab_size_per_layer_input": 9}, r"embed_tokens_per_layer\.weight .*\(202, 240\)"),
+    (
+        "Gemma 4",
+        {"num_kv_shared_layers": 7},
+        "num_kv_shared_layers is 7, which leaves layer 0 no layer of its",
+    ),
+    ("Gemma 4", {"per_layer_config": {"1": {"sliding_window": 9}}}, "per_layer_config has .*sliding_window"),
+    ("Gemma 4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention is all"),
+    ("Gemma 4", {"num_kv_shared_layers": -1}, "num_kv_shared_layers is -1"),
+    ("Gemma 4, a mixture", {"enable_moe_block": False}, "not part of a Gemma 4 model"),
+    (
+        "Gemma 4 with embeddings by layer",
+        {"hidden_size_per_layer_input": 24},
+        r"embed_tokens_per_layer\.weight is \(203, 280\), expected \(203, 168\)",
+    ),
     ("OLMoE", {"clip_qkv": 8.0}, "clip_qkv is 8.0"),
     ("MiniCPM", {"num_experts": 8}, "num_experts is 8"),
     ("MiniMax-M2", {"scoring_func": "softmax"}, "scoring_func is softmax"),
@@ -652,6 +720,33 @@ def test_layers_before_a_mixture_are_dense_where_the_configuration_says_so(made)
         }
 
 
+def test_tokens_without_embeddings_by_layer_have_those_of_token_0(made):
+    """Those of pictures and sound, as Gemma3nTextModel.get_per_layer_inputs has it."""
+    _, tensors = prove.load(made("Gemma 3n").folder)
+    source = tensors["model.embed_tokens_per_layer.weight"].astype(np.float32)
+    table = Reference(made("Gemma 3n").data).once["ple_embed"][0].w
+    assert (len(table), len(source)) == (prove.VOCAB, prove.VOCAB - 1)
+    assert (table[: len(source)] == source).all() and (table[len(source) :] == source[0]).all()
+
+
+def test_layers_differ_as_the_configuration_says(made):
+    """Whose keys and values they use, how wide they are, and what each alone has."""
+    shared = Reference(made("Gemma 4 with embeddings by layer").data).about
+    assert [about["kv_layer"] for about in shared] == [0, 1, 2, 3, 1, 3, 1]
+    assert [about["head_dim"] for about in shared] == [48, 80, 48, 48, 80, 48, 80]
+    assert [about["ffn_dim"] for about in shared] == [212] * 4 + [424] * 3
+    kinds = Reference(made("Gemma 4").data).about
+    assert [bool(about["flags"] & lib.LLM_V_IS_K) for about in kinds] == [0, 1, 0, 0, 1, 0, 1]
+    assert [about["n_kv_heads"] for about in kinds] == [2, 1, 2, 2, 1, 2, 1]
+    mixture = Reference(made("Gemma 4, a mixture").data).about
+    assert {(a["ffn_dim"], a["shared_dim"], a["n_experts"], a["n_active"]) for a in mixture} == {
+        (72, 212, 6, 2)
+    }
+    streams = Reference(made("Gemma 3n").data).about
+    assert [about["ffn_dim"] for about in streams] == [212, 212, 140, 212, 212, 140]
+    assert [round(about["gate_cut"], 4) for about in streams] == [0.8416, 0.8416, -0.5244, 0, 0, 0]
+
+
 def test_layers_that_predict_further_tokens_are_left_out(made, tmp_path):
     """As GLM-4.5 is published: with a layer behind the last one. Not when the configuration knows of none."""
     model = made("GLM-4.5")
@@ -722,7 +817,17 @@ def test_known_architectures_that_cannot_be_converted_are_refused_with_the_reaso
 
 @pytest.mark.parametrize(
     "name",
-    ["Gemma 3 of texts and pictures", "Llama 3", "Llama with yarn", "MiniCPM", "MiniMax-M2", "OLMo 3"]
+    [
+        "Gemma 3 of texts and pictures",
+        "Gemma 3n",
+        "Gemma 4",
+        "Gemma 4 with embeddings by layer",
+        "Llama 3",
+        "Llama with yarn",
+        "MiniCPM",
+        "MiniMax-M2",
+        "OLMo 3",
+    ]
     + ["Phi-4-mini", "Qwen2-MoE", "SmolLM3"],
 )
 def test_configurations_with_a_wrong_value_are_read_or_refused(made, name):

@@ -25,6 +25,7 @@ from reference import (
     IDS,
     INT8,
     LAYER,
+    LAYER_SCALED,
     OUT_GATE_HEAD,
     OUT_GATE_SOFTPLUS,
     POST_NORM,
@@ -34,8 +35,12 @@ from reference import (
     ROUTER_BEST,
     ROUTER_BIAS,
     ROUTER_NORMALIZE,
+    ROUTER_SCALED,
     SHARED_GATE,
+    SHARED_NORMS,
     TIED,
+    V_IS_K,
+    V_NORM,
     Reference,
     Rounding,
     edited,
@@ -86,7 +91,7 @@ def test_every_unknown_feature_is_refused_and_says_so():
     assert not refusal(data)
     h, flags = Reference(data).h, Reference(data).about[1]["flags"]
     known = {bit for bit in range(64) if 1 << bit in ffi.typeof("enum llm_feature").elements}
-    assert known == set(range(21))
+    assert known == set(range(26))
     for bit in set(range(64)) - known:
         more = edited(data, required=h["required"] | 1 << bit)
         assert f"header: it needs feature {bit}, which is not known here: {NEWER}" in refusal(more)
@@ -103,12 +108,12 @@ def test_every_optional_bit_is_passed_over():
 
 def test_every_reserved_byte_is_refused_and_says_so():
     data = make_model(**MIXED)
-    for at in range(148):
-        reserved = bytes(at) + b"\1" + bytes(147 - at)
+    for at in range(136):
+        reserved = bytes(at) + b"\1" + bytes(135 - at)
         assert f"header: a reserved byte is set: {NEWER}" in refusal(edited(data, reserved=reserved))
     for layer in range(4):
-        for at in range(104):
-            reserved = bytes(at) + b"\x80" + bytes(103 - at)
+        for at in range(96):
+            reserved = bytes(at) + b"\x80" + bytes(95 - at)
             why = refusal(edited(data, layer, reserved=reserved))
             assert f"layer {layer}: a reserved byte is set: {NEWER}" in why
     for section, at in ((1, 256), (2, 256 + 32)):
@@ -215,6 +220,44 @@ def test_formats_from_before_the_first_release_are_to_be_converted_again():
 )
 def test_a_layer_that_contradicts_is_refused(layer, change, why):
     assert why in refusal(edited(make_model(**MIXED), layer, **change))
+
+
+@pytest.mark.parametrize(
+    ("layer", "flags", "why"),
+    [
+        (2, V_NORM, "layer 2: it has no values of its own"),
+        (2, V_IS_K, "layer 2: it has no values of its own"),
+        (0, ROUTER_SCALED, "layer 0: a router without experts"),
+        (0, SHARED_NORMS, "layer 0: a router without experts"),
+        (1, SHARED_NORMS, "layer 1: norms without a shared expert"),
+        (3, SHARED_NORMS | SHARED_GATE, "layer 3: the shared expert has a gate and norms of its own"),
+    ],
+)
+def test_flags_that_fit_nothing_in_a_layer_are_refused(layer, flags, why):
+    data = edited(make_model(**MIXED), 1, shared_dim=0)
+    whole = edited(data, required=Reference(make_model(**MIXED)).h["required"] | flags)
+    assert why in refusal(edited(whole, layer, flags=flags))
+
+
+def test_streams_that_the_header_does_not_describe_are_refused():
+    data = make_model(n_streams=3, ple_dim=24, extra=dict(low_rank=8))
+    assert not refusal(data)
+    assert "header: n_streams is 9, not 0 to 8" in refusal(edited(data, n_streams=9))
+    assert re.search(r"it has \d+ bytes, not \d+", refusal(edited(data, n_streams=2)))
+    assert "layer 1: low_rank is 65537, not 0 to 65536" in refusal(edited(data, 1, low_rank=65537))
+    assert "layer 0: gate_cut is nan" in refusal(edited(data, 0, gate_cut=float("nan")))
+    scaled = edited(data, required=Reference(data).h["required"] | LAYER_SCALED)
+    assert "layer 0: a scale of one stream of several" in refusal(edited(scaled, 0, flags=LAYER_SCALED))
+
+
+def test_embeddings_by_layer_that_the_header_does_not_describe_are_refused():
+    data = make_model(ple_dim=24, ple_scale=2.0)
+    assert not refusal(data)
+    assert "header: ple_dim is 65537, not 0 to 65536" in refusal(edited(data, ple_dim=65537))
+    assert "header: ple_scale is nan" in refusal(edited(data, ple_scale=float("nan")))
+    plain = make_model()
+    assert "header: a scale of embeddings that layers do not have" in refusal(edited(plain, ple_scale=1.0))
+    assert re.search(r"it has \d+ bytes, not \d+", refusal(edited(plain, ple_dim=24)))
 
 
 def test_flags_that_only_a_header_or_a_pair_may_have_are_refused():

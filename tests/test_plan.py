@@ -151,6 +151,69 @@ def test_every_family_has_the_parameters_that_were_published(name):
     assert not [note for note in found.notes if "not known here" in note]
 
 
+GEMMA4: dict = {
+    "model_type": "gemma4_text",
+    "global_head_dim": 512,
+    "head_dim": 256,
+    "max_position_embeddings": 262144,
+    "sliding_window": 1024,
+    "vocab_size": 262144,
+}
+GEMMA4_31B = GEMMA4 | {
+    "attention_k_eq_v": True,
+    "hidden_size": 5376,
+    "hidden_size_per_layer_input": 0,
+    "intermediate_size": 21504,
+    "num_attention_heads": 32,
+    "num_global_key_value_heads": 4,
+    "num_hidden_layers": 60,
+    "num_key_value_heads": 16,
+}
+GEMMA4_26B = GEMMA4_31B | {
+    "enable_moe_block": True,
+    "hidden_size": 2816,
+    "intermediate_size": 2112,
+    "moe_intermediate_size": 704,
+    "num_attention_heads": 16,
+    "num_experts": 128,
+    "num_global_key_value_heads": 2,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 8,
+    "top_k_experts": 8,
+}
+GEMMA4_E2B = GEMMA4 | {
+    "hidden_size": 1536,
+    "hidden_size_per_layer_input": 256,
+    "intermediate_size": 6144,
+    "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 35,
+    "num_key_value_heads": 1,
+    "num_kv_shared_layers": 20,
+    "sliding_window": 512,
+    "use_double_wide_mlp": True,
+}
+
+
+def test_the_parameters_of_gemma_4_are_those_of_its_card():
+    """It says 30.7B; 25.2B, 3.8B active; and of E2B 2.3B effective: without the embeddings by layer."""
+    kind = "Gemma4ForConditionalGeneration"
+    dense, mixture, small = (
+        plan.make({"architectures": [kind], "text_config": text})
+        for text in (GEMMA4_31B, GEMMA4_26B, GEMMA4_E2B)
+    )
+    assert round(dense.parameters / 1e9, 1) == 30.7
+    assert (round(mixture.parameters / 1e9, 1), round(mixture.active / 1e9, 1)) == (25.2, 3.8)
+    table = 262144 * 35 * 256
+    assert round((small.parameters - table) / 1e9, 1) == 2.3
+    assert small.needs["int8"].read == pytest.approx((small.parameters - table) * 66 / 64, rel=1e-3)
+    # 12 layers with a window and 3 without make keys and values, one head of each
+    assert small.needs["fp16"].kv == 2 * 2 * (12 * 256 + 3 * 512)
+    assert small.needs["fp16"].seen == 2 * 2 * (28 * 512 * 256 + 7 * 131072 * 512)
+    assert not any("not known here" in note for found in (dense, mixture, small) for note in found.notes)
+
+
 def test_layers_with_a_window_read_no_more_than_that():
     """gemma-3-1b: of 26 layers every sixth sees all of the context, the others 512 positions; one head of 256
     for keys and one for values, two bytes a number."""

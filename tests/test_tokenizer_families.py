@@ -243,6 +243,11 @@ GEMMA_PARTS = dict(
     post=template("<bos>"),
     eos="<eos>",
 )
+GEMMA4_MARKS = marks(
+    "<bos> <eos> <|turn> <turn|> <|channel> <channel|> <|think|> <|tool_response>",
+    ('<|"|>', ""),
+    ("\n\n", ""),
+)
 LLAMA3_PARTS = dict(
     pieces=False,
     normalizer=None,
@@ -405,6 +410,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma 3": Family(
         **GEMMA_PARTS, generation=("<eos>", "<end_of_turn>"), stops=("<eos>", "<end_of_turn>")
+    ),
+    "gemma 4": Family(
+        **GEMMA_PARTS | {"marks": GEMMA4_MARKS},
+        config=("<eos>", "<turn|>"),
+        generation=("<eos>", "<turn|>", "<|tool_response>"),
+        template="<|turn>user\n{{ x }}<turn|>\n",
+        stops=("<eos>", "<turn|>", "<|tool_response>"),
     ),
     "olmo 1, olmoe": Family(
         pieces=False,
@@ -639,6 +651,8 @@ ROWS = {
     "Gemma": ("gemma 1 and 2",),
     "Gemma 2": ("gemma 1 and 2",),
     "Gemma 3": ("gemma 3",),
+    "Gemma 3n": ("gemma 3",),
+    "Gemma 4": ("gemma 4",),
     "OLMo 2": ("olmo 2",),
     "OLMo 3": ("olmo 2",),
     "OLMoE": ("olmo 1, olmoe",),

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,31 @@ def longrope(pairs: int, partial: float = 1.0) -> dict[str, Any]:
 
 
 GEMMA = {"query_pre_attn_scalar": 96, "sliding_window": 21, "tie_word_embeddings": True}
+LOCAL_ROPE = {
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 20000.0},
+    }
+}
+GEMMA4 = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 48,
+    "global_head_dim": 80,
+    "num_hidden_layers": 7,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2 + ["full_attention"],
+    "sliding_window": 21,
+    "final_logit_softcapping": 30.0,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {
+            "rope_type": "proportional",
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 20000.0,
+        },
+    },
+}
 GRANITE = {
     "embedding_multiplier": 12.0,
     "residual_multiplier": 0.22,
@@ -384,6 +410,91 @@ CASES: dict[str, Case] = {
             "query_pre_attn_scalar": 150,
         },
         embed=0.35,
+    ),
+    "Gemma 3n": Case(
+        "Gemma3n",
+        "Gemma 3n E2B, E4B (text)",
+        {
+            **ODD,
+            "num_attention_heads": 4,
+            "head_dim": 48,
+            "num_hidden_layers": 6,
+            "intermediate_size": [212, 212, 140, 212, 212, 140],
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2,
+            "sliding_window": 21,
+            "tie_word_embeddings": True,
+            **LOCAL_ROPE,
+            "hidden_size_per_layer_input": 40,
+            "vocab_size_per_layer_input": VOCAB - 1,
+            "num_kv_shared_layers": 2,
+            "altup_num_inputs": 3,
+            "laurel_rank": 12,
+            "activation_sparsity_pattern": [0.8, 0.8, 0.3, 0.0, 0.0, 0.0],
+        },
+        embed=0.5,
+        gguf="gemma3n",
+    ),
+    "Gemma 4": Case(
+        "Gemma4",
+        "Gemma 4 31B (text)",
+        GEMMA4
+        | {
+            "attention_k_eq_v": True,
+            "num_key_value_heads": 2,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 0,
+        },
+        embed=0.7,
+        gguf="gemma4",
+    ),
+    "Gemma 4 with embeddings by layer": Case(
+        "Gemma4",
+        "Gemma 4 E2B, E4B (text)",
+        GEMMA4
+        | {
+            "hidden_size_per_layer_input": 40,
+            "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True,
+            "vocab_size_per_layer_input": VOCAB,
+        },
+        embed=0.7,
+        gguf="gemma4",
+    ),
+    "Gemma 4 of texts and pictures": Case(
+        "Gemma4",
+        "the same as they are published (text)",
+        {"vision_config": VISION | {"num_key_value_heads": 2, "head_dim": 16}},
+        text=GEMMA4
+        | {
+            "hidden_size_per_layer_input": 72,
+            "num_kv_shared_layers": 1,
+            "vocab_size_per_layer_input": VOCAB,
+            "use_bidirectional_attention": "vision",
+        },
+        embed=0.7,
+    ),
+    "Gemma 4, a mixture": Case(
+        "Gemma4",
+        "Gemma 4 26B-A4B (text)",
+        GEMMA4
+        | {
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 72,
+            "attention_k_eq_v": True,
+            "num_key_value_heads": 2,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 0,
+        },
+        embed=0.7,
+        gguf="gemma4",
+    ),
+    "Gemma 4 without an encoder": Case(
+        "Gemma4Unified",
+        "Gemma 4 12B (text)",
+        GEMMA4 | {"attention_k_eq_v": True, "num_key_value_heads": 2, "num_global_key_value_heads": 1},
+        embed=0.7,
     ),
     "OLMo 2": Case(
         "Olmo2",
@@ -892,29 +1003,33 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
         **SMALL,
     }
     if case.text is not None:
+        whole = {"vision_config": VISION, "image_token_index": VOCAB - 1} | case.config
         config = getattr(transformers, f"{case.kind}Config")(
             text_config=sizes | case.text,
-            vision_config=VISION,
-            image_token_index=VOCAB - 1,
             tie_word_embeddings=bool(case.text.get("tie_word_embeddings")),
-            **case.config,
+            **whole,
         )
         kind = getattr(transformers, f"{case.kind}ForConditionalGeneration")
     else:
-        text = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
-        name = text.get(case.kind, f"{case.kind}Config")
+        has_text = case.kind in ("Gemma3", "Gemma3n", "Gemma4", "Gemma4Unified", "Llama4")
+        name = f"{case.kind}TextConfig" if has_text else f"{case.kind}Config"
         config = getattr(transformers, name)(**sizes | case.config)
         kind = getattr(transformers, f"{case.kind}ForCausalLM")
     model = kind._from_config(config, attn_implementation="eager").to(torch.float32).eval()
-    middle = 0.0 if case.kind.startswith("Gemma") else 1.0  # of a norm's numbers
+    middle = 0.0 if case.kind in ("Gemma", "Gemma2", "Gemma3") else 1.0  # of a norm's numbers
+    unscaled = case.kind.startswith(("Gemma3n", "Gemma4"))  # q . k is not divided by the root of head_dim
     with torch.no_grad():
         for name, weight in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 weight.copy_(0.3 * torch.randn_like(weight))
+            if name.endswith("layer_scalar"):
+                weight.copy_((1 + 0.3 * torch.randn_like(weight)).half().float())
         for name, weight in model.named_parameters():
             random = torch.randn_like(weight)
             if "norm" in name:
                 weight.copy_(middle + 0.3 * random)
+                if unscaled and name.endswith(("q_norm.weight", "k_norm.weight")):
+                    weight.mul_(weight.shape[0] ** -0.25)
             elif name.endswith("bias"):
                 weight.copy_(0.5 * random * (case.out_bias or "o_proj" not in name))
             elif name.endswith("sinks"):
@@ -922,7 +1037,15 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
             elif case.rewrite is as_mxfp4 and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
                 weight.copy_(on_grid(weight))
             elif "embed_tokens" in name:
-                weight.copy_(case.embed * random)
+                weight.copy_((0.2 if "per_layer" in name else case.embed) * random)
+            elif name.endswith("modality_router.weight"):  # of what is divided by the width
+                weight.copy_(random * weight.shape[-1] ** 0.5)
+            elif name.endswith("coefs.weight"):
+                weight.copy_(0.1 * random)
+            elif name.endswith("scale"):
+                weight.copy_(1 + 0.3 * random)
+            elif name.endswith("router.proj.weight"):  # of what is divided by the root of the width
+                weight.copy_(2.0 * random)
             else:
                 router = name.endswith((".gate.weight", "router.weight", ".wg.weight"))
                 weight.copy_((2.0 if router else 1.2) * random / weight.shape[-1] ** 0.5)
@@ -963,7 +1086,7 @@ def first(h: dict[str, Any], *keys: str) -> Any:
 
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-USED = ("num_experts_per_tok", "moe_k", "moe_topk")
+USED = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
 SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 SCALES = ("routed_scaling_factor", "moe_routed_scaling_factor", "router_scaling_factor", "route_scale")
 DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
@@ -1084,6 +1207,9 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
         ("shared_intermediate_size", w.add_expert_shared_feed_forward_length),
         ("attn_logit_softcapping", w.add_attn_logit_softcapping),
         ("final_logit_softcapping", w.add_final_logit_softcapping),
+        ("num_kv_shared_layers", w.add_shared_kv_layers),
+        ("hidden_size_per_layer_input", w.add_embedding_length_per_layer_input),
+        ("altup_num_inputs", w.add_altup_num_inputs),
         ("attention_multiplier", w.add_attention_scale),
         ("embedding_multiplier", w.add_embedding_scale),
         ("residual_multiplier", w.add_residual_scale),
@@ -1099,9 +1225,9 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
         w.add_expert_feed_forward_length(h["intermediate_size"])
         w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     windowed = h.get("sliding_window") and (arch == "exaone4" or "Olmo3ForCausalLM" in h["architectures"])
-    if arch in ("gemma2", "gemma3", "phi3") or windowed:
+    if arch in ("gemma2", "gemma3", "gemma3n", "gemma4", "phi3") or windowed:
         w.add_sliding_window(h.get("sliding_window") or 0)
-    if windowed or arch == "gemma3":
+    if windowed or arch in ("gemma3", "gemma3n", "gemma4"):
         w.add_sliding_window_pattern([kind == "sliding_attention" for kind in h["layer_types"]])
     if "sliding_attention" in rope:
         w.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
@@ -1119,6 +1245,16 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
         w.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(old)))
         for key in ("long", "short"):
             w.add_tensor(f"rope_factors_{key}.weight", np.array(full[f"{key}_factor"], np.float32))
+    if arch == "gemma3n":
+        w.add_altup_active_idx(h["altup_active_idx"])
+        w.add_activation_sparsity_scale(
+            [
+                NormalDist().inv_cdf(share) if share else -math.inf
+                for share in h["activation_sparsity_pattern"]
+            ]
+        )
+    if arch == "gemma4":
+        add_gemma4(w, h)
     stacks: dict[str, list[np.ndarray]] = {}
     for name, tensor in gguf_tensors(arch, h, head, tensors).items():
         stem, _, end = name.rpartition(".")
@@ -1129,6 +1265,8 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
         expert = stem.split(".experts.")
         if len(expert) == 2 and expert[1][0].isdigit():  # one by one: in the order of the checkpoint
             stacks.setdefault(f"{expert[0]}.experts.{expert[1].partition('.')[2]}", []).append(tensor)
+        elif name.startswith(("model.altup_projections.", "model.altup_unembed_projections.")):
+            stacks.setdefault(stem.rpartition(".")[0], []).append(tensor)
         else:
             w.add_tensor(gguf_name(names, stem, end), tensor)
     for stem, found in stacks.items():
@@ -1138,8 +1276,33 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
     return path
 
 
+def add_gemma4(w: Any, h: dict[str, Any]) -> None:
+    """Gemma4Model.set_gguf_parameters and generate_extra_tensors."""
+    first, n_layers, shared = h["intermediate_size"], h["num_hidden_layers"], h["num_kv_shared_layers"]
+    own = next(iter(h["per_layer_config"].values()))
+    size, local = own["head_dim"], [kind == "sliding_attention" for kind in h["layer_types"]]
+    w.add_shared_kv_layers(shared)
+    w.add_embedding_length_per_layer_input(h["hidden_size_per_layer_input"] or 0)
+    w.add_key_length(size)
+    w.add_value_length(size)
+    w.add_key_length_swa(h["head_dim"])
+    w.add_value_length_swa(h["head_dim"])
+    if h["use_double_wide_mlp"]:
+        w.add_feed_forward_length([first if i < n_layers - shared else 2 * first for i in range(n_layers)])
+    if "num_key_value_heads" in own:
+        kv = (own["num_key_value_heads"], h["num_key_value_heads"])
+        w.add_head_count_kv([kv[windowed] for windowed in local])
+    w.add_rope_dimension_count(size)
+    w.add_rope_dimension_count_swa(h["head_dim"])
+    turning = int(size * h["rope_parameters"]["full_attention"]["partial_rotary_factor"] / 2)
+    w.add_tensor("rope_freqs.weight", np.array([1.0] * turning + [1e30] * (size // 2 - turning), np.float32))
+
+
 def gguf_name(names: Any, stem: str, end: str) -> str:
     """llama.cpp's own table of names."""
+    ours = {"scale": "ffn_gate_inp", "per_expert_scale": "ffn_down_exps"}
+    if stem.endswith(".router") and end in ours:
+        return f"blk.{stem.split('.')[2]}.{ours[end]}.scale"
     found = names.get_name(stem) or names.get_name(f"{stem}.{end}")
     assert found is not None, f"{stem}.{end} has no name in GGUF"
     return f"{found}.{end}"
@@ -1228,8 +1391,15 @@ def gguf_tensors(arch: str, h: dict[str, Any], head: int, tensors: dict[str, Any
                 tensor = interleaved(tensor, heads)
             if ".k_proj." in name:
                 tensor = interleaved(tensor, kv)
-        if arch.startswith("gemma") and name.endswith("norm.weight"):
+        if arch in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
             tensor = tensor + 1
+        if name.endswith("correct_output_scale"):
+            name += ".weight"
+        if "embed_tokens_per_layer" in name:
+            tensor = np.pad(tensor, ((0, h["vocab_size"] - len(tensor)), (0, 0)))
+        if arch == "gemma4":
+            if name.endswith("layer_scalar") or (".experts." in name and not name.endswith(".weight")):
+                name += ".weight"
         prefix = name.rpartition(".self_attn")[0] or name.rpartition(".block_sparse_moe")[0]
         if ".wqkv." in name:
             groups = tensor.reshape(kv, heads // kv + 2, head, -1)

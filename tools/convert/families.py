@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 from pyllm._llm import lib
 
-from .configuration import Config, integer, layer_count, number
+from .configuration import Config, integer, layer_count, number, switch
 from .flatfile import Layer
 from .sources import ConvertError, shown
 
@@ -59,6 +60,105 @@ def ropes_with_window(config: Config, kinds: list[str]) -> list[str | None]:
     """Exaone4Attention: if some layers have a window, the others do not turn."""
     some = config["sliding_window"] is not None
     return [None if some and kind == "full_attention" else kind for kind in kinds]
+
+
+def with_full_last(config: Config) -> list[str]:
+    """Gemma4TextConfig: but for every sixth layer all have a window; the last one never has."""
+    kinds = sliding(lambda config, i: (i + 1) % 6 != 0)(config)
+    return [*kinds[:-1], "full_attention"] if isinstance(kinds, list) else kinds
+
+
+def kv_layer(config: Config, kinds: list[str], i: int) -> int | None:
+    """The layer whose keys and values layer i uses: the last num_kv_shared_layers use those of the last layer
+    of their kind before them; the others make their own."""
+    first = layer_count(config) - integer(config, "num_kv_shared_layers", zero=True)
+    if i < first:
+        return None
+    makers = [k for k in range(max(0, first)) if kinds[k] == kinds[i]]
+    if not makers:
+        shared = config["num_kv_shared_layers"]
+        raise ConvertError(
+            f"configuration: num_kv_shared_layers is {shared}, which leaves layer {i} no layer of its kind, "
+            f"{shown(kinds[i])}, to have keys and values from"
+        )
+    return makers[-1]
+
+
+def sizes_of_layer(config: Config, kinds: list[str], i: int) -> Config:
+    """The configuration with what is another in layer i: by per_layer_config, or the keys it was made of."""
+    listed = config.get("per_layer_config")
+    found: object = {}
+    if listed is not None:
+        found = listed.get(str(i), {}) if isinstance(listed, dict) else listed
+    elif kinds[i] == "full_attention":
+        found = {"head_dim": config["global_head_dim"]}
+        if switch(config, "attention_k_eq_v") and config.get("num_global_key_value_heads") is not None:
+            found |= {"num_key_value_heads": config["num_global_key_value_heads"]}
+    if not isinstance(found, dict) or not found.keys() <= {"head_dim", "num_key_value_heads"}:
+        raise ConvertError(f"configuration: per_layer_config has {shown(found)}, which is not supported")
+    return config | found
+
+
+GEMMA3N_KINDS = sliding(lambda config, i: (i + 1) % 5 != 0)
+
+
+def gemma3n_config(config: Config) -> Config:
+    """Gemma3nTextConfig: layers may differ in their inner widths."""
+    widths = config["intermediate_size"]
+    if not isinstance(widths, list):
+        return config
+    in_layer(config, "intermediate_size", 0)
+    return config | {"intermediate_size": widths[0], "intermediate_sizes": widths}
+
+
+def gate_cut(config: Config, i: int) -> float:
+    """Gemma3nTextMLP._gaussian_topk: so many standard deviations above the mean is the share of gates that
+    layer i leaves out, if they are spread like Gaussian numbers."""
+    shares = config.get("activation_sparsity_pattern")
+    if shares is None:
+        shares = [0.95 if k < 10 < layer_count(config) else 0.0 for k in range(layer_count(config))]
+    if not isinstance(shares, list) or len(shares) != layer_count(config):
+        raise ConvertError("configuration: activation_sparsity_pattern has not one entry for each layer")
+    key = "activation_sparsity_pattern"
+    share = number({key: shares[i]}, key, zero=True)
+    if share == 0:
+        return 0.0
+    if share >= 1 or share == 0.5:  # half: what a file says of layers that leave out none
+        raise ConvertError(f"configuration: {key} has {shown(shares[i])}, which is not supported")
+    return NormalDist().inv_cdf(share)
+
+
+def gemma3n_layer(config: Config, i: int, kind: str, layer: Layer) -> Layer:
+    """Gemma3nTextDecoderLayer."""
+    maker = kv_layer(config, GEMMA3N_KINDS(config), i)
+    some = config.get("intermediate_sizes") is not None
+    return replace(
+        layer,
+        flags=layer.flags | (lib.LLM_V_NORM if maker is None else 0),
+        kv_layer=maker,
+        ffn_dim=in_layer(config, "intermediate_sizes", i) if some else layer.ffn_dim,
+        low_rank=integer(config, "laurel_rank"),
+        gate_cut=gate_cut(config, i),
+    )
+
+
+def gemma4_layer(config: Config, i: int, kind: str, layer: Layer) -> Layer:
+    """Gemma4TextDecoderLayer: heads of two sizes, keys that are values, keys and values of another layer."""
+    kinds = with_full_last(config)
+    sizes, maker = sizes_of_layer(config, kinds, i), kv_layer(config, kinds, i)
+    layer = replace(
+        layer,
+        head_dim=integer(sizes, "head_dim"),
+        n_kv_heads=integer(sizes, "num_key_value_heads"),
+        kv_layer=maker,
+    )
+    if maker is None:
+        same = switch(config, "attention_k_eq_v") and kind == "full_attention"
+        return replace(layer, flags=layer.flags | lib.LLM_V_NORM | (lib.LLM_V_IS_K if same else 0))
+    if not switch(config, "use_double_wide_mlp"):
+        return layer
+    dense = "shared_dim" if layer.n_experts else "ffn_dim"
+    return replace(layer, **{dense: 2 * integer(config, "intermediate_size")})
 
 
 def value_of(name: str, absent: float = 1.0) -> Callable[[Config], float]:
@@ -259,6 +359,12 @@ class Family:
     local_rope: bool = False  # layers with a window have a rotary table of their own
     partial: bool = False  # only the first elements of a head may turn
     interleaved: bool = False  # elements 2i and 2i + 1 turn together
+    ple: str | None = None  # the key of the width of embeddings by layer
+    ple_vocab: str | None = None  # the key of how many tokens have them; the others have those of token 0
+    streams: str | None = None  # the key of the number of residual streams
+    with_experts: tuple[tuple[str, str], ...] = ()  # substitutions before `rename`, where there are experts
+    # the end of a tensor's name, without the last part -> what it is multiplied with
+    folded: Mapping[str, Callable[[Config], float]] = field(default_factory=dict)
     # key -> the values of it that are supported
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
@@ -299,6 +405,19 @@ GEMMA_ONLY = {
     "hidden_act": ("gelu_pytorch_tanh", "gelu"),  # transformers reads gelu as the tanh form
     "hidden_activation": (None, "gelu_pytorch_tanh"),
 }
+GEMMA4_EXPERTS = (  # the dense block is the shared expert, with norms of its own
+    (".pre_feedforward_layernorm.", ".mlp.shared_layernorm."),
+    (".pre_feedforward_layernorm_2.", ".pre_feedforward_layernorm."),
+    (".post_feedforward_layernorm_1.", ".mlp.shared_post_layernorm."),
+    (".post_feedforward_layernorm_2.", ".mlp.experts_post_layernorm."),
+    (".mlp.gate_proj.", ".mlp.shared_expert.gate_proj."),
+    (".mlp.up_proj.", ".mlp.shared_expert.up_proj."),
+    (".mlp.down_proj.", ".mlp.shared_expert.down_proj."),
+    (".experts.", ".mlp.experts."),
+    (".router.proj.", ".mlp.gate."),
+    (".router.scale", ".mlp.router_norm.weight"),
+    (".router.per_expert_scale", ".mlp.router_scale"),
+)
 OLMO_FLAGS = lib.LLM_QK_NORM | lib.LLM_QK_NORM_WHOLE
 OLMO2_FLAGS = OLMO_FLAGS | lib.LLM_NO_PRE_NORM | lib.LLM_POST_NORM
 OLMO2_NAMES = (GEMMA_NAMES[0], GEMMA_NAMES[2])
@@ -471,6 +590,104 @@ FAMILIES: dict[str, Family] = {
         kinds=sliding(lambda config, i: (i + 1) % integer(config, "sliding_window_pattern") != 0),
         local_rope=True,
         only=GEMMA_ONLY | {"attn_logit_softcapping": (None,)},
+    ),
+    "Gemma3nForCausalLM": Family(
+        "Gemma 3n",
+        defaults={
+            **GEMMA,
+            **WINDOW,
+            "vocab_size": 262400,
+            "hidden_size": 2048,
+            "intermediate_size": 16384,
+            "num_hidden_layers": 35,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+            "sliding_window": 512,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 10000.0,
+            "final_logit_softcapping": 30.0,
+            "num_kv_shared_layers": 15,
+            "hidden_size_per_layer_input": 256,
+            "vocab_size_per_layer_input": 262144,
+            "altup_num_inputs": 4,
+            "altup_active_idx": 0,
+            "altup_correct_scale": True,
+            "laurel_rank": 64,
+        },
+        rename=GEMMA_NAMES,
+        flags=lib.LLM_POST_NORM | lib.LLM_QK_NORM,
+        activation=lib.LLM_GELU,
+        numbers={
+            **GEMMA_NUMBERS,
+            "attn_scale": lambda config: 1.0,
+            "ple_scale": lambda config: (number(config, "hidden_size_per_layer_input") / 2) ** 0.5,
+        },
+        folded={
+            "model.per_layer_projection_norm": lambda config: 0.5**0.5,
+            ".altup.router_norm": lambda config: 1 / number(config, "hidden_size"),
+        },
+        kinds=GEMMA3N_KINDS,
+        prepare=gemma3n_config,
+        vary=gemma3n_layer,
+        ple="hidden_size_per_layer_input",
+        ple_vocab="vocab_size_per_layer_input",
+        streams="altup_num_inputs",
+        local_rope=True,
+        only=GEMMA_ONLY | {"altup_active_idx": (0,), "altup_correct_scale": (True,)},
+    ),
+    "Gemma4ForCausalLM": Family(
+        "Gemma 4",
+        defaults={
+            **GEMMA,
+            **WINDOW,
+            "vocab_size": 262144,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 131072,
+            "sliding_window": 512,
+            "global_head_dim": 512,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 256,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "partial_rotary_factor": 0.25,
+                    "rope_theta": 1e6,
+                },
+            },
+        },
+        rename=GEMMA_NAMES,
+        with_experts=GEMMA4_EXPERTS,
+        flags=lib.LLM_POST_NORM
+        | lib.LLM_QK_NORM
+        | lib.LLM_LAYER_SCALED
+        | lib.LLM_ROUTER_NORMALIZE
+        | lib.LLM_ROUTER_SCALED
+        | lib.LLM_SHARED_NORMS,
+        activation=lib.LLM_GELU,
+        numbers={
+            **GEMMA_NUMBERS,
+            "attn_scale": lambda config: 1.0,
+            "ple_scale": lambda config: (number(config, "hidden_size_per_layer_input") / 2) ** 0.5,
+        },
+        folded={
+            "model.per_layer_projection_norm": lambda config: 0.5**0.5,
+            ".mlp.router_norm": lambda config: number(config, "hidden_size") ** -0.5,
+        },
+        ffn="moe_intermediate_size",
+        experts=True,
+        sparse=lambda config, i: switch(config, "enable_moe_block"),
+        shared="intermediate_size",
+        kinds=with_full_last,
+        vary=gemma4_layer,
+        ple="hidden_size_per_layer_input",
+        local_rope=True,
+        only=GEMMA_ONLY | {"use_bidirectional_attention": (None, False, "vision")},  # of pictures only
     ),
     "Olmo2ForCausalLM": Family(
         "OLMo 2", defaults={"rms_norm_eps": 1e-5}, rename=OLMO2_NAMES, flags=OLMO2_FLAGS
@@ -1049,6 +1266,11 @@ FAMILIES["GraniteMoeSWAForCausalLM"] = replace(
     ropes=own_ropes,
     prepare=with_own_ropes,
 )
+FAMILIES["Gemma4UnifiedForCausalLM"] = replace(
+    FAMILIES["Gemma4ForCausalLM"],
+    name="Gemma 4 without an encoder of pictures",
+    defaults=dict(FAMILIES["Gemma4ForCausalLM"].defaults) | {"hidden_size_per_layer_input": None},
+)
 FAMILIES["Ernie4_5_ForCausalLM"] = FAMILIES["Ernie4_5ForCausalLM"]  # as the hub has it
 FAMILIES["Glm4ForCausalLM"] = replace(FAMILIES["GlmForCausalLM"], name="GLM-4-0414", flags=lib.LLM_POST_NORM)
 
@@ -1067,6 +1289,12 @@ MODEL_TYPES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma3n": "Gemma3nForConditionalGeneration",
+    "gemma3n_text": "Gemma3nForCausalLM",
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "gemma4_text": "Gemma4ForCausalLM",
+    "gemma4_unified": "Gemma4UnifiedForConditionalGeneration",
+    "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
     "glm": "GlmForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "glm4_moe": "Glm4MoeForCausalLM",
@@ -1111,6 +1339,9 @@ MODEL_TYPES = {
 # model_type, the usual one first
 WRAPPED: dict[str, dict[str, str]] = {
     "Gemma3ForConditionalGeneration": {"gemma3_text": "Gemma3ForCausalLM"},
+    "Gemma3nForConditionalGeneration": {"gemma3n_text": "Gemma3nForCausalLM"},
+    "Gemma4ForConditionalGeneration": {"gemma4_text": "Gemma4ForCausalLM"},
+    "Gemma4UnifiedForConditionalGeneration": {"gemma4_unified_text": "Gemma4UnifiedForCausalLM"},
     "Llama4ForConditionalGeneration": {"llama4_text": "Llama4ForCausalLM"},
     "Mistral3ForConditionalGeneration": {
         "mistral": "MistralForCausalLM",
@@ -1122,7 +1353,10 @@ WRAPPED_NAMES = (
     ("model.language_model.", "model."),
     ("language_model.lm_head.", "lm_head."),
 )
-PICTURES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+PICTURES = (
+    *("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+    *("model.audio_tower.", "model.vision_embedder.", "model.embed_vision.", "model.embed_audio."),
+)
 
 # Why an architecture that people ask for is not in the table
 ENCODER = "its attention looks ahead (an encoder)"
@@ -1181,10 +1415,6 @@ REASONS: dict[str, str] = {
     "CohereForCausalLM": LAYER_NORM + ", and attention and feed-forward run side by side",
     "Cohere2ForCausalLM": LAYER_NORM + ", and attention and feed-forward run side by side",
     "DbrxForCausalLM": LAYER_NORM,
-    "Gemma3nForCausalLM": "it has several residual streams and embeddings for each layer",
-    "Gemma3nForConditionalGeneration": "it has several residual streams and embeddings for each layer",
-    "Gemma4ForCausalLM": "it normalises values, and has embeddings and a scale for each layer",
-    "Gemma4ForConditionalGeneration": "it normalises values, and has embeddings and a scale for each layer",
     "ApertusForCausalLM": "its feed-forward block has no gate",
     "ArceeForCausalLM": "its feed-forward block has no gate",
     "MllamaForConditionalGeneration": "some of its layers attend to pictures",

@@ -49,6 +49,8 @@ ROUTED = (  # flags of a layer with experts
     | lib.LLM_ROUTER_BEST
     | lib.LLM_ROUTER_LOGIT_BIAS
     | lib.LLM_EXPERT_INPUT
+    | lib.LLM_SHARED_NORMS
+    | lib.LLM_ROUTER_SCALED
 )
 
 
@@ -81,6 +83,8 @@ class Layer:
     query_growth: float = 0.0
     query_span: int = 0
     query_shift: int = 0
+    low_rank: int = 0
+    gate_cut: float = 0.0
 
     @property
     def ffn(self) -> int:
@@ -102,6 +106,9 @@ class Shape:
     embed_scale: float = 1.0
     residual_scale: float = 1.0
     logit_cap: float = 0.0
+    ple_dim: int = 0
+    ple_scale: float = 0.0
+    n_streams: int = 0
     layers: tuple[Layer, ...] = (Layer(),)
 
     @property
@@ -157,9 +164,9 @@ def make_layout(shape: Shape) -> Layout:
     ffi.memmove(layout.header.magic, MAGIC, len(MAGIC))
     layout.header.version, layout.header.n_layers = lib.LLM_VERSION, n_layers
     layout.header.required = shape.required
-    for key in ("dim", "vocab_size", "context", "n_rope", "rope_dim"):
+    for key in ("dim", "vocab_size", "context", "n_rope", "rope_dim", "ple_dim", "n_streams"):
         setattr(layout.header, key, getattr(shape, key))
-    for key in ("norm_eps", "embed_scale", "residual_scale", "logit_cap"):
+    for key in ("norm_eps", "embed_scale", "residual_scale", "logit_cap", "ple_scale"):
         setattr(layout.header, key, getattr(shape, key))
     for i, layer in enumerate(shape.layers):
         fields = asdict(layer) | {"ffn": layer.ffn}
@@ -193,12 +200,13 @@ def ask(layout: Layout, number: int, layer: int, expert: int = 0) -> ffi.CData:
 
 
 @functools.lru_cache(maxsize=1024)
-def inventory(layer: Layer, tied: bool) -> dict[str, tuple[bool, int]]:
+def inventory(layer: Layer, tied: bool, ple_dim: int = 0, n_streams: int = 0) -> dict[str, tuple[bool, int]]:
     """What tensors a model of this one layer has: whether each is a matrix, and how many of it there are.
     Asked of small models, because llm_layout looks at all layers for each answer."""
     own = replace(layer, kv_layer=None, rope=0)
     last = replace(own, kv_layer=None if layer.kv_layer is None else 0)
-    layout = make_layout(Shape(tied=tied, rope_dim=layer.head_dim, layers=(own, last)))
+    sizes = {"rope_dim": layer.head_dim, "ple_dim": ple_dim, "n_streams": n_streams}
+    layout = make_layout(Shape(tied=tied, layers=(own, last), **sizes))
     found = {}
     for number, name in TENSOR_IDS:
         tensor = ask(layout, number, 0 if number < lib.LLM_ATTN_NORM else 1)
@@ -212,26 +220,27 @@ FIRST = 12  # of so many layers the first one has a matrix of 8 bits in an int4 
 
 def dtype_of(tensor: str, dtype: str, layer: int, n_layers: int) -> int:
     """The dtype of a matrix in a file of `dtype`. A router is small, and decides: it has 16 bits. In int4
-    files embedding and output have 8, of which a row is a token or a logit, and so have the last matrices of
+    files embeddings and output have 8, of which a row is a token or a logit, and so have the last matrices of
     the first layers: what they get wrong all others get. With all matrices of these layers the KL divergence
     of SmolLM2 135M is 6 % less for 3 % more bytes, that of Gemma 3 270M 9 % less for 1 %, which makes its
     file larger than llama.cpp's IQ4_NL."""
     number: int = DTYPES[dtype]
-    if tensor == "LLM_ROUTER":
+    if tensor in ("LLM_ROUTER", "LLM_STREAM_ROUTER"):
         number = lib.LLM_FP16
     elif dtype == "int4":
         last_of_first = tensor == "LLM_DOWN" and layer < n_layers // FIRST
-        if tensor in ("LLM_EMBED", "LLM_OUTPUT") or last_of_first:
+        once = dict(map(reversed, TENSOR_IDS))[tensor] < lib.LLM_ATTN_NORM
+        if once or last_of_first:
             number = lib.LLM_INT8_ROTATED
     return number
 
 
 def finish_layout(shape: Shape, dtype: str, sections: dict[int, bytes] | None = None) -> Layout:
     """The layout of a file of `dtype` with these sections and room for checksums."""
-    layout = make_layout(shape)
+    layout, once_sizes = make_layout(shape), (shape.ple_dim, shape.n_streams)
     numbers, count = {name: number for number, name in TENSOR_IDS}, 0
     for i, layer in enumerate(shape.layers):
-        for name, (matrix, experts) in inventory(layer, shape.tied).items():
+        for name, (matrix, experts) in inventory(layer, shape.tied, *once_sizes).items():
             once = numbers[name] < lib.LLM_ATTN_NORM
             count += 0 if once and i else experts
             if matrix and once:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,65 @@ def llama4_norms(config: Config) -> Config:
     return {"use_qk_norm": config["num_local_experts"] != 128}
 
 
+Get = Callable[[str], Any]  # the value of "architecture.key" in the metadata, None when it is missing
+
+
+def gemma4(get: Get) -> Config:
+    """Gemma4Model.set_gguf_parameters: key_length is that of layers without a window; what differs between
+    layers is in lists."""
+    windowed, width = get("attention.sliding_window_pattern"), get("feed_forward_length")
+    heads, global_heads = get("attention.head_count_kv"), None
+    if isinstance(heads, list):
+        if not isinstance(windowed, list) or len(windowed) != len(heads):
+            raise ConvertError(
+                "gemma4.attention.sliding_window_pattern is not for as many layers as head_count_kv"
+            )
+        pairs = list(zip(heads, windowed, strict=True))
+        global_heads = only_value([n for n, local in pairs if not local], "gemma4.attention.head_count_kv")
+        local_heads = [n for n, local in pairs if local] or [global_heads]
+        heads = only_value(local_heads, "gemma4.attention.head_count_kv")
+    shared = get("attention.shared_kv_layers") or 0
+    wide = isinstance(width, list) and width[-1] != width[0]
+    if isinstance(width, list):
+        own = [n // (2 if wide and i >= len(width) - shared else 1) for i, n in enumerate(width)]
+        width = only_value(own, "gemma4.feed_forward_length")
+    size, local_size = get("attention.key_length"), get("attention.key_length_swa")
+    for key, length in (("", size), ("_swa", local_size)):
+        for other in (f"attention.value_length{key}", f"rope.dimension_count{key}"):
+            if get(other) not in (None, length):
+                raise ConvertError(
+                    f"gemma4.{other} is not attention.key_length{key}, {length}: not supported"
+                )
+    return {
+        "num_key_value_heads": heads,
+        "num_global_key_value_heads": global_heads,
+        "intermediate_size": width,
+        "use_double_wide_mlp": wide,
+        "num_kv_shared_layers": shared,
+        "head_dim": local_size if local_size is not None else size,
+        "global_head_dim": size,
+        "hidden_size_per_layer_input": get("embedding_length_per_layer_input"),
+        "enable_moe_block": bool(get("expert_count")),
+    }
+
+
+def gemma3n(get: Get) -> Config:
+    """Gemma3NModel.set_gguf_parameters; llama.cpp itself has some of these numbers in its code."""
+    size, scales = get("attention.key_length"), get("activation_sparsity_scale")
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if get(key) not in (None, size):
+            raise ConvertError(f"gemma3n.{key} is not attention.key_length, {size}: not supported")
+    return {
+        "head_dim": size,
+        "intermediate_size": get("feed_forward_length"),
+        "hidden_size_per_layer_input": get("embedding_length_per_layer_input"),
+        "num_kv_shared_layers": get("attention.shared_kv_layers") or 0,
+        "altup_num_inputs": get("altup.num_inputs"),
+        "altup_active_idx": get("altup.active_idx"),
+        "activation_sparsity_pattern": [NormalDist().cdf(by) for by in scales] if scales else None,
+    }
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What a GGUF architecture is: Hugging Face's when it is dense, with experts, with a sliding window, with
@@ -86,11 +146,25 @@ class Architecture:
     # whether layer i has the window, if the metadata does not say; None: as the Hugging Face family has it
     windows: Callable[[int], bool] | None = None
     local: bool = False  # layers with a window have a rotary base of their own, and are not scaled
+    own: Callable[[Get], Config] | None = None  # keys that it has in its own way
+    with_experts: Mapping[str, str] = field(default_factory=dict)  # names other than LAYER's, with experts
 
 
 # What llama.cpp calls the norm before the feed-forward block in some architectures
 BEFORE_FFN = {"post_attention_norm.weight": "post_attention_layernorm.weight"}
 
+
+GEMMA4_EXPERTS = {  # the dense block is the shared expert
+    "ffn_norm.weight": "mlp.shared_layernorm.weight",
+    "ffn_gate.weight": "mlp.shared_expert.gate_proj.weight",
+    "ffn_up.weight": "mlp.shared_expert.up_proj.weight",
+    "ffn_down.weight": "mlp.shared_expert.down_proj.weight",
+    "post_ffw_norm_1.weight": "mlp.shared_post_layernorm.weight",
+    "pre_ffw_norm_2.weight": "post_attention_layernorm.weight",
+    "post_ffw_norm_2.weight": "mlp.experts_post_layernorm.weight",
+    "ffn_gate_inp.scale": "mlp.router_norm.weight",
+    "ffn_down_exps.scale": "mlp.router_scale",
+}
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("LlamaForCausalLM", "MixtralForCausalLM", "MistralForCausalLM", permuted=True),
     "mistral3": Architecture(
@@ -106,6 +180,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": Architecture("GemmaForCausalLM", shifted=True),
     "gemma2": Architecture("Gemma2ForCausalLM", shifted=True, fill=gemma_scale(46)),
     "gemma3": Architecture("Gemma3ForCausalLM", shifted=True, fill=gemma_scale(62)),
+    "gemma3n": Architecture("Gemma3nForCausalLM", own=gemma3n),
+    "gemma4": Architecture("Gemma4ForCausalLM", "Gemma4ForCausalLM", own=gemma4, with_experts=GEMMA4_EXPERTS),
     "phi3": Architecture("Phi3ForCausalLM", fused=True),
     "olmo2": Architecture("Olmo2ForCausalLM", windowed="Olmo3ForCausalLM"),
     "olmoe": Architecture(None, "OlmoeForCausalLM", normalize=False),
@@ -175,8 +251,6 @@ OTHERS = {
     "command-r": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "dbrx": "DbrxForCausalLM",
-    "gemma3n": "Gemma3nForCausalLM",
-    "gemma4": "Gemma4ForCausalLM",
     "arcee": "ArceeForCausalLM",
     "apertus": "ApertusForCausalLM",
     "bitnet": "BitNetForCausalLM",
@@ -233,6 +307,11 @@ ONCE = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
+    "per_layer_token_embd.weight": "model.embed_tokens_per_layer.weight",
+    "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
+    "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
+    "altup_proj.weight": "model.altup_projections.{e}.weight",
+    "altup_unembd_proj.weight": "model.altup_unembed_projections.{e}.weight",
 }
 LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -264,6 +343,18 @@ LAYER = {
     "exp_probs_b": "mlp.e_score_correction_bias",  # of HY 3
     "exp_probs_b.bias": "mlp.e_score_correction_bias",
     "post_ffw_norm.weight": "post_mlp_layernorm.weight",
+    "layer_output_scale.weight": "layer_scalar",
+    "inp_gate.weight": "per_layer_input_gate.weight",
+    "proj.weight": "per_layer_projection.weight",
+    "post_norm.weight": "post_per_layer_input_norm.weight",
+    "laurel_l.weight": "laurel.linear_left.weight",
+    "laurel_r.weight": "laurel.linear_right.weight",
+    "laurel_post_norm.weight": "laurel.post_laurel_norm.weight",
+    "altup_router_norm.weight": "altup.router_norm.weight",
+    "altup_router.weight": "altup.modality_router.weight",
+    "altup_predict_coef.weight": "altup.prediction_coefs.weight",
+    "altup_correct_coef.weight": "altup.correction_coefs.weight",
+    "altup_correct_scale.weight": "altup.correct_output_scale",
 }
 # Tensors of factors of the rotary frequencies, all (turning elements of a head / 2,)
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -468,13 +559,16 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     n_layers = layer_count({"num_hidden_layers": get("block_count")}) - ahead
     types = layer_types(get("attention.sliding_window_pattern"), n_layers)
     by_layer = heads(get, architecture, types, n_layers)
+    own = row.own(get) if row.own else {}
     for key, ours in KEYS.items():
+        if ours in own or (row.own and ours == "rotary_dim"):
+            continue
         found = by_layer.get(ours, get(key))
         if isinstance(found, list):
             found = only_value(found, f"{architecture}.{key}")
         if found is not None and not (ours in ZERO_IS_NONE and not found):
             config[ours] = found
-    config |= by_layer
+    config |= by_layer | own
     if ahead:
         config |= {"num_hidden_layers": n_layers, "num_nextn_predict_layers": ahead}
     check_mixture(get, architecture, family, config)
@@ -489,7 +583,7 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     if "value_dim" in family.numbers:
         config["v_head_dim"] = head_dim if value_dim is None else value_dim
         config["attention_value_scale"] = get("attention.value_scale") or 1.0
-    elif value_dim not in (None, head_dim):
+    elif not row.own and value_dim not in (None, head_dim):
         raise ConvertError(
             f"{architecture}.attention.value_length is not the key's {head_dim}: not supported"
         )
@@ -684,6 +778,8 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
     row, config = ARCHITECTURES[architecture], configuration(get, architecture)
     name = value("general.name")
     name = name if isinstance(name, str) and name.strip() else path.stem
+    if value(f"{architecture}.expert_count"):
+        row = replace(row, names={**row.names, **row.with_experts})
     source = Source(path, name, config, {}, native=partial(native_name, row=row), files=[file])
     source.canonical = True
     family = FAMILIES[config["architectures"][0]]
@@ -706,7 +802,9 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
         if "{e}" in name and name.endswith(".bias"):
             tensor = sources.Stack(tensor)
         if "{e}" in name:
-            source.tensors.update(sources.unstack(tensor, (name,), expert_count(config)))
+            streams = name.startswith("model.altup_")
+            count = integer(config, "altup_num_inputs") - 1 if streams else expert_count(config)
+            source.tensors.update(sources.unstack(tensor, (name,), count))
         else:
             source.tensors[name] = tensor
     rope = dict(row.rope) | rope_parameters(get, factors)
@@ -717,6 +815,14 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
     source.embedding = recipe(get("pooling_type"))
     rest = [key for key in metadata if key.startswith(f"{architecture}.") and key not in asked]
     source.notes += known_keys.told("the metadata", rest)
+    for ours, tensor_name in (
+        ("laurel_rank", "model.layers.0.laurel.linear_left.weight"),
+        ("vocab_size_per_layer_input", "model.embed_tokens_per_layer.weight"),
+    ):
+        if tensor_name in source.tensors:
+            config[ours] = source.tensors[tensor_name].rows
+    keys = [name for name in source.tensors if name.endswith(".self_attn.k_proj.weight")]
+    config["attention_k_eq_v"] = any(name.replace(".k_", ".v_") not in source.tensors for name in keys)
     config["tie_word_embeddings"] = "lm_head.weight" not in source.tensors
     biased = any(f"model.layers.0.self_attn.{x}_proj.bias" in source.tensors for x in ("q", "qkv"))
     config |= dict.fromkeys(

@@ -27,6 +27,9 @@ READ = frozenset(
     moe_layer_start_index moe_layer_end_index moe_layer_interval
     embedding_multiplier residual_multiplier attention_multiplier logits_scaling query_pre_attn_scalar
     attn_logit_softcapping final_logit_softcapping
+    num_kv_shared_layers per_layer_config num_global_key_value_heads attention_k_eq_v
+    use_double_wide_mlp enable_moe_block top_k_experts vocab_size_per_layer_input
+    activation_sparsity_pattern laurel_rank
     """.split()
 )
 READ_OF_ROPE = frozenset(
@@ -56,6 +59,8 @@ WITHOUT_INFLUENCE = frozenset(
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate
     remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
 
+    altup_coef_clip altup_lr_multiplier
+
     mlp_bias attention_out_bias lm_head_bias
     """.split()
 )
@@ -70,7 +75,7 @@ def named_in_rows() -> set[str]:
     keys = {*DEFAULTS, *ONLY}
     for family in FAMILIES.values():
         keys |= {*family.defaults, *family.switches, *family.only, family.ffn, family.dense}
-        keys |= {key for key in (family.shared, family.n_shared) if key}
+        keys |= {key for key in (family.shared, family.n_shared, family.ple) if key}
     return keys
 
 

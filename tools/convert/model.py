@@ -19,7 +19,7 @@ KINDS = {
     "sliding_attention": "sliding_window",
     "chunked_attention": "attention_chunk_size",
 }
-OF_HEADER = ("embed_scale", "residual_scale", "logit_cap")  # numbers that all layers share
+OF_HEADER = ("embed_scale", "residual_scale", "logit_cap", "ple_scale")  # numbers that all layers share
 
 
 @dataclass
@@ -37,6 +37,8 @@ class Model:
     # of each layer (head_dim,), see rope.head_order; None: as it is
     head_orders: list[np.ndarray | None] = field(default_factory=list)
     transposed: bool = False  # stacks of experts have a column where others have a row
+    folded: dict[str, float] = field(default_factory=dict)  # as the family's, of this configuration
+    ple_rows: int = 0  # tokens that have embeddings by layer of their own; others have those of token 0
     headless: bool = False  # there is no output matrix: it is for embeddings only
     ahead: int = 0  # layers behind the last one that predict further tokens, which are left out
     notes: list[str] = field(default_factory=list)
@@ -49,7 +51,8 @@ class Model:
     def sizes(self, number: int) -> dict[str, int]:
         """The dimensions that tensors.TENSORS and tensors.FUSED name, in this layer."""
         layer = self.shape.layers[number]
-        q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
+        kv_heads = layer.n_kv_heads if layer.kv_layer is None else 0
+        q, k = layer.n_heads * layer.head_dim, kv_heads * layer.head_dim
         value_dim = layer.value_dim or layer.head_dim
         whole = bool(layer.flags & lib.LLM_QK_NORM_WHOLE)
         return {
@@ -59,7 +62,7 @@ class Model:
             "shared": layer.shared_dim,
             "q": q,
             "k": k,
-            "v": layer.n_kv_heads * value_dim,
+            "v": 0 if layer.flags & lib.LLM_V_IS_K else kv_heads * value_dim,
             "att": layer.n_heads * value_dim,
             "attgate": gate_dim(layer),
             "heads": layer.n_heads,
@@ -67,6 +70,13 @@ class Model:
             "knorm": k if whole else layer.head_dim,
             "experts": layer.n_experts,
             "gate": 1 if layer.flags & lib.LLM_SHARED_GATE else 0,
+            "ple": self.shape.ple_dim,
+            "ples": self.shape.ple_dim * len(self.shape.layers),
+            "one": 1,
+            "rank": layer.low_rank,
+            "streams": self.shape.n_streams,
+            "predict": self.shape.n_streams**3,
+            "correct": self.shape.n_streams**2,
         }
 
 
@@ -170,8 +180,9 @@ def groups_of(config: Config) -> dict[str, int]:
 def feed_forwards(config: Config, family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of llm_layer for the feed-forward block of a dense layer and of one with experts, each empty
     when the model has none such."""
-    if not family.experts:
-        return {"ffn_dim": integer(config, family.ffn)}, {}
+    layers = range(layer_count(config)) if family.experts else ()
+    if not any(family.sparse(config, i) for i in layers):
+        return {"ffn_dim": integer(config, family.dense if family.experts else family.ffn)}, {}
     shared = integer(config, family.shared) if family.shared and config.get(family.shared) else 0
     if family.n_shared:
         given = config.get(family.n_shared) is not None
@@ -180,12 +191,12 @@ def feed_forwards(config: Config, family: Family) -> tuple[dict[str, Any], dict[
         "flags": flags_of(config, family) & flatfile.ROUTED,
         "ffn_dim": integer(config, family.ffn),
         "n_experts": expert_count(config),
-        "n_active": integer(config, "num_experts_per_tok", "moe_k", "moe_topk"),
+        "n_active": integer(config, "num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"),
         "shared_dim": shared,
         **groups_of(config),
         "expert_scale": family.numbers.get("expert_scale", value_of("routed_scaling_factor"))(config),
     }
-    if all(family.sparse(config, i) for i in range(layer_count(config))):
+    if all(family.sparse(config, i) for i in layers):
         return {}, sparse
     return {"ffn_dim": integer(config, family.dense)}, sparse
 
@@ -196,8 +207,6 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     source_config, wrapped = unwrap(whole_config)
     architecture, family = find(source_config)
     quantization = quantized.notes(whole_config)
-    if wrapped:
-        family = replace(family, rename=WRAPPED_NAMES + family.rename)
     config = family.prepare(DEFAULTS | dict(family.defaults) | source_config)
     for key, allowed in (ONLY | dict(family.only)).items():
         if key in config and config[key] not in allowed:
@@ -210,7 +219,13 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     if context is not None and not 0 < context <= longest:
         raise ConvertError(f"context {context} is not between 1 and the model's {longest}")
     kinds, ropes, windows = layers_of(config, family)
+    dense, sparse = feed_forwards(config, family)
+    rename = (WRAPPED_NAMES if wrapped else ()) + (family.with_experts if sparse else ()) + family.rename
+    family = replace(family, rename=rename)
     model = Model(architecture, family, wrapped=wrapped, logit_scale=family.logit_scale(config))
+    if family.ple_vocab:
+        model.ple_rows = integer(config, family.ple_vocab)
+    model.folded = {name: scale(config) for name, scale in family.folded.items()}
     model.value_scale = family.value_scale(config)
     if not 0 < model.value_scale <= LARGEST:
         raise ConvertError(f"configuration: values would be scaled by {model.value_scale}")
@@ -219,7 +234,6 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         raise ConvertError(f"configuration: the logits would be scaled by {model.logit_scale}")
     if config.get("num_nextn_predict_layers") is not None:
         model.ahead = integer(config, "num_nextn_predict_layers", zero=True)
-    dense, sparse = feed_forwards(config, family)
     common = attention(config, family)
     layers = []
     for i, window in enumerate(windows):
@@ -228,14 +242,18 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         flags |= lib.LLM_CHUNKED if kinds[i] == "chunked_attention" else 0
         layer = replace(common, **ffn | {"flags": flags, "window": window})
         layers.append(family.vary(config, i, kinds[i], layer))
-    head_dim, numbers = common.head_dim, family.numbers
-    scales: dict[str, Any] = {key: numbers[key](config) for key in OF_HEADER if key in numbers}
+    numbers = family.numbers
+    ple_dim = integer(config, family.ple) if family.ple and config.get(family.ple) else 0
+    wanted = [key for key in OF_HEADER if key in numbers and (ple_dim or key != "ple_scale")]
+    scales: dict[str, Any] = {key: numbers[key](config) for key in wanted}
     model.shape = flatfile.Shape(
         tied=switch(config, "tie_word_embeddings"),
         dim=integer(config, "hidden_size"),
         vocab_size=integer(config, "vocab_size"),
         context=longest,
-        rope_dim=head_dim,
+        rope_dim=max(layer.head_dim for layer in layers),
+        ple_dim=ple_dim,
+        n_streams=integer(config, family.streams) if family.streams else 0,
         norm_eps=number(config, "rms_norm_eps", zero=True),
         layers=tuple(layers),
         **scales,
@@ -244,13 +262,15 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     for layer in dict.fromkeys(layers):
         flatfile.check_layer(layer)
     flatfile.make_layout(model.shape)
-    turning = {kind: rope.rotary_dim(config, head_dim, kind) for kind in dict.fromkeys(ropes)}
-    some = next((dim for dim in turning.values() if dim != head_dim), None)
-    if some is not None and not family.partial:
-        raise ConvertError(
-            f"partial_rotary_factor: {some} of a head's {head_dim} elements turn; of {family.name} all do"
-        )
-    tables = rope.tables(config, ropes, head_dim, turning, family.local_rope, context)
+    turning = []
+    for layer, kind in zip(layers, ropes, strict=True):
+        turning.append(rope.rotary_dim(config, layer.head_dim, kind))
+        if turning[-1] != layer.head_dim and not family.partial:
+            raise ConvertError(
+                f"partial_rotary_factor: {turning[-1]} of a head's {layer.head_dim} elements turn; of "
+                f"{family.name} all do"
+            )
+    tables = rope.tables(config, ropes, model.shape.rope_dim, turning, family.local_rope, context)
     model.notes += quantization + tables.notes + known_keys.note(source_config)
     model.angles = tables.angles
     model.shape = replace(
@@ -260,9 +280,8 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         layers=tuple(replace(layer, rope=n) for layer, n in zip(layers, tables.layers, strict=True)),
     )
     flatfile.make_layout(model.shape)
-    for kind in ropes:
-        moved = family.interleaved or turning[kind] != head_dim
-        model.head_orders.append(
-            rope.head_order(head_dim, turning[kind], family.interleaved) if moved else None
-        )
+    for layer, dim in zip(layers, turning, strict=True):
+        moved = family.interleaved or dim != layer.head_dim
+        order = rope.head_order(layer.head_dim, dim, family.interleaved) if moved else None
+        model.head_orders.append(order)
     return model

@@ -8,7 +8,6 @@ closer to torch's than numpy's float32 power."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,7 @@ class Rotation:
 class Tables:
     """The rotary tables of a model."""
 
-    angles: np.ndarray  # (n_rope, head_dim / 2, 2) float32: frequency and magnitude
+    angles: np.ndarray  # (n_rope, rope_dim / 2, 2) float32: frequency and magnitude
     layers: list[int]  # (n_layers,) the table of each layer
     context: int  # positions that they are for
     notes: list[str]
@@ -139,6 +138,14 @@ def longrope(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     return Rotation(frequencies, float(attention_factor), context=min(int(old), context), note=note)
 
 
+def proportional(rope: dict[str, Any], dim: int, context: int) -> Rotation:
+    """_compute_proportional_rope_parameters: the last pairs of a head do not turn."""
+    share = number(rope, "partial_rotary_factor") if rope.get("partial_rotary_factor") is not None else 1.0
+    frequencies = default(rope, dim, context).frequencies
+    frequencies[int(share * dim // 2) :] = 0
+    return Rotation(frequencies / F32(number(rope, "factor") if rope.get("factor") is not None else 1))
+
+
 KINDS = {
     "default": default,
     "linear": linear,
@@ -146,6 +153,7 @@ KINDS = {
     "llama3": llama3,
     "yarn": yarn,
     "longrope": longrope,
+    "proportional": proportional,
 }
 
 
@@ -193,6 +201,8 @@ def rotary_dim(config: dict[str, Any], head_dim: int, kind: str | None) -> int:
     dim = flat.get("rotary_dim") if isinstance(flat, dict) else None
     dim = config.get("rotary_dim") if dim is None else dim
     if dim is None:
+        if isinstance(flat, dict) and flat.get("rope_type") == "proportional":
+            return head_dim  # of which the last pairs have the frequency 0
         partial = flat.get("partial_rotary_factor") if isinstance(flat, dict) else None
         partial = config.get("partial_rotary_factor") if partial is None else partial
         partial = 1 if partial is None else partial
@@ -241,30 +251,31 @@ def rotation(rope: dict[str, Any], dim: int, context: int) -> Rotation:
 def tables(
     config: dict[str, Any],
     kinds: list[str | None],
-    head_dim: int,
-    turning: Mapping[str | None, int],
+    rope_dim: int,
+    turning: list[int],
     local: bool,
     wanted: int | None,
 ) -> Tables:
-    """The tables of a model whose layers are of these kinds, None being a layer that does not turn. `turning`
-    says how many elements of a head do, for each kind. `wanted` is the context that the user asks for, None
-    for the model's."""
+    """The tables, for heads of up to rope_dim elements, of a model whose layers are of these kinds, None
+    being one that does not turn, and of whose heads so many elements turn. `wanted` is the context that the
+    user asks for, None for the model's."""
     longest = config["max_position_embeddings"]
     found: list[bytes] = []
-    which: dict[str | None, int] = {}
-    result = Tables(np.zeros((0, head_dim // 2, 2), F32), [], longest, [])
-    for kind in dict.fromkeys(kinds):
-        angles = np.zeros((head_dim // 2, 2), F32)
+    layers = list(zip(kinds, turning, strict=True))
+    which: dict[tuple[str | None, int], int] = {}
+    result = Tables(np.zeros((0, rope_dim // 2, 2), F32), [], longest, [])
+    for kind, dim in dict.fromkeys(layers):
+        angles = np.zeros((rope_dim // 2, 2), F32)
         angles[:, 1] = 1
         if kind is not None:
             rope = parameters(config, config["rope_theta"], kind, local) | {"wanted": wanted}
-            one, pairs = rotation(rope, turning[kind], longest), turning[kind] // 2
+            one, pairs = rotation(rope, dim, longest), dim // 2
             angles[:pairs, 0], angles[:pairs, 1] = one.frequencies, one.attention_factor
             result.context = min(result.context, one.context or longest)
             result.notes += [one.note] if one.note and one.note not in result.notes else []
         if angles.tobytes() not in found:
             found.append(angles.tobytes())
             result.angles = np.concatenate([result.angles, angles[None]])
-        which[kind] = found.index(angles.tobytes())
-    result.layers = [which[kind] for kind in kinds]
+        which[kind, dim] = found.index(angles.tobytes())
+    result.layers = [which[layer] for layer in layers]
     return result

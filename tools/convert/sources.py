@@ -299,6 +299,30 @@ class Row(Tensor):
         return self.base.read(0, 1).reshape(-1, 1)[start:stop]
 
 
+class Flat(Tensor):
+    """All numbers of a small matrix, row after row, as a vector."""
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__(base.name, (base.rows * base.cols,))
+        self.base = base
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.base.read(0, self.base.rows).reshape(-1, 1)[start:stop]
+
+
+class Lengthened(Tensor):
+    """A matrix with more rows, all of them as its first one."""
+
+    def __init__(self, base: Tensor, rows: int) -> None:
+        super().__init__(base.name, (rows, base.cols))
+        self.base = base
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        own = self.base.read(min(start, self.base.rows), min(stop, self.base.rows))
+        more = max(0, stop - max(start, self.base.rows))
+        return np.concatenate([own, np.repeat(self.base.read(0, 1), more, axis=0)]) if more else own
+
+
 class Linear(Tensor):
     """scale * base + offset, in float32."""
 

@@ -14,11 +14,17 @@ from .sources import ConvertError, Tensor
 
 # Each tensor of the flat file, its parts from top to bottom (name, dimensions): Llama's names, GLM-4's for
 # the norms after a block, Qwen2-MoE's for experts. Names that do not begin with "model." or "lm_head." follow
-# "model.layers.N."; {e} is "" in a dense block and "experts.E." with experts. A part of 0 rows is none.
+# "model.layers.N."; {e} is "" in a dense block and "experts.E." with experts, {n} the number of what occurs
+# several times. A part of 0 rows is none.
 TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
     "LLM_EMBED": (("model.embed_tokens.weight", "vocab dim"),),
     "LLM_OUT_NORM": (("model.norm.weight", "dim"),),
     "LLM_OUTPUT": (("lm_head.weight", "vocab dim"),),
+    "LLM_PLE_EMBED": (("model.embed_tokens_per_layer.weight", "vocab ples"),),
+    "LLM_PLE_PROJ": (("model.per_layer_model_projection.weight", "ples dim"),),
+    "LLM_PLE_NORM": (("model.per_layer_projection_norm.weight", "ple"),),
+    "LLM_STREAM_IN": (("model.altup_projections.{n}.weight", "dim dim"),),
+    "LLM_STREAM_OUT": (("model.altup_unembed_projections.{n}.weight", "dim dim"),),
     "LLM_ATTN_NORM": (("input_layernorm.weight", "dim"),),
     "LLM_QKV": (
         ("self_attn.q_proj.weight", "q dim"),
@@ -52,6 +58,23 @@ TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
     "LLM_ROUTER_LOGITS": (("mlp.gate.bias", "experts"),),
     "LLM_GATE_UP_BIAS": (("mlp.{e}gate_proj.bias", "ffn"), ("mlp.{e}up_proj.bias", "ffn")),
     "LLM_DOWN_BIAS": (("mlp.{e}down_proj.bias", "dim"),),
+    "LLM_ROUTER_NORM": (("mlp.router_norm.weight", "dim"),),
+    "LLM_SHARED_NORM": (("mlp.shared_layernorm.weight", "dim"),),
+    "LLM_SHARED_POST": (("mlp.shared_post_layernorm.weight", "dim"),),
+    "LLM_EXPERTS_POST": (("mlp.experts_post_layernorm.weight", "dim"),),
+    "LLM_ROUTER_SCALE": (("mlp.router_scale", "experts"),),
+    "LLM_LAYER_SCALE": (("layer_scalar", "one"),),
+    "LLM_PLE_GATE": (("per_layer_input_gate.weight", "ple dim"),),
+    "LLM_PLE_OUT": (("per_layer_projection.weight", "dim ple"),),
+    "LLM_PLE_POST_NORM": (("post_per_layer_input_norm.weight", "dim"),),
+    "LLM_LAUREL_LEFT": (("laurel.linear_left.weight", "rank dim"),),
+    "LLM_LAUREL_RIGHT": (("laurel.linear_right.weight", "dim rank"),),
+    "LLM_LAUREL_NORM": (("laurel.post_laurel_norm.weight", "dim"),),
+    "LLM_STREAM_NORM": (("altup.router_norm.weight", "dim"),),
+    "LLM_STREAM_ROUTER": (("altup.modality_router.weight", "streams dim"),),
+    "LLM_STREAM_PREDICT": (("altup.prediction_coefs.weight", "predict"),),
+    "LLM_STREAM_CORRECT": (("altup.correction_coefs.weight", "correct"),),
+    "LLM_STREAM_SCALE": (("altup.correct_output_scale", "dim"),),
 }
 
 # Matrices that some files have in one: the end of the name, the ends of its parts' names, and their rows. In
@@ -99,7 +122,7 @@ def parts_of(model: Model, tensor: str, layer: int, expert: int) -> list[tuple[s
     found = []
     for name, dimensions in TENSORS[tensor]:
         full = (
-            name
+            name.format(n=expert)
             if name.startswith(("model.", "lm_head."))
             else f"model.layers.{layer}.{name.format(e=which)}"
         )
@@ -122,6 +145,16 @@ def is_ahead(model: Model, name: str) -> bool:
     return model.ahead > 0 and (behind or name.startswith(("model.mtp_", "mtp.")))
 
 
+OF_KEYS = (".self_attn.k_proj.", ".self_attn.v_proj.", ".self_attn.k_norm.", ".self_attn.v_norm.")
+
+
+def is_unused(model: Model, name: str) -> bool:
+    """Whether a tensor makes keys or values in a layer that uses another one's."""
+    layer, layers = layer_of(name), model.shape.layers
+    borrows = layer is not None and layer < len(layers) and layers[layer].kv_layer is not None
+    return borrows and any(part in name for part in OF_KEYS)
+
+
 def renamed(family: Family, name: str) -> str:
     """A tensor's name as TENSORS, FUSED and STACKS have it."""
     for theirs, ours in family.rename:
@@ -132,7 +165,7 @@ def renamed(family: Family, name: str) -> str:
 def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> dict[str, Tensor]:
     """The tensors under the names of TENSORS and FUSED, stacks of experts taken apart, computed ones left
     out, and those of a model's pictures and of predictions beyond the next token too."""
-    family, pictures, ahead = model.family, 0, 0
+    family, pictures, ahead, unused = model.family, 0, 0, 0
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         name = renamed(family, name) if rename else name
@@ -143,6 +176,9 @@ def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> d
             continue
         if is_ahead(model, name):
             ahead += 1
+            continue
+        if is_unused(model, name):
+            unused += 1
             continue
         stack = next((key for key in STACKS if family.experts and name.endswith("." + key)), None)
         prefix = name[: -len(stack)] if stack else ""
@@ -156,7 +192,10 @@ def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> d
             raise ConvertError(f"{sources.listing(sorted(twice))} occurs twice, under different spellings")
         result.update(parts)
     if pictures:
-        model.notes.append(f"only the text part is converted: {pictures} tensors for pictures are left out")
+        what = "pictures or sound"
+        model.notes.append(f"only the text part is converted: {pictures} tensors for {what} are left out")
+    if unused:
+        model.notes.append(f"{unused} tensors of layers that use another one's keys and values are left out")
     if ahead:
         model.notes.append(f"{ahead} tensors that predict a token after the next one are left out")
     return result
@@ -211,7 +250,13 @@ def folded(model: Model, name: str, tensor: Tensor) -> Tensor:
         tensor = sources.in_heads(tensor, order)
     if model.value_scale != 1 and stem.endswith(".v_proj"):
         tensor = sources.Linear(tensor, model.value_scale)
+    if stem.endswith((".altup.prediction_coefs", ".altup.correction_coefs")):
+        tensor = sources.Flat(tensor)
+    vocabulary = model.shape.vocab_size
+    if stem == "model.embed_tokens_per_layer" and tensor.rows == model.ple_rows < vocabulary:
+        tensor = sources.Lengthened(tensor, vocabulary)
     scale = model.logit_scale if stem == "model.norm" else 1.0
+    scale = next((by for end, by in model.folded.items() if stem.endswith(end)), scale)
     offset = model.family.norm_offset if stem.endswith(("norm", "layernorm")) else 0.0
     if scale != 1 or offset:
         tensor = sources.Linear(tensor, scale, offset * scale)
