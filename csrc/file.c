@@ -52,9 +52,21 @@ static const char *const feature_names[] = {
     "shared_norms",
     "router_scaled",
     "layer_scaled",
+    "layer_norm",
+    "norm_bias",
+    "qk_norm_each",
+    "parallel",
+    "no_gate",
+    "position_table",
+    "output_bias",
+    "input_norm",
+    "one_norm",
 };
 
 enum { N_FEATURES = sizeof feature_names / sizeof *feature_names };
+
+/* Features that no layer has */
+enum { OF_HEADER = LLM_TIED | LLM_POSITION_TABLE | LLM_OUTPUT_BIAS | LLM_INPUT_NORM };
 
 const char *llm_feature_name(uint32_t bit) { return bit < N_FEATURES ? feature_names[bit] : NULL; }
 
@@ -67,6 +79,9 @@ static const char *const tensor_names[LLM_N_TENSORS] = {
     [LLM_PLE_NORM] = "ple_norm",
     [LLM_STREAM_IN] = "stream_in",
     [LLM_STREAM_OUT] = "stream_out",
+    [LLM_POSITIONS] = "positions",
+    [LLM_OUTPUT_ADD] = "output_add",
+    [LLM_EMBED_NORM] = "embed_norm",
     [LLM_ATTN_NORM] = "attn_norm",
     [LLM_QKV] = "qkv",
     [LLM_BIAS] = "bias",
@@ -104,6 +119,7 @@ static const char *const tensor_names[LLM_N_TENSORS] = {
     [LLM_STREAM_PREDICT] = "stream_predict",
     [LLM_STREAM_CORRECT] = "stream_correct",
     [LLM_STREAM_SCALE] = "stream_scale",
+    [LLM_XIELU_NUMBERS] = "xielu_numbers",
 };
 
 const char *llm_tensor_name(uint32_t id) { return id < LLM_N_TENSORS ? tensor_names[id] : NULL; }
@@ -172,6 +188,13 @@ static int check_bits(const char *where, uint64_t bits, char *err, size_t errlen
     return 0;
 }
 
+/* Of a header's features, or a layer's */
+static int check_norm_bias(const char *where, uint64_t flags, char *err, size_t errlen) {
+    const int layer_norm = (flags & LLM_LAYER_NORM) != 0;
+    REQUIRE(layer_norm || !(flags & LLM_NORM_BIAS), "%s: biases of norms that are not LayerNorm", where);
+    return 0;
+}
+
 static int check_scale(const char *where, const char *name, float scale, char *err, size_t errlen) {
     REQUIRE(fabsf(scale) < 1e6f, "%s: %s is %g", where, name, scale);
     return 0;
@@ -180,6 +203,7 @@ static int check_scale(const char *where, const char *name, float scale, char *e
 static int check_header(const llm_header *h, char *err, size_t errlen) {
     const size_t n = sizeof header_ranges / sizeof *header_ranges;
     TRY(check_bits("header", h->required, err, errlen));
+    TRY(check_norm_bias("header", h->required, err, errlen));
     TRY(check_zeros("header", h->reserved, sizeof h->reserved, err, errlen));
     TRY(check_ranges("header", h, header_ranges, n, err, errlen));
     REQUIRE(h->rope_dim % 2 == 0, "header: rope_dim %u is odd", h->rope_dim);
@@ -195,10 +219,14 @@ static int check_header(const llm_header *h, char *err, size_t errlen) {
 
 /* Flags that say more of what another one switches on */
 static int check_attention_flags(const char *where, const llm_layer *l, char *err, size_t errlen) {
-    const uint64_t norms = LLM_QK_NORM_WHOLE | LLM_QK_NORM_LATE;
+    const uint64_t norms = LLM_QK_NORM_WHOLE | LLM_QK_NORM_LATE,
+                   several = LLM_QK_NORM_WHOLE | LLM_QK_NORM_EACH;
     const uint64_t gates = LLM_OUT_GATE_HEAD | LLM_OUT_GATE_SOFTPLUS;
     REQUIRE(l->flags & LLM_QK_NORM || !(l->flags & norms), "%s: no q and k norm to be whole or late", where);
     REQUIRE((l->flags & norms) != norms, "%s: a late q and k norm is of each head", where);
+    REQUIRE(l->flags & LLM_QK_NORM || !(l->flags & LLM_QK_NORM_EACH),
+        "%s: no q and k norm to be of each head", where);
+    REQUIRE((l->flags & several) != several, "%s: a q and k norm that is whole and of each head", where);
     REQUIRE(l->flags & LLM_OUT_GATE || !(l->flags & gates), "%s: a kind of gate, and no gate", where);
     REQUIRE(l->window || !(l->flags & LLM_CHUNKED), "%s: chunks of no positions", where);
     return 0;
@@ -220,6 +248,7 @@ static int check_attention(
     TRY(check_attention_flags(where, l, err, errlen));
     REQUIRE(!(l->flags & LLM_V_IS_K) || (value_dim_of(l) == l->head_dim && !(l->flags & LLM_OUT_GATE)),
         "%s: values that are keys, of another size or with gates", where);
+    TRY(check_scale(where, "qkv_clip", l->qkv_clip, err, errlen));
     if (l->kv_layer == layer)
         return 0;
     REQUIRE(!(l->flags & (LLM_V_NORM | LLM_V_IS_K)), "%s: it has no values of its own", where);
@@ -239,6 +268,8 @@ static int check_gate(const char *where, const llm_layer *l, char *err, size_t e
     TRY(check_scale(where, "gate_cut", l->gate_cut, err, errlen));
     REQUIRE(l->gate_limit >= 0, "%s: gate_limit is %g", where, l->gate_limit);
     REQUIRE(!l->gate_slope || l->activation == LLM_SILU, "%s: a gate_slope, and not SiLU", where);
+    const int bent = l->gate_limit || l->gate_slope || l->up_shift || l->gate_cut;
+    REQUIRE(!bent || !(l->flags & LLM_NO_GATE), "%s: no gate to be limited", where);
     return 0;
 }
 
@@ -264,7 +295,13 @@ static int check_ffn(const char *where, const llm_layer *l, char *err, size_t er
                             LLM_ROUTER_BEST | LLM_ROUTER_LOGIT_BIAS | LLM_EXPERT_INPUT | LLM_SHARED_NORMS |
                             LLM_ROUTER_SCALED;
     REQUIRE(l->ffn <= LLM_EXPERTS, "%s: a feed-forward block of kind %u: " NEWER, where, l->ffn);
-    REQUIRE(l->activation <= LLM_GELU, "%s: an activation of kind %u: " NEWER, where, l->activation);
+    REQUIRE(l->activation <= LLM_XIELU, "%s: an activation of kind %u: " NEWER, where, l->activation);
+    REQUIRE(!l->low_rank || !(l->flags & LLM_PARALLEL),
+        "%s: blocks side by side, and a product past attention", where);
+    const uint64_t both = LLM_PARALLEL | LLM_NO_PRE_NORM;
+    REQUIRE((l->flags & both) != both, "%s: blocks side by side without norms before them", where);
+    REQUIRE(l->flags & LLM_PARALLEL || !(l->flags & LLM_ONE_NORM), "%s: one norm, and no blocks side by side",
+        where);
     TRY(check_scale(where, "expert_scale", l->expert_scale, err, errlen));
     TRY(check_gate(where, l, err, errlen));
     if (l->ffn == LLM_DENSE) {
@@ -290,10 +327,13 @@ static int check_layer(const llm_header *h, const llm_layer *layers, size_t laye
     TRY(check_bits(where, l->flags, err, errlen));
     TRY(check_zeros(where, l->reserved, sizeof l->reserved, err, errlen));
     TRY(check_ranges(where, l, layer_ranges, n, err, errlen));
-    REQUIRE(!(l->flags & LLM_TIED), "%s: a flag that is the header's", where);
+    REQUIRE(!(l->flags & OF_HEADER), "%s: a flag that is the header's", where);
     REQUIRE(!(l->flags & ~h->required), "%s: a flag that the header does not require", where);
     REQUIRE(
         h->n_streams < 2 || !(l->flags & LLM_LAYER_SCALED), "%s: a scale of one stream of several", where);
+    REQUIRE(
+        !h->ple_dim || !(l->flags & LLM_NO_GATE), "%s: embeddings by layer, and blocks without gates", where);
+    TRY(check_norm_bias(where, l->flags, err, errlen));
     TRY(check_attention(where, h, layers, layer, err, errlen));
     TRY(check_ffn(where, l, err, errlen));
     return 0;
@@ -313,8 +353,24 @@ static llm_tensor stored(uint64_t rows, uint64_t padded, uint64_t cols, uint32_t
     return t;
 }
 
-static llm_tensor vector(int present, uint64_t cols) {
-    return stored(present, present, present ? cols : 0, LLM_FP32);
+static llm_tensor vectors_of(uint64_t rows, uint64_t cols) {
+    return stored(rows, rows, rows ? cols : 0, LLM_FP32);
+}
+
+static llm_tensor vector(int present, uint64_t cols) { return vectors_of(present != 0, cols); }
+
+/* The weights of `rows` norms, and their biases */
+static llm_tensor norm_weights(uint64_t flags, uint64_t rows, uint64_t cols) {
+    return vectors_of(flags & LLM_NORM_BIAS ? 2 * rows : rows, cols);
+}
+
+/* ... of queries or keys, of n heads together or of each, or the same of all */
+static llm_tensor head_norm(const llm_layer *l, uint64_t n) {
+    const int present = n && l->flags & LLM_QK_NORM;
+    if (l->flags & LLM_QK_NORM_WHOLE)
+        return norm_weights(l->flags, present, n * l->head_dim);
+    return norm_weights(
+        l->flags, present && l->flags & LLM_QK_NORM_EACH ? n : (uint64_t)present, l->head_dim);
 }
 
 static llm_tensor matrix_tensor(int present, uint64_t rows, uint64_t cols, uint32_t dtype) {
@@ -336,9 +392,10 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     const uint64_t att_dim = (uint64_t)l->n_heads * value_dim_of(l);
     const uint64_t v_dim = l->flags & LLM_V_IS_K ? 0 : kv_heads * value_dim_of(l);
     const uint64_t qkv_rows = q_dim + k_dim + v_dim + gate_dim_of(l);
-    const int routed = l->ffn == LLM_EXPERTS, whole = (l->flags & LLM_QK_NORM_WHOLE) != 0;
+    const int routed = l->ffn == LLM_EXPERTS;
+    const uint64_t ups = l->flags & LLM_NO_GATE ? 1 : 2; /* rows for each inner number: gate and up */
     const int pre_norm = !(l->flags & LLM_NO_PRE_NORM), post_norm = (l->flags & LLM_POST_NORM) != 0;
-    const int qk_norm = (l->flags & LLM_QK_NORM) != 0, apart = (l->flags & LLM_SHARED_NORMS) != 0;
+    const int apart = (l->flags & LLM_SHARED_NORMS) != 0;
     const uint64_t ple_dim = h->ple_dim, all_layers = ple_dim * h->n_layers;
     const uint64_t rank = l->low_rank, streams = h->n_streams;
     llm_tensor t;
@@ -346,7 +403,7 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     case LLM_EMBED:
         return matrix_tensor(1, h->vocab_size, h->dim, dtype);
     case LLM_OUT_NORM:
-        return vector(1, h->dim);
+        return norm_weights(h->required, 1, h->dim);
     case LLM_OUTPUT:
         return matrix_tensor(!(h->required & LLM_TIED), h->vocab_size, h->dim, dtype);
     case LLM_PLE_EMBED:
@@ -360,34 +417,41 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
         t = matrix_tensor(streams > 1, h->dim, h->dim, dtype);
         t.experts = streams > 1 ? (uint32_t)streams - 1 : 1;
         return t;
+    case LLM_POSITIONS:
+        return matrix_tensor((h->required & LLM_POSITION_TABLE) != 0, h->context, h->dim, dtype);
+    case LLM_OUTPUT_ADD:
+        return vector((h->required & LLM_OUTPUT_BIAS) != 0, h->vocab_size);
+    case LLM_EMBED_NORM:
+        return norm_weights(h->required, (h->required & LLM_INPUT_NORM) != 0, h->dim);
     case LLM_ATTN_NORM:
+        return norm_weights(l->flags, pre_norm, h->dim);
     case LLM_FFN_NORM:
-        return vector(pre_norm, h->dim);
+        return norm_weights(l->flags, pre_norm && !(l->flags & LLM_ONE_NORM), h->dim);
     case LLM_QKV:
         return matrix_tensor(1, qkv_rows, h->dim, dtype);
     case LLM_BIAS:
         return vector((l->flags & LLM_QKV_BIAS) != 0, qkv_rows);
     case LLM_Q_NORM:
-        return vector(qk_norm, whole ? q_dim : l->head_dim);
+        return head_norm(l, l->n_heads);
     case LLM_K_NORM:
-        return vector(qk_norm && k_dim, whole ? k_dim : l->head_dim);
+        return head_norm(l, kv_heads);
     case LLM_ATTN_OUT:
         return matrix_tensor(1, h->dim, att_dim, dtype);
     case LLM_ATTN_POST_NORM:
     case LLM_FFN_POST_NORM:
-        return vector(post_norm, h->dim);
+        return norm_weights(l->flags, post_norm, h->dim);
     case LLM_ROUTER:
         return matrix_tensor(routed, l->n_experts + (uint64_t)!!(l->flags & LLM_SHARED_GATE), h->dim, dtype);
     case LLM_ROUTER_ADD:
         return vector((l->flags & LLM_ROUTER_BIAS) != 0, l->n_experts);
     case LLM_GATE_UP:
     case LLM_DOWN:
-        t = id == LLM_GATE_UP ? matrix_tensor(1, 2 * (uint64_t)l->ffn_dim, h->dim, dtype)
+        t = id == LLM_GATE_UP ? matrix_tensor(1, ups * l->ffn_dim, h->dim, dtype)
                               : matrix_tensor(1, h->dim, l->ffn_dim, dtype);
         t.experts = routed ? l->n_experts : 1;
         return t;
     case LLM_SHARED_GATE_UP:
-        return matrix_tensor(l->shared_dim > 0, 2 * (uint64_t)l->shared_dim, h->dim, dtype);
+        return matrix_tensor(l->shared_dim > 0, ups * l->shared_dim, h->dim, dtype);
     case LLM_SHARED_DOWN:
         return matrix_tensor(l->shared_dim > 0, h->dim, l->shared_dim, dtype);
     case LLM_SINKS:
@@ -398,7 +462,7 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
         return vector((l->flags & LLM_ROUTER_LOGIT_BIAS) != 0, l->n_experts);
     case LLM_GATE_UP_BIAS:
     case LLM_DOWN_BIAS:
-        t = vector((l->flags & LLM_FFN_BIAS) != 0, id == LLM_DOWN_BIAS ? h->dim : 2 * (uint64_t)l->ffn_dim);
+        t = vector((l->flags & LLM_FFN_BIAS) != 0, id == LLM_DOWN_BIAS ? h->dim : ups * l->ffn_dim);
         t.experts = routed ? l->n_experts : 1;
         return t;
     case LLM_ROUTER_NORM:
@@ -431,6 +495,8 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
         return vector(streams > 1, streams * streams * streams);
     case LLM_STREAM_CORRECT:
         return vector(streams > 1, streams * streams);
+    case LLM_XIELU_NUMBERS:
+        return vector(l->activation == LLM_XIELU, 2);
     default: /* an id between those that occur once and a layer's */
         return matrix_tensor(0, 0, 0, dtype);
     }
@@ -574,7 +640,8 @@ uint64_t llm_kv_size(
 static void count_tensor(
     llm_counts *counts, const llm_header *h, const llm_layer *l, uint32_t id, const llm_tensor *t) {
     const uint64_t active = t->experts > 1 && id >= LLM_ATTN_NORM ? l->n_active : t->experts;
-    const int one_row = id == LLM_PLE_EMBED || (id == LLM_EMBED && !(h->required & LLM_TIED));
+    const int of_token = id == LLM_PLE_EMBED || (id == LLM_EMBED && !(h->required & LLM_TIED));
+    const int one_row = of_token || id == LLM_POSITIONS;
     counts->parameters += t->experts * t->rows * t->cols;
     counts->active += active * t->rows * t->cols;
     counts->read += one_row && t->size ? t->size / t->rows : active * t->size;

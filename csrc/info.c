@@ -260,14 +260,30 @@ static void print_variant(const llm_header *h, const llm_layer *layers) {
         {LLM_SHARED_NORMS, "norms for the shared expert and for the others"},
         {LLM_ROUTER_SCALED, "a scale for each expert"},
         {LLM_LAYER_SCALED, "a scale for each layer"},
+        {LLM_LAYER_NORM, "LayerNorm"},
+        {LLM_NORM_BIAS, "with biases"},
+        {LLM_QK_NORM_EACH, "weights of each head for its norm"},
+        {LLM_PARALLEL, "blocks side by side"},
+        {LLM_ONE_NORM, "behind one norm"},
+        {LLM_NO_GATE, "no gate"},
+        {LLM_POSITION_TABLE, "learned positions"},
+        {LLM_OUTPUT_BIAS, "bias on logits"},
+        {LLM_INPUT_NORM, "norm of the embedding"},
     };
     printf("%-18soutput %s", "variant", h->required & LLM_TIED ? "tied to the embedding" : "of its own");
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
         if (h->required & flags[i].flag)
             printf(", %s", flags[i].name);
-    if (layers[0].activation == LLM_GELU)
-        printf(", GELU");
+    static const char *const activations[] = {
+        [LLM_SILU] = "",
+        [LLM_GELU] = ", GELU",
+        [LLM_GELU_ERF] = ", GELU with erf",
+        [LLM_RELU2] = ", squared ReLU",
+        [LLM_XIELU] = ", xIELU",
+    };
+    printf("%s", activations[layers[0].activation]);
     print_unusual(h, layers, offsetof(llm_layer, attn_cap), 0, "scores up to");
+    print_unusual(h, layers, offsetof(llm_layer, qkv_clip), 0, "q, k and v up to");
     if (h->logit_cap != 0)
         printf(", logits up to %g", h->logit_cap);
     if (h->embed_scale != 1)

@@ -123,6 +123,24 @@ static void plain_rmsnorm(float *out, const float *x, const float *w, size_t n, 
         out[c] = x[c] * by * w[c];
 }
 
+static void plain_layernorm(
+    float *out, const float *x, const float *w, const float *bias, size_t n, float eps) {
+    const size_t whole = n / SUM_LANES * SUM_LANES;
+    float sums[SUM_LANES] = {0}, squares[SUM_LANES] = {0}, rest = 0, square_rest = 0;
+    for (size_t c = 0; c < whole; c++)
+        sums[c % SUM_LANES] += x[c];
+    for (size_t c = whole; c < n; c++)
+        rest += x[c];
+    const float mean = (sum_lanes(sums) + rest) / (float)n;
+    for (size_t c = 0; c < whole; c++)
+        squares[c % SUM_LANES] = fmaf(x[c] - mean, x[c] - mean, squares[c % SUM_LANES]);
+    for (size_t c = whole; c < n; c++)
+        square_rest += (x[c] - mean) * (x[c] - mean);
+    const float by = 1 / sqrtf((sum_lanes(squares) + square_rest) / (float)n + eps);
+    for (size_t c = 0; c < n; c++)
+        out[c] = (x[c] - mean) * by * w[c] + (bias ? bias[c] : 0);
+}
+
 static void plain_add_scaled(float *x, const float *y, float scale, size_t n) {
     for (size_t c = 0; c < n; c++)
         x[c] += y[c] * scale;
@@ -167,6 +185,38 @@ static void plain_glu(float *out, const float *gate, const float *up, float gain
         const float y = activation == LLM_GELU ? x * fmaf(x * x, 0.0713548163f, 1.5957691216f) : x;
         out[c] = gain * up[c] * x / (1 + plain_exp(-y));
     }
+}
+
+/* GELU with erf (Hendrycks and Gimpel 2016): erfc(z) = exp(-z^2) p(1 / (1 + 0.3275911 z)) of z >= 0, to 1.5e-7
+ * (Abramowitz and Stegun 1964, 7.1.26). `over` is max(x, 0). */
+static float plain_gelu_erf(float x, float over) {
+    const float size = fabsf(x), t = 1 / fmaf(size, 0.23164189f, 1);
+    float p = fmaf(t, 1.061405429f, -1.453152027f);
+    p = fmaf(p, t, 1.421413741f);
+    p = fmaf(p, t, -0.284496736f);
+    p = fmaf(p, t, 0.254829592f);
+    return over - 0.5f * size * (p * t * plain_exp(-0.5f * x * x));
+}
+
+static float plain_activation(float x, uint32_t activation, const float *numbers) {
+    const float over = 0.5f * x + 0.5f * fabsf(x), under = x - over;
+    switch (activation) {
+    case LLM_SILU:
+        return x / (1 + plain_exp(-x));
+    case LLM_GELU:
+        return x / (1 + plain_exp(-(x * fmaf(x * x, 0.0713548163f, 1.5957691216f))));
+    case LLM_GELU_ERF:
+        return plain_gelu_erf(x, over);
+    case LLM_RELU2:
+        return over * over;
+    default:
+        return 0.5f * x + numbers[0] * over * over + numbers[1] * (plain_exp(under) - 1 - under);
+    }
+}
+
+static void plain_activate(float *x, uint32_t activation, const float *numbers) {
+    for (size_t c = 0; c < LLM_GROUP; c++)
+        x[c] = plain_activation(x[c], activation, numbers);
 }
 
 /* c tanh(x / c) = c - 2 c / (1 + exp(2 x / c)) */
@@ -217,10 +267,12 @@ const kernels kernels_plain = {
         },
     .hadamard = plain_hadamard,
     .rmsnorm = plain_rmsnorm,
+    .layernorm = plain_layernorm,
     .add_scaled = plain_add_scaled,
     .rope = plain_rope,
     .to_half = plain_to_half,
     .glu = plain_glu,
+    .activate = plain_activate,
     .softcap = plain_softcap,
     .online_softmax = plain_online_softmax,
     .merge = plain_merge,

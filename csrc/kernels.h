@@ -106,6 +106,8 @@ typedef struct kernels {
     void (*hadamard)(float *x, size_t n);
     /* out (n,) = x / rms(x) * w (Zhang and Sennrich 2019). out may be x. */
     void (*rmsnorm)(float *out, const float *x, const float *w, size_t n, float eps);
+    /* out (n,) = (x - mean) / sqrt(variance + eps) * w + bias (Ba et al. 2016); bias may be NULL. out may be x. */
+    void (*layernorm)(float *out, const float *x, const float *w, const float *bias, size_t n, float eps);
     /* x (n,) += y * scale */
     void (*add_scaled)(float *x, const float *y, float scale, size_t n);
     /* out (2 * half,) = x with elements i and i + half turned by the angle whose cos and sin (half,) are given
@@ -115,6 +117,8 @@ typedef struct kernels {
     void (*to_half)(uint16_t *out, const float *x, size_t n);
     /* out (64,) = gain * up * activation(gate): the gated unit (Shazeer 2020), SwiGLU or GEGLU, by groups */
     void (*glu)(float *out, const float *gate, const float *up, float gain, uint32_t activation);
+    /* x (64,) = activation(x), with the numbers a and b if it is LLM_XIELU */
+    void (*activate)(float *x, uint32_t activation, const float *numbers);
     /* scores (n,) = cap * tanh(scores / cap); n is a multiple of SPAN */
     void (*softcap)(float *scores, size_t n, float cap);
     /* One step of softmax over n more scores (Milakov and Gimelshein 2018), n a multiple of SPAN. out (width + 2,) is

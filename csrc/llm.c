@@ -213,9 +213,26 @@ static const float *floats(const llm_session *s, const llm_tensor *t) {
     return (const float *)weights(s->m, t, 0);
 }
 
-/* out = RMSNorm(x) of as many numbers as the tensor has weights. out may be x. */
+/* out = the norm of x (cols,) that a layer's flags, or the header's, say, with row `row` of the tensor's weights.
+ * out may be x. */
+static void norm_by(
+    const llm_session *s, uint64_t flags, const llm_tensor *t, size_t row, const float *x, float *out) {
+    const float *w = floats(s, t) + row * t->stride;
+    const float *bias = flags & LLM_NORM_BIAS ? w + t->rows / 2 * t->stride : NULL;
+    if (flags & LLM_LAYER_NORM)
+        s->k->layernorm(out, x, w, bias, t->cols, s->m->h.norm_eps);
+    else
+        s->k->rmsnorm(out, x, w, t->cols, s->m->h.norm_eps);
+}
+
+/* out = RMSNorm(x), whatever the others are */
 static void rmsnorm(const llm_session *s, const llm_tensor *t, const float *x, float *out) {
-    s->k->rmsnorm(out, x, floats(s, t), t->cols, s->m->h.norm_eps);
+    norm_by(s, 0, t, 0, x, out);
+}
+
+/* ... one of those that occur once */
+static void norm_once(const llm_session *s, uint32_t id, const float *x, float *out) {
+    norm_by(s, s->m->h.required, tensor(s->m, 0, id), 0, x, out);
 }
 
 /* ------------------------------------------------------------------------------------------------------
@@ -236,7 +253,7 @@ static float *rotation_of(const llm_session *s, size_t table, size_t i) {
 }
 
 static void embed_ple(llm_session *s, size_t n, const uint32_t *tokens);
-static void norm_heads(llm_session *s, const llm_tensor *norm, float *x, size_t size);
+static void norm_heads(llm_session *s, uint64_t flags, const llm_tensor *norm, float *x, size_t size);
 
 /* x (n, dim) = rows of the embedding; the angles by which each position turns; and embeddings of each layer's own */
 static void embed(llm_session *s, size_t n, const uint32_t *tokens) {
@@ -248,6 +265,10 @@ static void embed(llm_session *s, size_t n, const uint32_t *tokens) {
         read_row(s, w, tokens[i], row);
         for (size_t c = 0; c < h->dim; c++)
             x[c] = row[c] * h->embed_scale;
+        if (h->required & LLM_POSITION_TABLE)
+            add_row(s, tensor(s->m, 0, LLM_POSITIONS), s->pos[i], 1, x);
+        if (h->required & LLM_INPUT_NORM)
+            norm_once(s, LLM_EMBED_NORM, x, x);
         for (size_t table = 0; table < h->n_rope; table++) {
             float *cosines = rotation_of(s, table, i);
             find_angles(s->m->rope + table * half, half, s->pos[i], cosines, cosines + half);
@@ -268,7 +289,7 @@ static void embed_ple(llm_session *s, size_t n, const uint32_t *tokens) {
     matmul(s, w_proj, 0, n, s->xb, s->ple);
     EACH(i, n) {
         float *own = row_of(s->ple, i);
-        norm_heads(s, norm, own, table->cols);
+        norm_heads(s, 0, norm, own, table->cols);
         add_row(s, table, tokens[i], s->m->h.ple_scale, own);
     }
 }
@@ -279,14 +300,22 @@ static void add_bias(const llm_session *s, const llm_tensor *t, size_t e, float 
         s->k->add_scaled(x, (const float *)weights(s->m, t, e), scale, t->cols);
 }
 
-/* What a block reads (n, dim): the norm `id` of the residual stream, or without one the stream itself */
+/* xb (n, dim) = the norm `id` of the residual stream. Has no barrier. */
+static void norm_stream(llm_session *s, size_t layer, uint32_t id, size_t n) {
+    const uint64_t flags = s->m->layers[layer].flags;
+    EACH(i, n)
+        norm_by(s, flags, tensor(s->m, layer, id), 0, row_of(s->x, i), row_of(s->xb, i));
+}
+
+/* What a block reads (n, dim): the norm `id` of the residual stream, or without one the stream itself. What the second
+ * of two blocks side by side reads is there already. */
 static vectors block_input(llm_session *s, size_t layer, uint32_t id, size_t n) {
     const llm_tensor *norm = tensor(s->m, layer, id);
-    if (norm->size)
-        EACH(i, n)
-            rmsnorm(s, norm, row_of(s->x, i), row_of(s->xb, i));
+    const int made = id == LLM_FFN_NORM && s->m->layers[layer].flags & LLM_PARALLEL;
+    if (norm->size && !made)
+        norm_stream(s, layer, id, n);
     barrier(&s->barrier);
-    return norm->size ? s->xb : s->x;
+    return norm->size || made ? s->xb : s->x;
 }
 
 /* x += out, through the norm `id` if there is one. Has no barrier: block_input() gives each thread the same
@@ -297,7 +326,7 @@ static void add_block(llm_session *s, size_t layer, uint32_t id, size_t n) {
     EACH(i, n) {
         float *out = row_of(s->out, i);
         if (norm->size)
-            rmsnorm(s, norm, out, out);
+            norm_by(s, s->m->layers[layer].flags, norm, 0, out, out);
         s->k->add_scaled(row_of(s->x, i), out, h->residual_scale, h->dim);
     }
 }
@@ -349,6 +378,8 @@ static void attention(llm_session *s, size_t layer, size_t n) {
     matmul(s, w_out, 0, n, s->att, s->out);
     EACH(i, n)
         add_bias(s, out_bias, 0, 1, row_of(s->out, i));
+    if (l->flags & LLM_PARALLEL && !(l->flags & LLM_ONE_NORM))
+        norm_stream(s, layer, LLM_FFN_NORM, n);
     add_block(s, layer, LLM_ATTN_POST_NORM, n);
     if (l->low_rank)
         add_what_passed(s, n);
@@ -385,9 +416,12 @@ static void add_what_passed(llm_session *s, size_t n) {
 }
 
 /* x (size,) in pieces as wide as the norm: heads, or all of them together */
-static void norm_heads(llm_session *s, const llm_tensor *norm, float *x, size_t size) {
-    for (size_t c = 0; c < size; c += norm->cols)
-        rmsnorm(s, norm, x + c, x + c);
+static void norm_heads(llm_session *s, uint64_t flags, const llm_tensor *norm, float *x, size_t size) {
+    const int each = (flags & LLM_QK_NORM_EACH) != 0;
+    for (size_t k = 0; k < size / norm->cols; k++) {
+        float *piece = x + k * norm->cols;
+        norm_by(s, flags, norm, each ? k : 0, piece, piece);
+    }
 }
 
 /* Each head of the values of a token, through a norm without weights */
@@ -397,8 +431,16 @@ static void norm_values(llm_session *s, const llm_layer *l, float *values) {
         s->k->rmsnorm(values + c, values + c, ones, value_dim_of(l), s->m->h.norm_eps);
 }
 
-/* The projections of token i get their bias, values their norm, and queries and keys theirs, if it comes before the
- * rotation. */
+/* x (n,) to -clip to clip; what is no number stays */
+static void clip(float *x, size_t n, float most) {
+    for (size_t c = 0; c < n; c++) {
+        x[c] = x[c] > most ? most : x[c];
+        x[c] = x[c] < -most ? -most : x[c];
+    }
+}
+
+/* The projections of token i get their bias and are cut, values get their norm, and queries and keys theirs, if it comes
+ * before the rotation. */
 static void bias_and_norm(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *bias = tensor(s->m, layer, LLM_BIAS);
@@ -406,6 +448,8 @@ static void bias_and_norm(llm_session *s, size_t layer, size_t i) {
     const llm_tensor *k_norm = tensor(s->m, layer, LLM_K_NORM);
     float *qkv = row_of(s->qkv, i), *keys = qkv + q_dim_of(l), *values = keys + k_dim_of(l);
     add_bias(s, bias, 0, 1, qkv);
+    if (l->qkv_clip > 0)
+        clip(qkv, tensor(s->m, layer, LLM_QKV)->rows - gate_dim_of(l), l->qkv_clip);
     if (l->flags & LLM_V_IS_K)
         memcpy(values, keys, k_dim_of(l) * sizeof *values);
     if (l->flags & LLM_V_NORM)
@@ -413,19 +457,19 @@ static void bias_and_norm(llm_session *s, size_t layer, size_t i) {
     if (l->flags & LLM_QK_NORM_LATE)
         return;
     if (q_norm->size)
-        norm_heads(s, q_norm, qkv, q_dim_of(l));
+        norm_heads(s, l->flags, q_norm, qkv, q_dim_of(l));
     if (k_norm->size)
-        norm_heads(s, k_norm, keys, k_dim_of(l));
+        norm_heads(s, l->flags, k_norm, keys, k_dim_of(l));
 }
 
-/* A head of token i, turned by its position's angles (Su et al. 2021), and what its norm makes of it, if it comes late */
-static void rotate(
-    llm_session *s, const llm_layer *l, const llm_tensor *norm, size_t i, const float *head, float *out) {
+/* Head a of token i, turned by its position's angles (Su et al. 2021), and what its norm makes of it, if it comes late */
+static void rotate(llm_session *s, const llm_layer *l, const llm_tensor *norm, size_t a, size_t i,
+    const float *head, float *out) {
     const float *cosines = rotation_of(s, l->rope, i);
     const float *sines = cosines + s->m->h.rope_dim / 2;
     s->k->rope(out, head, cosines, sines, l->head_dim / 2);
     if (l->flags & LLM_QK_NORM_LATE)
-        rmsnorm(s, norm, out, out);
+        norm_by(s, l->flags, norm, l->flags & LLM_QK_NORM_EACH ? a : 0, out, out);
 }
 
 /* Which row of s->q, and of a part, query head a of token i is: those that share a kv head follow each other */
@@ -452,7 +496,7 @@ static void store_queries(llm_session *s, size_t layer, size_t i) {
     float head[MAX_HEAD] = {0};
     for (size_t a = 0; a < l->n_heads; a++) {
         float *q = s->q + query_row(s, group_of(l), a, i) * width;
-        rotate(s, l, norm, i, queries + a * l->head_dim, head);
+        rotate(s, l, norm, a, i, queries + a * l->head_dim, head);
         for (size_t c = 0; c < width; c++)
             q[c] = head[c] * scale;
     }
@@ -525,7 +569,7 @@ static void store_keys_and_values(llm_session *s, size_t layer, size_t i) {
     float head[MAX_HEAD];
     for (size_t a = 0; a < l->n_kv_heads; a++) {
         memset(head, 0, sizeof head);
-        rotate(s, l, norm, i, keys + a * l->head_dim, head);
+        rotate(s, l, norm, a, i, keys + a * l->head_dim, head);
         store_head(s, layer, KEYS, a, i, head);
         memset(head, 0, sizeof head);
         memcpy(head, values + a * value_dim, value_dim * sizeof *head);
@@ -796,6 +840,8 @@ static void bend_gates(llm_session *s, const llm_layer *l, const unit_weights *w
     const float slope = l->gate_slope ? l->gate_slope : 1;
     float *gate = row_of(s->gate, i), *up = gate + ffn_dim;
     add_bias(s, w->gate_up_bias, w->expert, 1, gate);
+    if (l->flags & LLM_NO_GATE)
+        return;
     for (size_t c = 0; c < ffn_dim; c++) {
         gate[c] = slope * fminf(gate[c], limit);
         up[c] = (fmaxf(fminf(up[c], limit), -limit) + l->up_shift) / slope;
@@ -804,21 +850,38 @@ static void bend_gates(llm_session *s, const llm_layer *l, const unit_weights *w
         cut_gates(gate, ffn_dim, l->gate_cut);
 }
 
-/* hidden = gain * up * activation(gate): columns c to c + 64 of token i, zeros behind the last one, of ffn_dim */
+/* hidden (64,) = gain * up * activation(gate), or without a gate gain * activation(up); up is where the gate would be */
+static void activate(
+    llm_session *s, size_t layer, const float *gate, const float *up, float gain, float *hidden) {
+    const llm_layer *l = &s->m->layers[layer];
+    const int gated = !(l->flags & LLM_NO_GATE);
+    memcpy(hidden, gate, LLM_GROUP * sizeof *gate);
+    s->k->activate(hidden, l->activation, floats(s, tensor(s->m, layer, LLM_XIELU_NUMBERS)));
+    for (size_t c = 0; c < LLM_GROUP; c++)
+        hidden[c] *= gated ? gain * up[c] : gain;
+}
+
+/* hidden of token i: columns c to c + 64, zeros behind the last one, of ffn_dim */
 static void glu(
-    llm_session *s, const llm_layer *l, size_t ffn_dim, size_t i, size_t c, const float *up, float gain) {
+    llm_session *s, size_t layer, size_t ffn_dim, size_t i, size_t c, const float *up, float gain) {
+    const llm_layer *l = &s->m->layers[layer];
+    const float *gate = row_of(s->gate, i) + c;
     float *hidden = row_of(s->hidden, i) + c;
-    s->k->glu(hidden, row_of(s->gate, i) + c, up + c, gain, l->activation);
+    if (l->flags & LLM_NO_GATE || l->activation > LLM_GELU)
+        activate(s, layer, gate, up + c, gain, hidden);
+    else
+        s->k->glu(hidden, gate, up + c, gain, l->activation);
     for (size_t k = c < ffn_dim ? ffn_dim - c : 0; k < LLM_GROUP; k++)
         hidden[k] = 0;
 }
 
 /* out (n, dim) of x (n, dim); gains (n,) multiply it, NULL: all 1 */
-static void gated_unit(llm_session *s, const llm_layer *l, unit_weights w, size_t n, vectors x,
-    const float *gains, vectors out) {
+static void gated_unit(
+    llm_session *s, size_t layer, unit_weights w, size_t n, vectors x, const float *gains, vectors out) {
+    const llm_layer *l = &s->m->layers[layer];
     const size_t ffn_dim = w.down->cols;
     const size_t groups = w.down->stride / LLM_GROUP;
-    /* gate and up (n, 2 ffn_dim) = x (n, dim) @ W (2 ffn_dim, dim)^T */
+    /* gate and up (n, 2 ffn_dim) = x (n, dim) @ W (2 ffn_dim, dim)^T; without a gate up (n, ffn_dim) */
     matmul(s, w.gate_up, w.expert, n, x, s->gate);
     if (w.gate_up_bias->size || l->gate_limit > 0 || l->gate_slope || l->up_shift || l->gate_cut) {
         EACH(i, n)
@@ -827,7 +890,7 @@ static void gated_unit(llm_session *s, const llm_layer *l, unit_weights w, size_
     }
     EACH(unit, n * groups) {
         const size_t i = unit / groups, c = unit % groups * LLM_GROUP;
-        glu(s, l, ffn_dim, i, c, row_of(s->gate, i) + ffn_dim, gains ? gains[i] : 1);
+        glu(s, layer, ffn_dim, i, c, row_of(s->gate, i) + ffn_dim, gains ? gains[i] : 1);
     }
     barrier(&s->barrier);
     /* out (n, dim) = hidden (n, ffn_dim) @ W (dim, ffn_dim)^T */
@@ -862,10 +925,9 @@ static unit_weights shared_weights(const llm_session *s, size_t layer) {
 }
 
 static void feed_forward(llm_session *s, size_t layer, size_t n) {
-    const llm_layer *l = &s->m->layers[layer];
     const unit_weights w = weights_of(s, layer, 0);
     const vectors x = block_input(s, layer, LLM_FFN_NORM, n);
-    gated_unit(s, l, w, n, x, NULL, s->out);
+    gated_unit(s, layer, w, n, x, NULL, s->out);
     add_block(s, layer, LLM_FFN_POST_NORM, n);
 }
 
@@ -902,12 +964,11 @@ static void moe(llm_session *s, size_t layer, size_t n) {
 
 /* out = a norm of it plus a norm of what the shared expert makes of a norm of its own of the residual stream */
 static void shared_apart(llm_session *s, size_t layer, size_t n) {
-    const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *experts_norm = tensor(s->m, layer, LLM_EXPERTS_POST);
     const llm_tensor *shared_norm = tensor(s->m, layer, LLM_SHARED_POST);
     const unit_weights w = shared_weights(s, layer);
     const vectors x = block_input(s, layer, LLM_SHARED_NORM, n);
-    gated_unit(s, l, w, n, x, NULL, s->expert_out);
+    gated_unit(s, layer, w, n, x, NULL, s->expert_out);
     EACH(i, n) {
         float *out = row_of(s->out, i), *shared = row_of(s->expert_out, i);
         rmsnorm(s, experts_norm, out, out);
@@ -1045,7 +1106,7 @@ static void expert(llm_session *s, size_t layer, size_t e, vectors x) {
         s->expert_gain[i] = of_input ? 1 : gain;
     }
     barrier(&s->barrier);
-    gated_unit(s, l, w, n, s->expert_x, s->expert_gain, s->expert_out);
+    gated_unit(s, layer, w, n, s->expert_x, s->expert_gain, s->expert_out);
     EACH(i, n) {
         float *out = row_of(s->out, members[i] / per_token);
         s->k->add_scaled(out, row_of(s->expert_out, i), 1, s->m->h.dim);
@@ -1182,7 +1243,6 @@ static void close_streams(llm_session *s, size_t n) {
 
 /* x += what the layer makes of its own embedding of each token, see llm.h */
 static void ple_block(llm_session *s, size_t layer, size_t n) {
-    const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *w_gate = tensor(s->m, layer, LLM_PLE_GATE);
     const llm_tensor *w_out = tensor(s->m, layer, LLM_PLE_OUT);
     const llm_tensor *scale = tensor(s->m, layer, LLM_STREAM_SCALE);
@@ -1196,7 +1256,7 @@ static void ple_block(llm_session *s, size_t layer, size_t n) {
     matmul(s, w_gate, 0, n, scale->size ? s->xb : s->x, s->gate);
     EACH(unit, n * groups) {
         const size_t i = unit / groups, c = unit % groups * LLM_GROUP;
-        glu(s, l, w_out->cols, i, c, row_of(s->ple, i) + layer * w_out->cols, 1);
+        glu(s, layer, w_out->cols, i, c, row_of(s->ple, i) + layer * w_out->cols, 1);
     }
     barrier(&s->barrier);
     /* out (n, dim) = hidden (n, ple_dim) @ W (dim, ple_dim)^T */
@@ -1221,17 +1281,18 @@ static void scale_layer(llm_session *s, size_t layer, size_t n) {
 
 static void unembed(llm_session *s, size_t n_rows, float *logits) {
     const llm_header *h = &s->m->h;
-    const llm_tensor *norm = tensor(s->m, 0, LLM_OUT_NORM);
+    const llm_tensor *bias = tensor(s->m, 0, LLM_OUTPUT_ADD);
     const llm_tensor *w = tensor(s->m, 0, h->required & LLM_TIED ? LLM_EMBED : LLM_OUTPUT);
     const vectors y = {logits, h->vocab_size};
     barrier(&s->barrier);
-    EACH(r, n_rows) {
-        const float *x = row_of(s->x, s->rows[r]);
-        rmsnorm(s, norm, x, row_of(s->xb, r));
-    }
+    EACH(r, n_rows)
+        norm_once(s, LLM_OUT_NORM, row_of(s->x, s->rows[r]), row_of(s->xb, r));
     barrier(&s->barrier);
     /* logits (n_rows, vocab_size) = xb (n_rows, dim) @ W (vocab_size, dim)^T, of the tokens in s->rows */
     matmul(s, w, 0, n_rows, s->xb, y);
+    if (bias->size)
+        EACH(i, n_rows * h->vocab_size)
+            logits[i] += floats(s, bias)[i % h->vocab_size];
     if (h->logit_cap > 0)
         EACH(i, n_rows * h->vocab_size)
             logits[i] = h->logit_cap * tanhf(logits[i] / h->logit_cap);
@@ -1239,9 +1300,8 @@ static void unembed(llm_session *s, size_t n_rows, float *logits) {
 
 /* states (n_states, dim) = what logits would be made of, of the tokens in s->state_rows */
 static void show_states(llm_session *s, size_t n_states, float *states) {
-    const llm_tensor *norm = tensor(s->m, 0, LLM_OUT_NORM);
     EACH(r, n_states)
-        rmsnorm(s, norm, row_of(s->x, s->state_rows[r]), states + r * s->m->h.dim);
+        norm_once(s, LLM_OUT_NORM, row_of(s->x, s->state_rows[r]), states + r * s->m->h.dim);
 }
 
 /* ------------------------------------------------------------------------------------------------------

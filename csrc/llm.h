@@ -84,8 +84,8 @@ enum llm_dtype {
 /* "fp16", "int8", "fp32", "int8r", "int4"; NULL: there is no such dtype. */
 const char *llm_dtype_name(uint32_t dtype);
 
-/* What a file requires of its reader: the bits of header.required, which are LLM_TIED and all bits that its
- * layers' flags have. A reader refuses bits that it does not know. */
+/* What a file requires of its reader: the bits of header.required, which are LLM_TIED and others that are the
+ * header's alone, and all bits that its layers' flags have. A reader refuses bits that it does not know. */
 enum llm_feature {
     LLM_TIED = 1,              /* the output matrix is the embedding: there is no LLM_OUTPUT tensor */
     LLM_QKV_BIAS = 2,          /* q, k and v have a bias (Qwen2) */
@@ -125,8 +125,21 @@ enum llm_feature {
      * others get a norm each, and are added then (Gemma 4) */
     LLM_SHARED_NORMS = 1 << 23,
     LLM_ROUTER_SCALED = 1
-        << 24,                 /* an expert's weight is multiplied by a number of its own at last (Gemma 4) */
-    LLM_LAYER_SCALED = 1 << 25 /* the residual stream is multiplied by a number behind the layer (Gemma 4) */
+        << 24, /* an expert's weight is multiplied by a number of its own at last (Gemma 4) */
+    LLM_LAYER_SCALED = 1 << 25, /* the residual stream is multiplied by a number behind the layer (Gemma 4) */
+    LLM_LAYER_NORM = 1 << 26,   /* every norm is LayerNorm (Ba et al. 2016): the mean is subtracted too. In
+                                   header.required it and the next one say what norms that occur once are */
+    LLM_NORM_BIAS = 1 << 27,    /* ... with biases; with LLM_LAYER_NORM */
+    LLM_QK_NORM_EACH = 1 << 28, /* the norm of q and k has weights for each head (Cohere); with LLM_QK_NORM */
+    LLM_PARALLEL = 1 << 29,     /* the feed-forward block's norm is of the residual stream as it was before
+                                 attention (GPT-J); without LLM_NO_PRE_NORM */
+    LLM_NO_GATE = 1 << 30,      /* feed-forward blocks have no gate: what goes through the activation is up */
+    LLM_POSITION_TABLE = 1ll << 31, /* a row for each position is added to the embedding (GPT-2); header's */
+    LLM_OUTPUT_BIAS = 1ll << 32,    /* logits have a bias (Phi-2); the header's */
+    LLM_INPUT_NORM = 1ll << 33, /* a norm of the embedding, scaled, is what the first layer reads (nanochat);
+                                   the header's */
+    LLM_ONE_NORM = 1ll
+        << 34 /* the feed-forward block reads what attention reads (Phi-2); with LLM_PARALLEL */
 };
 
 /* "tied", "qkv_bias" and so on, of the feature with this bit (0: LLM_TIED); NULL: there is no such feature. */
@@ -150,7 +163,7 @@ typedef struct llm_header {
     uint32_t context;      /* positions that the model was made for */
     uint32_t n_rope;       /* rotary tables, at least 1 */
     uint32_t rope_dim;     /* numbers of a head that a table covers, even: those of the largest head */
-    float norm_eps;        /* of every RMSNorm */
+    float norm_eps;        /* of every norm */
     float embed_scale;     /* multiplies the embedding of a token (Gemma, Granite); usually 1 */
     float residual_scale;  /* multiplies what a block adds to the residual stream (Granite); usually 1 */
     float logit_cap;       /* c of c * tanh(logit / c) (Gemma 2); 0: none */
@@ -168,10 +181,14 @@ enum llm_ffn {
     LLM_EXPERTS = 1 /* a mixture: a router chooses n_active of n_experts for each token */
 };
 
-/* What the gate of a feed-forward block goes through. */
+/* What the gate of a feed-forward block goes through; without a gate what is in its place. */
 enum llm_activation {
     LLM_SILU = 0,
-    LLM_GELU = 1 /* in its tanh form (Gemma) */
+    LLM_GELU = 1,     /* in its tanh form (Gemma) */
+    LLM_GELU_ERF = 2, /* x * (1 + erf(x / sqrt(2))) / 2 (GPT-NeoX) */
+    LLM_RELU2 = 3,    /* max(x, 0)^2 (So et al. 2021) */
+    LLM_XIELU = 4 /* x / 2 + a * x^2 of x > 0, x / 2 + b * (exp(x) - 1 - x) of others (Huang and Schlag 2024);
+                         a and b are LLM_XIELU_NUMBERS */
 };
 
 /* A layer, attention and feed-forward, described by itself. */
@@ -206,7 +223,8 @@ typedef struct llm_layer {
     uint32_t query_shift;
     uint32_t low_rank;    /* rank of a product that goes past attention, see below; 0: none */
     float gate_cut;       /* c: gates become max(gate - mean - c * standard deviation, 0); 0: they stay */
-    uint8_t reserved[96]; /* zeros */
+    float qkv_clip;       /* c: numbers of q, k and v are cut to -c to c, before their norm (OLMo); 0: not */
+    uint8_t reserved[92]; /* zeros */
 } llm_layer;
 
 /* Element i of a query or key head and element i + head_dim / 2 (half-split) turn together: at position p by
@@ -236,7 +254,9 @@ typedef struct llm_angle {
  * together; LLM_GATE_UP, LLM_DOWN and their biases once for each expert of a layer. q_dim = n_heads * head_dim; k_dim =
  * n_kv_heads * head_dim and v_dim = n_kv_heads * value_dim, or both 0 where the layer uses another one's keys and values
  * (v_dim also with LLM_V_IS_K); att_dim = n_heads * value_dim; gate_dim = att_dim with LLM_OUT_GATE, n_heads with
- * .._HEAD, else 0. */
+ * .._HEAD, else 0. A norm's vector has one row, with LLM_QK_NORM_EACH that of q and k one for each head, n_heads and
+ * n_kv_heads; with LLM_NORM_BIAS as many rows of biases follow; those of LLM_ROUTER_NORM and behind it are RMSNorms
+ * always. */
 enum llm_tensor_id {
     LLM_EMBED = 0,      /* (vocab_size, dim)            matrix */
     LLM_OUT_NORM = 1,   /* (1, dim)                     vector */
@@ -246,19 +266,23 @@ enum llm_tensor_id {
     LLM_PLE_NORM = 5,   /* (1, ple_dim)                 vector */
     LLM_STREAM_IN = 6,  /* (dim, dim)                   matrix; n_streams - 1 of them */
     LLM_STREAM_OUT = 7, /* (dim, dim)                   matrix; n_streams - 1 of them */
-    LLM_ATTN_NORM = 16, /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM */
-    LLM_QKV,            /* (q_dim + k_dim + v_dim + gate_dim, dim) matrix; rows of q, then k, v, gates */
-    LLM_BIAS,           /* (1, rows of LLM_QKV)         vector; only with LLM_QKV_BIAS */
-    LLM_Q_NORM,         /* (1, head_dim)                vector; only with LLM_QK_NORM; q_dim with .._WHOLE */
-    LLM_K_NORM,         /* (1, head_dim)                vector; only with LLM_QK_NORM; k_dim with .._WHOLE;
+    LLM_POSITIONS = 8,  /* (context, dim)               matrix; only with LLM_POSITION_TABLE */
+    LLM_OUTPUT_ADD = 9, /* (1, vocab_size)              vector; only with LLM_OUTPUT_BIAS */
+    LLM_EMBED_NORM = 10, /* (1, dim)                     vector; only with LLM_INPUT_NORM */
+    LLM_ATTN_NORM = 16,  /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM */
+    LLM_QKV,             /* (q_dim + k_dim + v_dim + gate_dim, dim) matrix; rows of q, then k, v, gates */
+    LLM_BIAS,            /* (1, rows of LLM_QKV)         vector; only with LLM_QKV_BIAS */
+    LLM_Q_NORM,          /* (1, head_dim)                vector; only with LLM_QK_NORM; q_dim with .._WHOLE */
+    LLM_K_NORM,          /* (1, head_dim)                vector; only with LLM_QK_NORM; k_dim with .._WHOLE;
                                                         absent where k_dim is 0 */
-    LLM_ATTN_OUT,       /* (dim, att_dim)               matrix */
-    LLM_ATTN_POST_NORM, /* (1, dim)                     vector; only with LLM_POST_NORM */
-    LLM_FFN_NORM,       /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM */
+    LLM_ATTN_OUT,        /* (dim, att_dim)               matrix */
+    LLM_ATTN_POST_NORM,  /* (1, dim)                     vector; only with LLM_POST_NORM */
+    LLM_FFN_NORM,       /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM or LLM_ONE_NORM */
     LLM_ROUTER,         /* (n_experts, dim)             matrix; only with experts; one row more with
                                                         LLM_SHARED_GATE */
     LLM_ROUTER_ADD,     /* (1, n_experts)               vector; only with LLM_ROUTER_BIAS */
-    LLM_GATE_UP,        /* (2 * ffn_dim, dim)           matrix; rows of gate, then up */
+    LLM_GATE_UP,        /* (2 * ffn_dim, dim)           matrix; rows of gate, then up; with LLM_NO_GATE up
+                                                        alone, as in LLM_SHARED_GATE_UP */
     LLM_DOWN,           /* (dim, ffn_dim)               matrix */
     LLM_SHARED_GATE_UP, /* (2 * shared_dim, dim)        matrix; only with shared_dim */
     LLM_SHARED_DOWN,    /* (dim, shared_dim)            matrix; only with shared_dim */
@@ -266,7 +290,8 @@ enum llm_tensor_id {
     LLM_SINKS,          /* (1, n_heads)                 vector; only with LLM_SINK */
     LLM_OUT_BIAS,       /* (1, dim)                     vector; only with LLM_ATTN_OUT_BIAS */
     LLM_ROUTER_LOGITS,  /* (1, n_experts)               vector; only with LLM_ROUTER_LOGIT_BIAS */
-    LLM_GATE_UP_BIAS,   /* (1, 2 * ffn_dim)             vector; only with LLM_FFN_BIAS */
+    LLM_GATE_UP_BIAS,   /* (1, 2 * ffn_dim)             vector; only with LLM_FFN_BIAS; ffn_dim with
+                                                        LLM_NO_GATE */
     LLM_DOWN_BIAS,      /* (1, dim)                     vector; only with LLM_FFN_BIAS */
     LLM_ROUTER_NORM,  /* (1, dim)                     vector; only with LLM_SHARED_NORMS, as the next three */
     LLM_SHARED_NORM,  /* (1, dim)                     vector; of what the shared expert reads, */
@@ -285,6 +310,7 @@ enum llm_tensor_id {
     LLM_STREAM_PREDICT, /* (1, n_streams^3)             vector */
     LLM_STREAM_CORRECT, /* (1, n_streams^2)             vector */
     LLM_STREAM_SCALE,   /* (1, dim)                     vector */
+    LLM_XIELU_NUMBERS,  /* (1, 2)                       vector; only with LLM_XIELU; a, b */
     LLM_N_TENSORS
 };
 

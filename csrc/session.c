@@ -214,6 +214,9 @@ static int open_session(
         "over 2^28 positions, 65536 sequences, %d threads or batches of %d", MAX_THREADS, MAX_BATCH);
     REQUIRE(
         o->kv <= LLM_KV_INT8 && o->exact <= 1, "there is no kv of kind %u, or exact is not 0 or 1", o->kv);
+    const int placed = !(m->h.required & LLM_POSITION_TABLE) || o->context <= m->h.context;
+    REQUIRE(placed, "a context of %u, and the model has a row for each of %u positions", o->context,
+        m->h.context);
     return open_buffers(s, err, errlen);
 }
 

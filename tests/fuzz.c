@@ -123,14 +123,22 @@ static void make_small_print(dice *d, llm_layer *l) {
     l->value_dim = chance(d, 3) ? from_to(d, 1, 40) : 0;
     if (l->value_dim || l->flags & LLM_OUT_GATE)
         l->flags &= ~(uint64_t)LLM_V_IS_K;
-    l->gate_limit = chance(d, 4) ? fabsf(number(d, 9)) : 0;
-    l->gate_slope = l->activation == LLM_SILU && chance(d, 4) ? number(d, 9) : 0;
-    l->up_shift = chance(d, 4) ? number(d, 9) : 0;
+    const int gated = !(l->flags & LLM_NO_GATE);
+    l->gate_limit = gated && chance(d, 4) ? fabsf(number(d, 9)) : 0;
+    l->gate_slope = gated && l->activation == LLM_SILU && chance(d, 4) ? number(d, 9) : 0;
+    l->up_shift = gated && chance(d, 4) ? number(d, 9) : 0;
     l->query_span = chance(d, 4) ? from_to(d, 1, 90) : 0;
     l->query_shift = l->query_span ? from_to(d, 0, 9) : 0;
     l->query_growth = l->query_span ? number(d, 9) : 0;
     l->low_rank = chance(d, 4) ? size(d, 70) : 0;
-    l->gate_cut = chance(d, 4) ? number(d, 3) : 0;
+    l->low_rank = l->flags & LLM_PARALLEL ? 0 : l->low_rank;
+    l->gate_cut = gated && chance(d, 4) ? number(d, 3) : 0;
+}
+
+/* Without the one flag it has none of the others either. */
+static void without(llm_layer *l, uint64_t flag, uint64_t others) {
+    if (!(l->flags & flag))
+        l->flags &= ~others;
 }
 
 static llm_layer make_layer(dice *d) {
@@ -140,13 +148,22 @@ static llm_layer make_layer(dice *d) {
     l.head_dim = 2 * from_to(d, 1, chance(d, 8) ? 50 : 12);
     l.attn_scale = chance(d, 9) ? number(d, 9e5f) : 0.2f;
     l.attn_cap = chance(d, 4) ? fabsf(number(d, 50)) : 0;
-    l.activation = from_to(d, LLM_SILU, LLM_GELU);
+    l.activation = from_to(d, LLM_SILU, LLM_XIELU);
+    l.qkv_clip = chance(d, 4) ? fabsf(number(d, 5)) : 0;
     l.ffn_dim = size(d, 70);
     l.expert_scale = chance(d, 9) ? number(d, 9e5f) : 1;
     l.flags = bits(d) & (LLM_QKV_BIAS | LLM_QK_NORM | LLM_QK_NORM_WHOLE | LLM_NO_PRE_NORM | LLM_POST_NORM |
                             LLM_V_NORM | LLM_V_IS_K | LLM_LAYER_SCALED);
-    if (!(l.flags & LLM_QK_NORM))
-        l.flags &= ~(uint64_t)LLM_QK_NORM_WHOLE;
+    if (chance(d, 2))
+        l.flags |= bits(d) & (LLM_LAYER_NORM | LLM_NORM_BIAS | LLM_QK_NORM_EACH | LLM_PARALLEL |
+                                 LLM_ONE_NORM | LLM_NO_GATE);
+    without(&l, LLM_QK_NORM, LLM_QK_NORM_WHOLE | LLM_QK_NORM_EACH);
+    without(&l, LLM_LAYER_NORM, LLM_NORM_BIAS);
+    if (l.flags & LLM_QK_NORM_WHOLE)
+        l.flags &= ~(uint64_t)LLM_QK_NORM_EACH;
+    if (l.flags & LLM_NO_PRE_NORM)
+        l.flags &= ~(uint64_t)LLM_PARALLEL;
+    without(&l, LLM_PARALLEL, LLM_ONE_NORM);
     if (chance(d, 2))
         make_experts(d, &l);
     if (chance(d, 2))
@@ -209,6 +226,8 @@ static void make_description(dice *d, model *m) {
     h->n_streams = chance(d, 4) ? from_to(d, 0, 8) : 0;
     h->ple_scale = h->ple_dim ? number(d, chance(d, 9) ? 9e5f : 1) : 0;
     h->required = from_to(d, 0, 1) ? LLM_TIED : 0;
+    if (chance(d, 2))
+        h->required |= bits(d) & (LLM_POSITION_TABLE | LLM_OUTPUT_BIAS | LLM_INPUT_NORM);
     h->optional = chance(d, 9) ? bits(d) & ~(uint64_t)LLM_HAS_CHECKSUMS : 0;
     const int differ = chance(d, 2);
     for (uint32_t i = 0; i < h->n_layers; i++) {
@@ -223,6 +242,8 @@ static void make_description(dice *d, model *m) {
             borrow(d, m->layers, i);
         if (h->n_streams > 1)
             l->flags &= ~(uint64_t)LLM_LAYER_SCALED;
+        if (h->ple_dim)
+            l->flags &= ~(uint64_t)LLM_NO_GATE;
         h->required |= l->flags;
         h->rope_dim = l->head_dim > h->rope_dim ? l->head_dim : h->rope_dim;
     }
@@ -443,7 +464,8 @@ static void one_run(counts *c, int setup_isa) {
     const char *isa = isas[chance(&d, 8) ? 0 : from_to(&d, n_isas > 1, n_isas - 1)]; /* 0: scalar, slow */
     if (setup_isa)
         setenv("PYLLM_ISA", isa, 1);
-    const llm_options o = {.context = chance(&d, 2) ? 0 : from_to(&d, 1, 700),
+    const uint32_t longest = h.required & LLM_POSITION_TABLE ? h.context : 700;
+    const llm_options o = {.context = chance(&d, 2) ? 0 : from_to(&d, 1, longest),
         .n_seqs = from_to(&d, 1, MAX_SEQS),
         .threads = chance(&d, 4) ? from_to(&d, 2, 3) : 1, /* more cost time where others run too */
         .batch = chance(&d, 20) ? 0 : from_to(&d, 1, 64),

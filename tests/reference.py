@@ -10,6 +10,7 @@ float32, and integers on whose border a number lay.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,12 @@ FIELDS = (
     "magic version n_layers file_size text_size required optional dim vocab_size context n_rope rope_dim"
     " norm_eps embed_scale residual_scale logit_cap dtype ple_dim ple_scale n_streams reserved checksum"
 ).split()
-LAYER = struct.Struct("<Q6I2f6If48s3I4f3If96s")
+LAYER = struct.Struct("<Q6I2f6If48s3I4f3I2f92s")
 LAYER_FIELDS = (
     "flags n_heads n_kv_heads head_dim window rope kv_layer attn_scale attn_cap ffn activation ffn_dim"
     " n_experts n_active shared_dim expert_scale dtype value_dim n_groups n_active_groups gate_limit"
-    " gate_slope up_shift query_growth query_span query_shift low_rank gate_cut reserved"
+    " gate_slope up_shift query_growth query_span query_shift low_rank gate_cut qkv_clip"
+    " reserved"
 ).split()
 TIED, QKV_BIAS, QK_NORM, QK_NORM_WHOLE, NO_PRE_NORM, POST_NORM = 1, 2, 4, 8, 16, 32
 ROUTER_NORMALIZE, ROUTER_SIGMOID, ROUTER_BIAS, SHARED_GATE = 64, 128, 256, 512
@@ -46,20 +48,24 @@ OF_EXPERTS = (
     | SHARED_NORMS
     | ROUTER_SCALED
 )
+LAYER_NORM, NORM_BIAS, QK_NORM_EACH, PARALLEL, NO_GATE, POSITION_TABLE, OUTPUT_BIAS, INPUT_NORM, ONE_NORM = (
+    1 << bit for bit in range(26, 35)
+)
+OF_HEADER = TIED | POSITION_TABLE | OUTPUT_BIAS | INPUT_NORM
 HAS_CHECKSUMS = 1  # of header.optional
 DENSE, EXPERTS = 0, 1
-SILU, GELU = 0, 1
+SILU, GELU, GELU_ERF, RELU2, XIELU = 0, 1, 2, 3, 4
 FP16, INT8, FP32, INT8R, INT4 = 0, 1, 2, 3, 4
 CHECKSUMS = 32  # the tag of that section
 # Every tensor's place in the file and among the dtypes; those of a layer begin with attn_norm
 IDS = {"embed": 0, "out_norm": 1, "output": 2, "ple_embed": 3, "ple_proj": 4, "ple_norm": 5}
-IDS |= {"stream_in": 6, "stream_out": 7}
+IDS |= {"stream_in": 6, "stream_out": 7, "positions": 8, "output_add": 9, "embed_norm": 10}
 NAMES = (
     "attn_norm qkv bias q_norm k_norm attn_out attn_post_norm ffn_norm router router_add gate_up down"
     " shared_gate_up shared_down ffn_post_norm sinks out_bias router_logits gate_up_bias down_bias"
     " router_norm shared_norm shared_post experts_post router_scale layer_scale"
     " ple_gate ple_out ple_post_norm laurel_left laurel_right laurel_norm"
-    " stream_norm stream_router stream_predict stream_correct stream_scale"
+    " stream_norm stream_router stream_predict stream_correct stream_scale xielu_numbers"
 ).split()
 IDS |= {name: 16 + i for i, name in enumerate(NAMES)}
 
@@ -70,6 +76,8 @@ def up(n: int, to: int = 64) -> int:
 
 
 Item = tuple[str, int, int, int, int]
+# Norms of a layer that its flags describe; the others are RMSNorms always
+NORMS = ("attn_norm", "q_norm", "k_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm")
 
 
 def dtype_of(described: dict, name: str) -> int:
@@ -79,11 +87,28 @@ def dtype_of(described: dict, name: str) -> int:
     return kind
 
 
+def once_matrices(required: int) -> list[str]:
+    """The matrices that occur once."""
+    return ["embed"] + ["output"] * (not required & TIED) + ["positions"] * bool(required & POSITION_TABLE)
+
+
+def once_rows(h: dict, name: str) -> int:
+    rows: int = h["context" if name == "positions" else "vocab_size"]
+    return rows
+
+
 def once_shapes(h: dict) -> list[Item]:
     """(name, rows, cols, dtype, count) of the tensors that occur once, in file order."""
-    matrices = ["embed"] if h["required"] & TIED else ["embed", "output"]
-    items = {name: (name, h["vocab_size"], h["dim"], dtype_of(h, name), 1) for name in matrices}
-    items["out_norm"] = ("out_norm", 1, h["dim"], FP32, 1)
+    norm_rows = 2 if h["required"] & NORM_BIAS else 1
+    items = {
+        name: (name, once_rows(h, name), h["dim"], dtype_of(h, name), 1)
+        for name in once_matrices(h["required"])
+    }
+    items["out_norm"] = ("out_norm", norm_rows, h["dim"], FP32, 1)
+    if h["required"] & OUTPUT_BIAS:
+        items["output_add"] = ("output_add", 1, h["vocab_size"], FP32, 1)
+    if h["required"] & INPUT_NORM:
+        items["embed_norm"] = ("embed_norm", norm_rows, h["dim"], FP32, 1)
     if ple := h["ple_dim"]:
         wide = h["n_layers"] * ple
         items["ple_embed"] = ("ple_embed", h["vocab_size"], wide, dtype_of(h, "ple_embed"), 1)
@@ -114,25 +139,28 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
     att = about["n_heads"] * value_dim(about)
     values = 0 if flags & V_IS_K else value_dim(about)
     qkv = q + kv * (head + values) + gate_dim(about)
-    whole = flags & QK_NORM_WHOLE
+    whole, each = flags & QK_NORM_WHOLE, flags & QK_NORM_EACH
+    ups = 1 if flags & NO_GATE else 2
     found: list[Item] = []
 
-    def vector(name: str, cols: int) -> None:
-        found.append((name, 1, cols, FP32, 1))
+    def vector(name: str, cols: int, rows: int = 1) -> None:
+        biased = name in NORMS and flags & NORM_BIAS
+        found.append((name, 2 * rows if biased else rows, cols, FP32, 1))
 
     def matrix(name: str, rows: int, cols: int, count: int = 1) -> None:
         found.append((name, rows, cols, dtype_of(about, name), count))
 
     if not flags & NO_PRE_NORM:
         vector("attn_norm", dim)
+    if not flags & (NO_PRE_NORM | ONE_NORM):
         vector("ffn_norm", dim)
     matrix("qkv", qkv, dim)
     if flags & QKV_BIAS:
         vector("bias", qkv)
     if flags & QK_NORM:
-        vector("q_norm", q if whole else head)
+        vector("q_norm", q if whole else head, about["n_heads"] if each else 1)
     if flags & QK_NORM and kv:
-        vector("k_norm", kv * head if whole else head)
+        vector("k_norm", kv * head if whole else head, about["n_kv_heads"] if each else 1)
     matrix("attn_out", dim, att)
     if flags & SINK:
         vector("sinks", about["n_heads"])
@@ -147,13 +175,15 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
         vector("router_add", experts)
     if flags & ROUTER_LOGIT_BIAS:
         vector("router_logits", experts)
-    matrix("gate_up", 2 * ffn, dim, max(1, experts))
+    if about["activation"] == XIELU:
+        vector("xielu_numbers", 2)
+    matrix("gate_up", ups * ffn, dim, max(1, experts))
     matrix("down", dim, ffn, max(1, experts))
     if flags & FFN_BIAS:
-        found.append(("gate_up_bias", 1, 2 * ffn, FP32, max(1, experts)))
+        found.append(("gate_up_bias", 1, ups * ffn, FP32, max(1, experts)))
         found.append(("down_bias", 1, dim, FP32, max(1, experts)))
     if shared:
-        matrix("shared_gate_up", 2 * shared, dim)
+        matrix("shared_gate_up", ups * shared, dim)
         matrix("shared_down", dim, shared)
     if flags & SHARED_NORMS:
         for name in ("router_norm", "shared_norm", "shared_post", "experts_post"):
@@ -279,10 +309,22 @@ def biases_of(layer: dict, expert: int) -> tuple[np.ndarray, np.ndarray] | None:
     return layer["gate_up_bias"][expert][0], layer["down_bias"][expert][0]
 
 
-def activated(x: np.ndarray, about: dict, slope: float = 1) -> np.ndarray:
-    """What the gate of a layer goes through: SiLU, or GELU in its tanh form (Hendrycks and Gimpel 2016)."""
-    if about["activation"] == GELU:
+erf = np.vectorize(math.erf, otypes=[float])
+
+
+def activated(x: np.ndarray, about: dict, numbers: np.ndarray | None = None, slope: float = 1) -> np.ndarray:
+    """What enum llm_activation says."""
+    activation = about["activation"]
+    if activation == GELU:  # Hendrycks and Gimpel 2016, the tanh form
         return x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    if activation == GELU_ERF:
+        return x * (1 + erf(x / 2**0.5)) / 2
+    if activation == RELU2:
+        return np.maximum(x, 0) ** 2
+    if activation == XIELU:
+        assert numbers is not None
+        a, b = numbers
+        return x / 2 + np.where(x > 0, a * x**2, b * (np.expm1(np.minimum(x, 0)) - x))
     return x * sigmoid(slope * x)
 
 
@@ -397,7 +439,7 @@ class Reference:
         flags = 0
         for about in self.about:
             flags |= about["flags"]
-        assert h["required"] & ~TIED == flags
+        assert h["required"] & ~OF_HEADER == flags
         n = h["n_rope"] * h["rope_dim"]  # (n_rope, rope_dim / 2) pairs of frequency and magnitude
         self.rope = np.frombuffer(self.data, "<f4", n, at).reshape(h["n_rope"], -1, 2).astype(np.float64)
         at = up(at + 4 * n)
@@ -456,34 +498,35 @@ class Reference:
         padded[:, : m.cols] = x
         return self.rounding.activations(padded, m.dtype) @ m.stored.T
 
-    def norm(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """RMSNorm over the last axis."""
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.h["norm_eps"]) * w
+    def norm(self, x: np.ndarray, w: np.ndarray, flags: int = 0) -> np.ndarray:
+        """The norm over the last axis: weights (rows, cols), one for each entry of the axis before it or the
+        same for all; and its biases as many, if these flags say so."""
+        weights, biases = np.split(w, 2) if flags & NORM_BIAS else (w, np.zeros_like(w))
+        x = x - x.mean(-1, keepdims=True) if flags & LAYER_NORM else x
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.h["norm_eps"]) * weights + biases
 
-    def ffn(
-        self,
-        x: np.ndarray,
-        about: dict,
-        gate_up: Matrix,
-        down: Matrix,
-        gain: float = 1,
-        biases: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """The gated feed-forward block for x (n, dim), times `gain`. The biases are those of gate_up and
-        down."""
-        inner = self.product(x, gate_up) + (biases[0] if biases else 0)
-        gate, upper = np.split(inner, 2, axis=-1)
-        if about["gate_limit"]:
-            gate, upper = np.minimum(gate, about["gate_limit"]), upper.clip(*clamp(about))
-        upper = upper + about["up_shift"]
-        if about["gate_cut"]:
-            least = gate.mean(-1, keepdims=True) + about["gate_cut"] * gate.std(-1, keepdims=True)
-            gate = np.maximum(gate - least, 0)
-        gate = activated(gate, about, about["gate_slope"] or 1)
-        return self.product(gain * gate * upper, down) + (gain * biases[1] if biases else 0)
+    def ffn(self, x: np.ndarray, number: int, part: str = "", e: int = 0, gain: float = 1) -> np.ndarray:
+        """The feed-forward block of layer `number`, or one of its experts, for x (n, dim), times `gain`."""
+        about, layer = self.about[number], self.layers[number]
+        biases = None if part else biases_of(layer, e)
+        inner = self.product(x, layer[f"{part}gate_up"][e]) + (biases[0] if biases else 0)
+        numbers = layer["xielu_numbers"][0][0] if "xielu_numbers" in layer else None
+        if about["flags"] & NO_GATE:
+            hidden = activated(inner, about, numbers)
+        else:
+            gate, upper = np.split(inner, 2, axis=-1)
+            if about["gate_limit"]:
+                gate, upper = np.minimum(gate, about["gate_limit"]), upper.clip(*clamp(about))
+            if about["gate_cut"]:
+                least = gate.mean(-1, keepdims=True) + about["gate_cut"] * gate.std(-1, keepdims=True)
+                gate = np.maximum(gate - least, 0)
+            gate = activated(gate, about, numbers, about["gate_slope"] or 1)
+            hidden = gate * (upper + about["up_shift"])
+        return self.product(gain * hidden, layer[f"{part}down"][e]) + (gain * biases[1] if biases else 0)
 
-    def mixture(self, x: np.ndarray, about: dict, layer: dict, stream: np.ndarray) -> np.ndarray:
+    def mixture(self, x: np.ndarray, number: int, stream: np.ndarray) -> np.ndarray:
         """The mixture of experts for x (n, dim), a norm of the residual stream, token by token."""
+        about, layer = self.about[number], self.layers[number]
         flags, out = about["flags"], np.zeros_like(x)
         apart = flags & SHARED_NORMS
         seen = self.norm(stream, layer["router_norm"][0][0]) if apart else x
@@ -502,15 +545,14 @@ class Reference:
             w = w * layer["router_scale"][0][0][top] if flags & ROUTER_SCALED else w
             for e, g in zip(top, w * about["expert_scale"], strict=True):
                 given, gain = (row * g, 1) if flags & EXPERT_INPUT else (row, g)
-                weights = layer["gate_up"][e], layer["down"][e]
-                out[i] += self.ffn(given[None], about, *weights, gain, biases_of(layer, e))[0]
+                out[i] += self.ffn(given[None], number, "", e, gain)[0]
         if apart:
             x = self.norm(stream, layer["shared_norm"][0][0])
-            shared = self.ffn(x, about, layer["shared_gate_up"][0], layer["shared_down"][0])
+            shared = self.ffn(x, number, "shared_")
             shared = self.norm(shared, layer["shared_post"][0][0])
             out = self.norm(out, layer["experts_post"][0][0]) + shared
         elif about["shared_dim"]:
-            shared = self.ffn(x, about, layer["shared_gate_up"][0], layer["shared_down"][0])
+            shared = self.ffn(x, number, "shared_")
             gated = flags & SHARED_GATE
             out += shared * sigmoid(x @ layer["router"][0].w[-1])[:, None] if gated else shared
         return out
@@ -518,10 +560,9 @@ class Reference:
     def feed_forward(self, x: np.ndarray, number: int, stream: np.ndarray) -> np.ndarray:
         """The feed-forward block of layer `number` for x (n, dim), a norm of the residual stream, dense or a
         mixture."""
-        about, layer = self.about[number], self.layers[number]
-        if about["ffn"] == EXPERTS:
-            return self.mixture(x, about, layer, stream)
-        return self.ffn(x, about, layer["gate_up"][0], layer["down"][0], 1, biases_of(layer, 0))
+        if self.about[number]["ffn"] == EXPERTS:
+            return self.mixture(x, number, stream)
+        return self.ffn(x, number)
 
     def turned(self, x: np.ndarray, about: dict) -> np.ndarray:
         """Queries or keys (n, heads, head_dim) of positions 0 to n - 1, rotated."""
@@ -540,22 +581,26 @@ class Reference:
         qkv = self.product(x, layer["qkv"][0])
         if "bias" in layer:
             qkv = qkv + layer["bias"][0][0]
+        if about["qkv_clip"]:
+            own = qkv[:, : qkv.shape[1] - gate_dim(about)]
+            qkv = np.concatenate([own.clip(-about["qkv_clip"], about["qkv_clip"]), qkv[:, own.shape[1] :]], 1)
         ends = np.cumsum([heads * head, kv * head, 0 if about["flags"] & V_IS_K else kv * value_dim(about)])
         q, k, v, gates = np.split(qkv, ends, axis=1)
         v = k if about["flags"] & V_IS_K else v
-        whole, late = about["flags"] & QK_NORM_WHOLE, about["flags"] & QK_NORM_LATE
+        flags = about["flags"]
+        whole, late = flags & QK_NORM_WHOLE, flags & QK_NORM_LATE
 
         def turned(z: np.ndarray, norm: str) -> np.ndarray:
             """Into heads, rotated; each or all together normalised if the layer has this norm, before it or
             after."""
             if whole and norm in layer:
-                z = self.norm(z, layer[norm][0][0])
+                z = self.norm(z, layer[norm][0], flags)
             z = z.reshape(n, -1, head)
             each = norm in layer and not whole
             if each and not late:
-                z = self.norm(z, layer[norm][0][0])
+                z = self.norm(z, layer[norm][0], flags)
             z = self.turned(z, about)
-            return self.norm(z, layer[norm][0][0]) if each and late else z
+            return self.norm(z, layer[norm][0], flags) if each and late else z
 
         q = turned(q, "q_norm")
         if about["query_span"]:
@@ -590,7 +635,8 @@ class Reference:
     def logits(self, ids: list[int]) -> np.ndarray:
         """(len(ids), vocab_size) float64 logits of one sequence."""
         out = self.once["embed" if self.h["required"] & TIED else "output"][0]
-        return capped(self.product(self.states(ids), out), self.h["logit_cap"])
+        bias = self.once["output_add"][0][0] if "output_add" in self.once else 0
+        return capped(self.product(self.states(ids), out) + bias, self.h["logit_cap"])
 
     def own_embeddings(self, ids: list[int]) -> np.ndarray:
         """(len(ids), n_layers, ple_dim): what each layer has of its own for each token."""
@@ -604,15 +650,20 @@ class Reference:
         h, kept = self.h, {}
         x = self.once["embed"][0].w[np.array(ids)] * h["embed_scale"]
         own = self.own_embeddings(ids) if h["ple_dim"] else None
+        if "positions" in self.once:
+            x = x + self.once["positions"][0].w[: len(ids)]
+        if "embed_norm" in self.once:
+            x = self.norm(x, self.once["embed_norm"][0], h["required"])
         others = self.open_streams(x)
 
-        def add(x: np.ndarray, number: int, block: str, compute: Callable) -> np.ndarray:
-            """The residual stream after a block."""
+        def add(x: np.ndarray, seen: np.ndarray, number: int, block: str, compute: Callable) -> np.ndarray:
+            """The residual stream after a block, which sees it as it is or was."""
             layer, flags = self.layers[number], self.about[number]["flags"]
-            read = x if flags & NO_PRE_NORM else self.norm(x, layer[f"{block}_norm"][0][0])
-            y = compute(read, number, x)
+            norm = "attn_norm" if flags & ONE_NORM else f"{block}_norm"
+            read = seen if flags & NO_PRE_NORM else self.norm(seen, layer[norm][0], flags)
+            y = compute(read, number, seen)
             if flags & POST_NORM:
-                y = self.norm(y, layer[f"{block}_post_norm"][0][0])
+                y = self.norm(y, layer[f"{block}_post_norm"][0], flags)
             past = self.past(read, number) if block == "attn" else None
             x = x + y * h["residual_scale"]
             return x if past is None else (x + past) / 2**0.5
@@ -621,8 +672,9 @@ class Reference:
             layer, about = self.layers[number], self.about[number]
             if others:
                 x, *others = first, *_ = self.predicted(x, others, layer)
-            x = add(x, number, "attn", lambda y, i, _: self.attention(y, i, kept))
-            x = add(x, number, "ffn", self.feed_forward)
+            before = x
+            x = add(x, x, number, "attn", lambda y, i, _: self.attention(y, i, kept))
+            x = add(x, before if about["flags"] & PARALLEL else x, number, "ffn", self.feed_forward)
             if others:
                 x, *others = self.corrected(x, [first, *others], layer)
             if own is not None:
@@ -636,7 +688,7 @@ class Reference:
         back = self.once.get("stream_out", [])
         products = [self.product(other, w) for other, w in zip(others, back, strict=True)]
         x = (x + sum(y * as_large_as(x, y) for y in products)) / (1 + len(products))
-        return self.norm(x, self.once["out_norm"][0][0])
+        return self.norm(x, self.once["out_norm"][0], h["required"])
 
     def past(self, x: np.ndarray, number: int) -> np.ndarray | None:
         """What goes past the attention of layer `number`, which reads x (n, dim)."""
@@ -692,14 +744,14 @@ def dtypes_of(names: list[str], kind: int, others: Mapping[str, int], first: int
 
 def describe(number: int, given: dict[str, Any]) -> dict[str, Any]:
     """An llm_layer: the fields that are given, what follows from them, zeros."""
-    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(96)}
+    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(92)}
     about |= {key: value for key, value in given.items() if key in about and value is not None}
     if not about["n_experts"]:
         about |= {"n_active": 0, "shared_dim": 0, "expert_scale": 1.0, "n_groups": 0, "n_active_groups": 0}
         about["flags"] &= ~OF_EXPERTS
     if about["kv_layer"] != number:
         about["flags"] &= ~(V_NORM | V_IS_K)
-    about["flags"] &= ~TIED
+    about["flags"] &= ~OF_HEADER
     about["ffn"] = EXPERTS if about["n_experts"] else DENSE
     if given["attn_scale"] is None:
         about["attn_scale"] = about["head_dim"] ** -0.5
@@ -726,7 +778,12 @@ GAINS = {
     "down_bias": 0.5,
     "stream_predict": 0.1,
     "stream_correct": 0.1,
+    "positions": 1.0,
+    "output_add": 0.5,
 }
+
+
+ONES = ("norm", "numbers", "_post", "_scale")  # ends of the names of vectors that are about 1
 
 
 def make_model(
@@ -800,11 +857,11 @@ def make_model(
     for i in range(n_layers):
         place = {"rope": i % n_rope, "window": turns[i % len(turns)]}
         abouts.append(describe(i, usual | place | dict(layers[i] if i < len(layers) else {})))
-    required = flags & TIED
+    required = flags & OF_HEADER
     for about in abouts:
         required |= about["flags"]
     rope_dim = max(about["head_dim"] for about in abouts)
-    once = ["embed"] * bool(flags & TIED) or ["embed", "output"]
+    once = once_matrices(flags)
     once += ["ple_embed", "ple_proj"] * bool(ple_dim)
     once += ["stream_in", "stream_out"] * (n_streams > 1)
     h: dict[str, Any] = dict(
@@ -842,13 +899,9 @@ def make_model(
             for _ in range(count):
                 w = np.zeros((rows, up(cols)))
                 gain = GAINS.get(name, 1.5)
-                w[:, :cols] = (
-                    1 + 0.3 * rng.standard_normal((rows, cols))
-                    if name.endswith(("norm", "_post", "_scale"))
-                    else gain
-                    * rng.standard_normal((rows, cols))
-                    / (1 if name in GAINS and name != "router" else cols**0.5)
-                )
+                random = rng.standard_normal((rows, cols))
+                shrunk = gain * random / (1 if name in GAINS and name != "router" else cols**0.5)
+                w[:, :cols] = 1 + 0.3 * random if name.endswith(ONES) else shrunk
                 tensors.append(encode(w, kind))
 
     write(once_shapes(h))

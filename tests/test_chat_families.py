@@ -44,6 +44,7 @@ GEMMA = ["<start_of_turn>", "<end_of_turn>"]
 GEMMA4 = ["<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool>", "<tool|>", '<|"|>']
 GEMMA4 += [f"<|{name}>" for name in ("tool_call", "tool_response")]
 GEMMA4 += [f"<{name}|>" for name in ("tool_call", "tool_response")]
+COMMAND_R = ["<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>"]
 GRANITE = ["<|start_of_role|>", "<|end_of_role|>"]
 
 GLM = ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
@@ -89,6 +90,8 @@ FAMILIES = {
     "granite4": ("bytes", "<|end_of_text|>", "<|end_of_text|>", GRANITE, False),
     "laguna": ("bytes", "〈|EOS|〉", "〈|EOS|〉", [], False),
     "ministral3": ("bytes", "<s>", "</s>", [*MISTRAL, "[TOOL_CALLS]", "[THINK]", "[/THINK]", "[ARGS]"], True),
+    "command_r": ("bytes", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", COMMAND_R, True),
+    "stablelm2": ("bytes", "<|endoftext|>", "<|im_end|>", CHATML, False),
 }
 WRITE_BOS = [name for name in FAMILIES if "bos_token" in (TEMPLATES / f"{name}.jinja").read_text()]
 NOW = dates.datetime(2025, 3, 9, 21, 5, 7)

@@ -236,7 +236,8 @@ def vectors(name: str, value: float, row: int | None = None) -> Callable[[bytes]
             if not place.size:
                 continue
             if row is None:
-                np.frombuffer(result, "<f4", place.cols, place.offset)[:] = value
+                rows = np.frombuffer(result, "<f4", place.rows * place.stride, place.offset)
+                rows.reshape(place.rows, -1)[:, : place.cols] = value
             else:
                 assert place.rows <= 16  # one tile: [stride][16 rows]
                 rows = np.frombuffer(result, "<f2", 16 * place.stride, place.offset).reshape(-1, 16)
@@ -248,6 +249,53 @@ def vectors(name: str, value: float, row: int | None = None) -> Callable[[bytes]
 
 
 WITH_PLE, MIXTURE = "Gemma 4 with embeddings by layer", "Gemma 4, a mixture"
+
+
+def vectors_once(name: str, value: float) -> Callable[[bytes], bytes]:
+    """The file with this vector, which occurs once, filled with a number."""
+
+    def change(data: bytes) -> bytes:
+        result, place = bytearray(data), place_of(data, getattr(lib, name))
+        np.frombuffer(result, "<f4", place.cols, place.offset)[:] = value
+        assert bytes(result) != data
+        return bytes(result)
+
+    return change
+
+
+def same_in_all_heads(data: bytes) -> bytes:
+    """The file whose norms of q and k have the first head's weights for every head."""
+    result = bytearray(data)
+    for layer in range(Reference(data).h["n_layers"]):
+        for number in (lib.LLM_Q_NORM, lib.LLM_K_NORM):
+            place = place_of(data, number, layer)
+            rows = np.frombuffer(result, "<f4", place.rows * place.stride, place.offset)
+            biased = Reference(data).h["required"] & lib.LLM_NORM_BIAS
+            weights = rows.reshape(place.rows, -1)[: place.rows // 2 if biased else place.rows]
+            assert len(weights) > 1
+            weights[1:] = weights[0]
+    assert bytes(result) != data
+    return bytes(result)
+
+
+def cleared(*names: str) -> Callable[[bytes], bytes]:
+    """The file with nothing but zeros in these tensors, which do not occur once for each layer; or in the
+    biases of these norms of every layer."""
+
+    def change(data: bytes) -> bytes:
+        result = bytearray(data)
+        for name in names:
+            for layer in range(Reference(data).h["n_layers"]):
+                number = getattr(lib, name)
+                place = place_of(data, number, layer if number >= lib.LLM_ATTN_NORM else 0)
+                first = place.size // 2 if name.endswith("NORM") else 0
+                result[place.offset + first : place.offset + place.size] = bytes(place.size - first)
+        assert bytes(result) != data
+        return bytes(result)
+
+    return change
+
+
 FEATURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "llama3's frequencies": ("Llama 3", plain(500000.0)),
     "yarn's frequencies": ("Llama with yarn", plain(10000.0)),
@@ -405,6 +453,45 @@ FEATURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "MiniMax-M2's sigmoid": ("MiniMax-M2", without(lib.LLM_ROUTER_SIGMOID)),
     "MiniMax-M2's routing bias": ("MiniMax-M2", vectors("LLM_ROUTER_ADD", 0)),
     "MiniMax-M2's weights add up to 1": ("MiniMax-M2", without(lib.LLM_ROUTER_NORMALIZE)),
+    "GPT-2's positions": ("GPT-2", cleared("LLM_POSITIONS")),
+    "GPT-2's biases of attention's norm": ("GPT-2", cleared("LLM_ATTN_NORM")),
+    "GPT-2's biases of the feed-forward block's norm": ("GPT-2", cleared("LLM_FFN_NORM")),
+    "GPT-2's biases of the last norm": ("GPT-2", cleared("LLM_OUT_NORM")),
+    "GPT-2's biases of q, k and v": ("GPT-2", vectors("LLM_BIAS", 0)),
+    "GPT-2's bias of attention's output": ("GPT-2", vectors("LLM_OUT_BIAS", 0)),
+    "GPT-2's biases of up": ("GPT-2", vectors("LLM_GATE_UP_BIAS", 0)),
+    "GPT-2's biases of down": ("GPT-2", vectors("LLM_DOWN_BIAS", 0)),
+    "GPT-2's GELU": ("GPT-2", layers(activation=lib.LLM_SILU)),
+    "GPT-J's bias of the logits": ("GPT-J", vectors_once("LLM_OUTPUT_ADD", 0)),
+    "StarCoder's positions": ("StarCoder", cleared("LLM_POSITIONS")),
+    "GPT-NeoX's blocks side by side": ("GPT-NeoX", without(lib.LLM_PARALLEL)),
+    "GPT-NeoX's GELU": ("GPT-NeoX", layers(activation=lib.LLM_SILU)),
+    "GPT-NeoX's partial rotation": ("GPT-NeoX", angles(turn_all)),
+    "Phi-2's bias of the logits": ("Phi-2", vectors_once("LLM_OUTPUT_ADD", 0)),
+    "Phi's norm of q": ("Phi with norms of q and k", vectors("LLM_Q_NORM", 1)),
+    "Phi's biases of the norm of k": ("Phi with norms of q and k", cleared("LLM_K_NORM")),
+    "StarCoder2's window": ("StarCoder2", layers(window=0)),
+    "StarCoder2's biases of down": ("StarCoder2", vectors("LLM_DOWN_BIAS", 0)),
+    "StableLM's biases": ("StableLM", vectors("LLM_BIAS", 0)),
+    "StableLM's biases of the last norm": ("StableLM", cleared("LLM_OUT_NORM")),
+    "StableLM 2 12B's norms of each head": ("StableLM 2 12B", same_in_all_heads),
+    "OLMo's mean": ("OLMo", without(lib.LLM_LAYER_NORM)),
+    "OLMo's clipping": ("OLMo", layers(qkv_clip=0)),
+    "Cohere's mean": ("Cohere", without(lib.LLM_LAYER_NORM)),
+    "Cohere's norms of each head": ("Cohere with norms of q and k", same_in_all_heads),
+    "Cohere 2's window": ("Cohere 2", layers(window=0)),
+    "Cohere 2's layer that does not turn": ("Cohere 2", layers(rope=0)),
+    "Nemotron's squares": ("Nemotron", layers(activation=lib.LLM_GELU)),
+    "Nemotron's partial rotation": ("Nemotron", angles(turn_all)),
+    "Arcee's squares": ("Arcee", layers(activation=lib.LLM_GELU)),
+    "Apertus's numbers": ("Apertus", vectors("LLM_XIELU_NUMBERS", 1)),
+    "Apertus's norm of q": ("Apertus", vectors("LLM_Q_NORM", 1)),
+    "Falcon 40B's blocks side by side": ("Falcon 40B", without(lib.LLM_PARALLEL)),
+    "Falcon 40B's second norm": ("Falcon 40B", vectors("LLM_FFN_NORM", 1)),
+    "Falcon 40B's bias of attention's output": ("Falcon 40B", vectors("LLM_OUT_BIAS", 0)),
+    "nanochat's cap": ("nanochat", fields(logit_cap=0.0)),
+    "nanochat's norm of the embedding": ("nanochat", vectors_once("LLM_EMBED_NORM", 3)),
+    "Jais 2's biases of up": ("Jais 2", vectors("LLM_GATE_UP_BIAS", 0)),
 }
 
 
@@ -459,6 +546,14 @@ FOLDED: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     ),
     "Gemma 4's sum of embeddings by layer": (WITH_PLE, row("Gemma4ForCausalLM", folded={})),
     "Gemma 4's scale of what the router reads": (MIXTURE, row("Gemma4ForCausalLM", folded={})),
+    "GPT-NeoX's groups": ("GPT-NeoX", ungrouped),
+    "Falcon 40B's groups": ("Falcon 40B", ungrouped),
+    "GPT-J's interleaved pairs": ("GPT-J", row("GPTJForCausalLM", interleaved=False)),
+    "Cohere's interleaved pairs": ("Cohere", row("CohereForCausalLM", interleaved=False)),
+    "Cohere's logit_scale": ("Cohere", row("CohereForCausalLM", logit_scale=lambda config: 1.0)),
+    "Nemotron's 1 + w": ("Nemotron", row("NemotronForCausalLM", norm_offset=0.0)),
+    "nanochat's direction of the rotation": ("nanochat", row("NanoChatForCausalLM", backwards=False)),
+    "nanochat's norm of the embedding": ("nanochat", row("NanoChatForCausalLM", header=0)),
 }
 
 
@@ -644,6 +739,19 @@ REFUSED = [
     ("EXAONE MoE", {"n_group": 3}, "8 experts in 3 groups"),
     ("SmolLM3", {"no_rope_layers": [1]}, "no_rope_layers has not one entry"),
     ("InternLM2", {"num_key_value_heads": 3}, r"wqkv\.weight has the shape .* 384 \+ 192 \+ 192 rows"),
+    ("GPT-2", {"activation_function": "relu"}, "activation_function is relu; of GPT-2 only 'gelu' or"),
+    ("GPT-2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; of GPT-2"),
+    ("StarCoder", {"multi_query": False}, "multi_query is False; of StarCoder only True"),
+    ("GPT-NeoX", {"hidden_act": "relu"}, "hidden_act is relu; of GPT-NeoX only"),
+    ("Falcon", {"alibi": True}, "alibi is True; of Falcon only None or False"),
+    ("Falcon 40B", {"parallel_attn": False}, "new_decoder_architecture without parallel_attn"),
+    ("Falcon 40B", {"num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn is 3"),
+    ("OLMo", {"clip_qkv": "x"}, "clip_qkv is 'x', not a number"),
+    ("Cohere 2", {"use_qk_norm": True}, "use_qk_norm is True; of Cohere 2 only"),
+    ("Cohere", {"logit_scale": 0}, "logit_scale is 0"),
+    ("Nemotron", {"hidden_act": "silu"}, "hidden_act is silu; of Nemotron only 'relu2'"),
+    ("nanochat", {"hidden_act": "gelu"}, "hidden_act is gelu; of nanochat only 'relu2'"),
+    ("StableLM", {"qk_layernorm": True}, r"6 tensors are missing: model\.layers\.0\.self_attn\.q_layernorm"),
     (
         "Mistral 3",
         {"text_config": {"model_type": "llama"}},
@@ -828,13 +936,14 @@ def test_known_architectures_that_cannot_be_converted_are_refused_with_the_reaso
         "MiniMax-M2",
         "OLMo 3",
     ]
-    + ["Phi-4-mini", "Qwen2-MoE", "SmolLM3"],
+    + ["Phi-4-mini", "Qwen2-MoE", "SmolLM3", "GPT-2", "GPT-NeoX", "StableLM 2 12B", "OLMo", "Cohere 2"]
+    + ["Apertus", "Falcon 40B"],
 )
 def test_configurations_with_a_wrong_value_are_read_or_refused(made, name):
     config = json.loads((made(name).folder / "config.json").read_text())
     text = config.get("text_config", config)
     places = [(config, key) for key in config] + [(text, key) for key in text]
-    places += [(rope, key) for rope in (text["rope_parameters"],) for key in rope]
+    places += [(rope, key) for rope in (text.get("rope_parameters") or {},) for key in rope]
     for place, key in places:
         before = place[key]
         for value in (None, "x", -1, 0.5, 1 << 40, [None] * 3, {"rope_type": {}}):

@@ -23,13 +23,22 @@ from reference import (
     HAS_CHECKSUMS,
     HEADER,
     IDS,
+    INPUT_NORM,
     INT8,
     LAYER,
     LAYER_SCALED,
+    LAYER_NORM,
+    NO_PRE_NORM,
+    NORM_BIAS,
+    ONE_NORM,
     OUT_GATE_HEAD,
     OUT_GATE_SOFTPLUS,
+    OUTPUT_BIAS,
+    PARALLEL,
+    POSITION_TABLE,
     POST_NORM,
     QK_NORM,
+    QK_NORM_EACH,
     QK_NORM_LATE,
     QK_NORM_WHOLE,
     ROUTER_BEST,
@@ -91,7 +100,7 @@ def test_every_unknown_feature_is_refused_and_says_so():
     assert not refusal(data)
     h, flags = Reference(data).h, Reference(data).about[1]["flags"]
     known = {bit for bit in range(64) if 1 << bit in ffi.typeof("enum llm_feature").elements}
-    assert known == set(range(26))
+    assert known == set(range(35))
     for bit in set(range(64)) - known:
         more = edited(data, required=h["required"] | 1 << bit)
         assert f"header: it needs feature {bit}, which is not known here: {NEWER}" in refusal(more)
@@ -112,8 +121,8 @@ def test_every_reserved_byte_is_refused_and_says_so():
         reserved = bytes(at) + b"\1" + bytes(135 - at)
         assert f"header: a reserved byte is set: {NEWER}" in refusal(edited(data, reserved=reserved))
     for layer in range(4):
-        for at in range(96):
-            reserved = bytes(at) + b"\x80" + bytes(95 - at)
+        for at in range(92):
+            reserved = bytes(at) + b"\x80" + bytes(91 - at)
             why = refusal(edited(data, layer, reserved=reserved))
             assert f"layer {layer}: a reserved byte is set: {NEWER}" in why
     for section, at in ((1, 256), (2, 256 + 32)):
@@ -149,6 +158,7 @@ def test_every_unknown_kind_is_refused_and_says_so():
     for kind in [2, 3, 255, 256, 2**31, 2**32 - 1]:
         why = refusal(edited(data, 2, ffn=kind))
         assert f"layer 2: a feed-forward block of kind {kind}: {NEWER}" in why
+        kind = max(kind, 5)
         why = refusal(edited(data, 2, activation=kind))
         assert f"layer 2: an activation of kind {kind}: {NEWER}" in why
 
@@ -216,6 +226,7 @@ def test_formats_from_before_the_first_release_are_to_be_converted_again():
         (1, dict(gate_slope=1.0, activation=GELU), "layer 1: a gate_slope, and not SiLU"),
         (1, dict(gate_limit=-1.0), "layer 1: gate_limit is -1"),
         (1, dict(up_shift=float("inf")), "layer 1: up_shift is inf"),
+        (0, dict(qkv_clip=float("nan")), "layer 0: qkv_clip is nan"),
     ],
 )
 def test_a_layer_that_contradicts_is_refused(layer, change, why):
@@ -275,6 +286,36 @@ def test_flags_that_only_a_header_or_a_pair_may_have_are_refused():
     ):
         more = edited(data, required=Reference(data).h["required"] | flags)
         assert f"layer 0: {why}" in refusal(edited(more, 0, flags=flags))
+    for flag in (POSITION_TABLE, OUTPUT_BIAS, INPUT_NORM):
+        more = edited(data, required=Reference(data).h["required"] | flag)
+        assert "layer 0: a flag that is the header's" in refusal(edited(more, 0, flags=flag))
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (NORM_BIAS, "biases of norms that are not LayerNorm"),
+        (QK_NORM_EACH, "no q and k norm to be of each head"),
+        (QK_NORM | QK_NORM_WHOLE | QK_NORM_EACH, "a q and k norm that is whole and of each head"),
+        (ONE_NORM, "one norm, and no blocks side by side"),
+        (PARALLEL | NO_PRE_NORM, "blocks side by side without norms before them"),
+    ],
+)
+def test_flags_of_norms_that_contradict_each_other_are_refused(flags, why):
+    """Of a layer; biases also where the header has them for the norms that occur once."""
+    data = make_model(**MIXED)
+    more = edited(data, required=Reference(data).h["required"] | flags | LAYER_NORM)
+    assert f"layer 1: {why}" in refusal(edited(more, 1, flags=flags))
+    if flags == NORM_BIAS:
+        assert f"header: {why}" in refusal(edited(data, required=Reference(data).h["required"] | flags))
+
+
+@pytest.mark.parametrize("flags", [0, LAYER_NORM])
+def test_a_session_is_no_longer_than_learned_positions(flags):
+    data = make_model(flags=flags | POSITION_TABLE, context=40)
+    assert Model(data).run(some_ids(40, 96)).shape == (40, 96)
+    with pytest.raises(ValueError, match="a context of 41, and the model has a row for each of 40 positions"):
+        Model(data).session(context=41)
 
 
 @pytest.mark.parametrize(

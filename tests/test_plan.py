@@ -214,6 +214,18 @@ def test_the_parameters_of_gemma_4_are_those_of_its_card():
     assert not any("not known here" in note for found in (dense, mixture, small) for note in found.notes)
 
 
+def test_learned_positions_are_read_a_row_a_token():
+    config = PUBLISHED["gpt2"]["config"]
+    found = plan.make(config)
+    rows = (config["n_positions"] - 1) * config["n_embd"]
+    assert found.parameters == PUBLISHED["gpt2"]["parameters"]
+    matrices = 12 * config["n_layer"] * config["n_embd"] ** 2 + config["vocab_size"] * config["n_embd"]
+    vectors = found.parameters - rows - config["n_embd"] - matrices
+    # the embedding is read as the output; its rows are padded to a multiple of 16
+    padding = -config["vocab_size"] % 16 * config["n_embd"]
+    assert found.needs["fp16"].read == 2 * (matrices + padding + config["n_embd"]) + 4 * vectors
+
+
 def test_layers_with_a_window_read_no_more_than_that():
     """gemma-3-1b: of 26 layers every sixth sees all of the context, the others 512 positions; one head of 256
     for keys and one for values, two bytes a number."""

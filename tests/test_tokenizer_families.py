@@ -24,6 +24,7 @@ from pyllm.tools import (  # noqa: E402
     gguf_tokenizer,
     huggingface_tokenizer,
     pattern,
+    pre_tokenizers,
     tekken,
     tokenizer_json,
     verify_tokenizer,
@@ -58,6 +59,10 @@ REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 GEMMA = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 TO_BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+NANOCHAT = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]"
+    r"|\s+(?!\S)|\s+"
+)
 CJK_LETTERS = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 
 
@@ -629,6 +634,100 @@ FAMILIES: dict[str, Family] = {
         config=("</s>", "<|im_end|>"),
         stops=("</s>", "<|im_end|>"),
     ),
+    "gpt-2": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(regex=True),
+        marks=((EOT, "s"),),
+        eos=EOT,
+        stops=(EOT,),
+    ),
+    "gpt-neox, pythia": Family(
+        pieces=False,
+        normalizer=NFC,
+        pre_tokenizer=byte_level(regex=True),
+        marks=marks(f"{EOT} <|padding|>", *((" " * n, "n") for n in (2, 3, 4, 8, 24))),
+        post=TO_BYTES,
+        eos=EOT,
+        config=(EOT,),
+        stops=(EOT,),
+    ),
+    "starcoder": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(digits(True), regex=True),
+        marks=marks(f"{EOT} <fim_prefix> <fim_suffix> <filename> <reponame>"),
+        eos=EOT,
+        stops=(EOT,),
+    ),
+    "stablelm 2": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(QWEN2)),
+        marks=marks(f"{EOT} {IM} <|endofprompt|>"),
+        eos="<|im_end|>",
+        config=(EOT,),
+        template=CHAT_ML,
+        stops=(EOT, "<|im_end|>"),
+    ),
+    "command r, aya": Family(
+        pieces=False,
+        normalizer=NFC,
+        pre_tokenizer=byte_level(digits(True), regex=True),
+        marks=marks(
+            "<PAD> <UNK> <BOS_TOKEN> <EOS_TOKEN> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|>",
+            *((name, "") for name in ("<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>")),
+        ),
+        post=template("<BOS_TOKEN>"),
+        eos="<|END_OF_TURN_TOKEN|>",
+        config=("<|END_OF_TURN_TOKEN|>",),
+        template="<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{{ x }}<|END_OF_TURN_TOKEN|>",
+        stops=("<|END_OF_TURN_TOKEN|>",),
+    ),
+    "nemotron (sentencepiece)": Family(
+        **LLAMA, marks=marks("<extra_id_0> <extra_id_1>"), post=template("<s>"), config=("</s>",)
+    ),
+    "afm": Family(
+        **LLAMA3_PARTS
+        | dict(marks=marks(f"{IM} <|begin_of_text|> <|end_of_text|>"), template=CHAT_ML),
+        eos="<|im_end|>",
+        stops=("<|im_end|>",),
+    ),
+    "falcon": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer={
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Punctuation", "behavior": "Contiguous"},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+                digits(False),
+                split("[0-9][0-9][0-9]"),
+            ],
+        },
+        marks=((EOT, "s"), *((name, "s") for name in (">>TITLE<<", ">>ABSTRACT<<", ">>DOMAIN<<"))),
+        eos=EOT,
+        config=(EOT,),
+        stops=(EOT,),
+    ),
+    "nanochat": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(NANOCHAT)),
+        marks=marks("<|bos|> <|user_start|> <|user_end|> <|assistant_start|> <|assistant_end|>"),
+        eos="<|assistant_end|>",
+        template="<|bos|><|user_start|>{{ x }}<|user_end|><|assistant_start|>{{ y }}<|assistant_end|>",
+        stops=("<|assistant_end|>",),
+    ),
+    "jais 2": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(split(pre_tokenizers.PRE_TOKENIZERS["jais-2"][0])),
+        marks=marks(f"<|begin_of_text|> <|end_of_text|> {EOT}"),
+        post=template("<|begin_of_text|>"),
+        eos="<|end_of_text|>",
+        stops=("<|end_of_text|>",),
+    ),
 }  # fmt: skip
 
 
@@ -681,6 +780,22 @@ ROWS = {
     "Mellum 2": ("mellum 2",),
     "EXAONE MoE": (),  # see BEYOND
     "AFMoE": (),
+    "GPT-2": ("gpt-2",),
+    "GPT-J": ("gpt-2",),
+    "GPT-NeoX": ("gpt-neox, pythia",),
+    "Phi-2": ("phi 1 and 2",),
+    "Phi": ("phi 1 and 2",),
+    "StarCoder": ("starcoder",),
+    "StarCoder2": ("starcoder",),
+    "StableLM": ("gpt-neox, pythia", "stablelm 2"),
+    "OLMo": ("olmo 1, olmoe",),
+    "Cohere": ("command r, aya",),
+    "Nemotron": ("nemotron (sentencepiece)",),
+    "Arcee": ("afm",),
+    "Apertus": ("mistral nemo (tekken)",),
+    "Falcon": ("falcon",),
+    "nanochat": ("nanochat",),
+    "Jais 2": ("jais 2",),
 }
 # Splits of families that the engine cannot make, and what is said of them
 BEYOND = {
@@ -1376,3 +1491,42 @@ def test_a_strange_tekken_json_is_refused(path: str, value: object) -> None:
     change(path, value)(file)
     with pytest.raises(ValueError):
         tekken.from_tekken(file)
+
+
+def test_punctuation_is_the_librarys() -> None:
+    """Every character: whether Punctuation splits before and behind it."""
+    punctuation, found = tokenizer_json.punctuation(), pre.Punctuation("isolated")
+    for first in range(0, 0x110000, 0x1000):
+        chars = [c for c in range(first, first + 0x1000) if not 0xD800 <= c < 0xE000]
+        pieces = found.pre_tokenize_str("".join(f"a{chr(c)}a" for c in chars))
+        alone = {piece for piece, _ in pieces if len(piece) == 1}
+        assert {c for c in chars if punctuation >> c & 1} == {ord(c) for c in alone if c != "a"}
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"type": "Digits", "individual_digits": True}, "pre-tokenizer after ByteLevel"),
+        ({"type": "Whitespace"}, "pre-tokenizer after ByteLevel"),
+        (split("[0-9][0-9]"), "pre-tokenizer after ByteLevel"),
+        (split("[0-9][0-9][0-9]", "Removed"), "pre-tokenizer after ByteLevel"),
+    ],
+)
+def test_other_pre_tokenizers_behind_the_bytes_are_refused(step: dict, message: str) -> None:
+    file = json.loads(json.dumps(FAMILIES["falcon"].file()))
+    file["pre_tokenizer"]["pretokenizers"][2] = step
+    with pytest.raises(ValueError, match=message):
+        tokenizer_json.from_tokenizer_json(file)
+
+
+def test_tokens_of_digits_and_bytes_are_refused_behind_falcons_digits() -> None:
+    file = json.loads(json.dumps(FAMILIES["falcon"].file()))
+    vocab, merges = file["model"]["vocab"], file["model"]["merges"]
+    vocab["½1"] = max(vocab.values()) + 100
+    merges.append(["½", "1"])
+    with pytest.raises(ValueError, match="'½1' of digits and bytes"):
+        tokenizer_json.from_tokenizer_json(file)
+    merges.pop()
+    file["model"]["ignore_merges"] = True
+    with pytest.raises(ValueError, match="'ignore_merges' beside digits apart"):
+        tokenizer_json.from_tokenizer_json(file)

@@ -44,15 +44,19 @@ def gguf_writer(path: Path, architecture: str, name: str, config: Mapping[str, A
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if "rms_norm_eps" in config:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    else:
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
     if config.get("head_dim"):
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config.get("v_head_dim") or config["head_dim"])
     rope = config.get("rope_parameters") or config
     full = rope.get("full_attention", rope)
     turning = (config.get("head_dim") or dim // heads) * full.get("partial_rotary_factor", 1)
-    writer.add_rope_freq_base(full["rope_theta"])
-    writer.add_rope_dimension_count(int(turning))
+    if "rope_theta" in full:
+        writer.add_rope_freq_base(full["rope_theta"])
+        writer.add_rope_dimension_count(int(turning))
     return writer
 
 

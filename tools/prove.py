@@ -57,6 +57,7 @@ class Case:
     out_bias: bool = False  # whether what is multiplied with o_proj has a bias
     rewrite: Callable[[Path], None] | None = None  # turns the saved folder into one that transformers lacks
     gguf: str | None = None  # llama.cpp's name, if it has the architecture
+    drop: tuple[str, ...] = ()  # of the sizes below, keys that the configuration calls otherwise
 
 
 SMALL = {"hidden_size": 132, "intermediate_size": 212, "num_hidden_layers": 3}
@@ -239,6 +240,9 @@ LAGUNA = {
     "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
     "moe_routed_scaling_factor": 1.5,
 }
+HEADS = {"num_attention_heads": 3}  # and as many for keys and values
+GPT2 = {**HEADS, "n_inner": 212, "tie_word_embeddings": True}
+GPT2_DROP = ("intermediate_size",)
 CASES: dict[str, Case] = {
     "Llama": Case(
         "Llama",
@@ -960,6 +964,154 @@ CASES: dict[str, Case] = {
         },
         gguf="minimax-m2",
     ),
+    "GPT-2": Case(
+        "GPT2", "GPT-2, DistilGPT2", {**GPT2, "activation_function": "gelu_new"}, drop=GPT2_DROP, gguf="gpt2"
+    ),
+    "GPT-J": Case(
+        "GPTJ",
+        "GPT-J 6B",
+        {
+            **GPT2,
+            "hidden_size": 3 * 56,
+            "rotary_dim": 20,
+            "tie_word_embeddings": False,
+            "activation_function": "gelu_new",
+        },
+        drop=GPT2_DROP,
+    ),
+    "StarCoder": Case("GPTBigCode", "StarCoder, SantaCoder", GPT2, drop=GPT2_DROP, gguf="starcoder"),
+    "GPT-NeoX": Case(
+        "GPTNeoX", "Pythia, GPT-NeoX-20B, Dolly", {**HEADS, "hidden_size": 3 * 56}, gguf="gptneox"
+    ),
+    "GPT-NeoX, block after block": Case(
+        "GPTNeoX",
+        "RedPajama-INCITE",
+        {**HEADS, "hidden_size": 3 * 56, "rotary_pct": 1.0, "use_parallel_residual": False},
+        gguf="gptneox",
+    ),
+    "Phi-2": Case(
+        "Phi",
+        "Phi-1, Phi-1.5, Phi-2",
+        {**HEADS, "hidden_size": 3 * 80, "partial_rotary_factor": 0.4},
+        gguf="phi2",
+    ),
+    "Phi with norms of q and k": Case(
+        "Phi", "variants with qk_layernorm", {**ODD, "hidden_size": 3 * 72, "qk_layernorm": True}
+    ),
+    "StarCoder2": Case(
+        "Starcoder2", "StarCoder2", {**ODD, "sliding_window": 29}, out_bias=True, gguf="starcoder2"
+    ),
+    "StableLM": Case(
+        "StableLm",
+        "StableLM 3B, StableLM 2 1.6B",
+        {**ODD, "hidden_size": 3 * 40, "use_qkv_bias": True},
+        gguf="stablelm",
+    ),
+    "StableLM 2 12B": Case(
+        "StableLm",
+        "StableLM 2 12B",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "hidden_size": 6 * 40,
+            "qk_layernorm": True,
+            "use_parallel_residual": True,
+        },
+        gguf="stablelm",
+    ),
+    "OLMo": Case("Olmo", "OLMo 1B, 7B", {**HEADS, "clip_qkv": 1.5}, gguf="olmo"),
+    "Cohere": Case(
+        "Cohere",
+        "Command R, Aya 23",
+        {**ODD, "tie_word_embeddings": True, "hidden_size": 3 * 72},
+        gguf="command-r",
+    ),
+    "Cohere with norms of q and k": Case(
+        "Cohere",
+        "Command R+",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "hidden_size": 6 * 40,
+            "use_qk_norm": True,
+            "tie_word_embeddings": True,
+            "logit_scale": 0.8333,
+        },
+        gguf="command-r",
+    ),
+    "Cohere 2": Case(
+        "Cohere2",
+        "Command R7B, Command A",
+        {
+            **ODD,
+            "tie_word_embeddings": True,
+            "hidden_size": 3 * 72,
+            "num_hidden_layers": 5,
+            "sliding_window": 21,
+            "logit_scale": 0.25,
+        },
+        gguf="cohere2",
+    ),
+    "Nemotron": Case(
+        "Nemotron",
+        "Nemotron-3 8B, Nemotron-4, Minitron",
+        {**ODD, "head_dim": 80, "partial_rotary_factor": 0.5},
+        gguf="nemotron",
+    ),
+    "Arcee": Case("Arcee", "AFM 4.5B", {**ODD, "head_dim": 64}, gguf="arcee"),
+    "Apertus": Case(
+        "Apertus",
+        "Apertus 8B, 70B",
+        {**ODD, "head_dim": 80, **theta(12e6, **LLAMA3, original_max_position_embeddings=64)},
+        gguf="apertus",
+    ),
+    "Falcon": Case(
+        "Falcon",
+        "Falcon 7B",
+        {**HEADS, "hidden_size": 3 * 56, "ffn_hidden_size": 212},
+        drop=("intermediate_size",),
+        gguf="falcon",
+    ),
+    "Falcon 40B": Case(
+        "Falcon",
+        "Falcon 40B, 180B",
+        {
+            "num_attention_heads": 6,
+            "num_kv_heads": 2,
+            "hidden_size": 6 * 40,
+            "ffn_hidden_size": 212,
+            "new_decoder_architecture": True,
+            "bias": True,
+        },
+        drop=("intermediate_size",),
+        gguf="falcon",
+    ),
+    "Falcon 2": Case(
+        "Falcon",
+        "Falcon 2 11B",
+        {
+            "num_attention_heads": 6,
+            "num_kv_heads": 2,
+            "hidden_size": 6 * 40,
+            "ffn_hidden_size": 212,
+            "new_decoder_architecture": True,
+            "num_ln_in_parallel_attn": 1,
+            "tie_word_embeddings": False,
+        },
+        drop=("intermediate_size",),
+        gguf="falcon",
+    ),
+    "nanochat": Case(
+        "NanoChat",
+        "nanochat",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "hidden_size": 6 * 40,
+            "num_hidden_layers": 2,
+        },
+    ),
+    "Jais 2": Case("Jais2", "Jais 2 8B, 70B", {**ODD, "head_dim": 64}, out_bias=True, gguf="jais2"),
 }
 
 
@@ -982,6 +1134,9 @@ def store(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) 
     save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, folder / "model.safetensors")
 
 
+EMBEDDINGS = ("embed_tokens", "embed_in", "word_embeddings", "wte", "wpe")
+
+
 def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
     """A random model of the case, saved to folder in files of at most `shard`; the model.
 
@@ -1002,6 +1157,7 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
         "pad_token_id": 0,
         **SMALL,
     }
+    sizes = {key: value for key, value in sizes.items() if key not in case.drop}
     if case.text is not None:
         whole = {"vision_config": VISION, "image_token_index": VOCAB - 1} | case.config
         config = getattr(transformers, f"{case.kind}Config")(
@@ -1014,9 +1170,10 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
         has_text = case.kind in ("Gemma3", "Gemma3n", "Gemma4", "Gemma4Unified", "Llama4")
         name = f"{case.kind}TextConfig" if has_text else f"{case.kind}Config"
         config = getattr(transformers, name)(**sizes | case.config)
-        kind = getattr(transformers, f"{case.kind}ForCausalLM")
+        kind = getattr(transformers, "GPT2LMHeadModel" if case.kind == "GPT2" else f"{case.kind}ForCausalLM")
     model = kind._from_config(config, attn_implementation="eager").to(torch.float32).eval()
-    middle = 0.0 if case.kind in ("Gemma", "Gemma2", "Gemma3") else 1.0  # of a norm's numbers
+    # of a norm's weights
+    middle = 0.0 if case.kind in ("Gemma", "Gemma2", "Gemma3", "Nemotron") else 1.0
     unscaled = case.kind.startswith(("Gemma3n", "Gemma4"))  # q . k is not divided by the root of head_dim
     with torch.no_grad():
         for name, weight in model.named_buffers():
@@ -1026,18 +1183,18 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
                 weight.copy_((1 + 0.3 * torch.randn_like(weight)).half().float())
         for name, weight in model.named_parameters():
             random = torch.randn_like(weight)
-            if "norm" in name:
+            if name.endswith("bias"):
+                weight.copy_(0.5 * random * (case.out_bias or "o_proj" not in name))
+            elif "norm" in name or ".ln_" in name:
                 weight.copy_(middle + 0.3 * random)
                 if unscaled and name.endswith(("q_norm.weight", "k_norm.weight")):
                     weight.mul_(weight.shape[0] ** -0.25)
-            elif name.endswith("bias"):
-                weight.copy_(0.5 * random * (case.out_bias or "o_proj" not in name))
             elif name.endswith("sinks"):
                 weight.copy_(2 * random)
             elif case.rewrite is as_mxfp4 and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
                 weight.copy_(on_grid(weight))
-            elif "embed_tokens" in name:
-                weight.copy_((0.2 if "per_layer" in name else case.embed) * random)
+            elif "embed_tokens_per_layer" in name:
+                weight.copy_(0.2 * random)
             elif name.endswith("modality_router.weight"):  # of what is divided by the width
                 weight.copy_(random * weight.shape[-1] ** 0.5)
             elif name.endswith("coefs.weight"):
@@ -1046,6 +1203,10 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
                 weight.copy_(1 + 0.3 * random)
             elif name.endswith("router.proj.weight"):  # of what is divided by the root of the width
                 weight.copy_(2.0 * random)
+            elif any(part in name for part in EMBEDDINGS):
+                weight.copy_(case.embed * random)
+            elif type(model.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D":
+                weight.copy_(1.2 * random / weight.shape[0] ** 0.5)
             else:
                 router = name.endswith((".gate.weight", "router.weight", ".wg.weight"))
                 weight.copy_((2.0 if router else 1.2) * random / weight.shape[-1] ** 0.5)
@@ -1183,11 +1344,15 @@ def add_attention(w: Any, arch: str, h: dict[str, Any]) -> None:
         w.add_rope_scaling_factor(1.0)
 
 
+XIELU = (".act_fn.alpha_p", ".act_fn.alpha_n", ".act_fn.beta", ".act_fn.eps")
+
+
 def save_gguf(path: Path, folder: Path, arch: str) -> Path:
     """The model in folder as a GGUF file of float32, with experts in MXFP4 as they are there."""
     import gguf
 
     h, tensors = load(folder)
+    h = usual_keys(h)
     dim, rope = h["hidden_size"], h["rope_parameters"]
     layers = h["num_hidden_layers"] + (h.get("num_nextn_predict_layers") or 0)
     head = h.get("head_dim") or dim // h["num_attention_heads"]
@@ -1214,9 +1379,13 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
         ("embedding_multiplier", w.add_embedding_scale),
         ("residual_multiplier", w.add_residual_scale),
         ("logits_scaling", w.add_logit_scale),
+        ("logit_scale", w.add_logit_scale),
+        ("clip_qkv", w.add_clamp_kqv),
     ):
         if h.get(key):
             add(h[key])
+    if "use_parallel_residual" in h:
+        w.add_parallel_residual(h["use_parallel_residual"])
     if arch == "minicpm":
         w.add_embedding_scale(float(h["scale_emb"]))
         w.add_residual_scale(h["scale_depth"] / layers**0.5)
@@ -1225,7 +1394,7 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
         w.add_expert_feed_forward_length(h["intermediate_size"])
         w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     windowed = h.get("sliding_window") and (arch == "exaone4" or "Olmo3ForCausalLM" in h["architectures"])
-    if arch in ("gemma2", "gemma3", "gemma3n", "gemma4", "phi3") or windowed:
+    if arch in ("gemma2", "gemma3", "gemma3n", "gemma4", "phi3", "cohere2", "starcoder2") or windowed:
         w.add_sliding_window(h.get("sliding_window") or 0)
     if windowed or arch in ("gemma3", "gemma3n", "gemma4"):
         w.add_sliding_window_pattern([kind == "sliding_attention" for kind in h["layer_types"]])
@@ -1272,6 +1441,10 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
     for stem, found in stacks.items():
         mixtral = stem.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
         w.add_tensor(gguf_name(names, mixtral if "moe" in stem else stem, "weight"), np.stack(found))
+    for name in XIELU:
+        numbers = [float(tensors[key].reshape(-1)[0]) for key in sorted(tensors) if key.endswith(name)]
+        if numbers:
+            getattr(w, f"add_xielu_{name.rpartition('.')[2]}")(numbers)
     finish(w)
     return path
 
@@ -1296,6 +1469,35 @@ def add_gemma4(w: Any, h: dict[str, Any]) -> None:
     w.add_rope_dimension_count_swa(h["head_dim"])
     turning = int(size * h["rope_parameters"]["full_attention"]["partial_rotary_factor"] / 2)
     w.add_tensor("rope_freqs.weight", np.array([1.0] * turning + [1e30] * (size // 2 - turning), np.float32))
+
+
+# Keys that configurations of the time of GPT-2, and others, have for the usual ones
+USUAL_KEYS = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_kv_heads": "num_key_value_heads",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "norm_epsilon": "layer_norm_eps",
+    "norm_eps": "layer_norm_eps",
+}
+
+
+def usual_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json by these keys, with what each architecture of llama.cpp's has in its converter's code."""
+    h = {USUAL_KEYS.get(key, key): value for key, value in config.items()}
+    if config["model_type"] == "falcon" and not h["new_decoder_architecture"]:
+        h["num_key_value_heads"] = 1
+    if config["model_type"] == "gpt_bigcode":
+        h["num_key_value_heads"] = 1
+    if config["model_type"] == "olmo":
+        h["layer_norm_eps"] = 1e-5
+    h.setdefault("num_key_value_heads", h["num_attention_heads"])
+    h.setdefault("rope_parameters", {"rope_type": "default"})
+    return h
 
 
 def gguf_name(names: Any, stem: str, end: str) -> str:
@@ -1377,6 +1579,19 @@ def gguf_tensors(arch: str, h: dict[str, Any], head: int, tensors: dict[str, Any
             result |= own
             continue
         tensor = tensors[name].astype(np.float32)
+        if name.endswith(XIELU):
+            continue
+        if arch == "gpt2" and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
+            tensor = tensor.T
+        if "query_key_value" in name:
+            groups = tensor.reshape(kv, heads // kv + 2, head, -1)
+            parts = groups[:, :-2], groups[:, -2], groups[:, -1]
+            tensor = np.concatenate([x.reshape(-1, *tensor.shape[1:]) for x in parts])
+        if ".norms." in name:
+            stem, _, rest = name.partition(".norms.")
+            count = sum(other.startswith(f"{stem}.norms.") for other in tensors)
+            each = [tensors[f"{stem}.norms.{i}.weight"] for i in range(count)]
+            name, tensor = f"{stem}.weight", np.stack(each).astype(np.float32)
         if arch in (
             "llama",
             "granite",
@@ -1386,12 +1601,14 @@ def gguf_tensors(arch: str, h: dict[str, Any], head: int, tensors: dict[str, Any
             "deepseek",
             "mistral3",
             "granite_swa",
+            "olmo",
+            "arcee",
         ):
             if ".q_proj." in name:
                 tensor = interleaved(tensor, heads)
             if ".k_proj." in name:
                 tensor = interleaved(tensor, kv)
-        if arch in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
+        if arch in ("gemma", "gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
             tensor = tensor + 1
         if name.endswith("correct_output_scale"):
             name += ".weight"

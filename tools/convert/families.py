@@ -161,6 +161,17 @@ def gemma4_layer(config: Config, i: int, kind: str, layer: Layer) -> Layer:
     return replace(layer, **{dense: 2 * integer(config, "intermediate_size")})
 
 
+def ropes_of_none(config: Config, kinds: list[str]) -> list[str | None]:
+    """GPT2Model: positions are learned."""
+    return [None] * len(kinds)
+
+
+def ropes_of_windows(config: Config, kinds: list[str]) -> list[str | None]:
+    """Cohere2Attention: only layers with a window turn."""
+    some = config["sliding_window"] is not None
+    return [kind if some and kind == "sliding_attention" else None for kind in kinds]
+
+
 def value_of(name: str, absent: float = 1.0) -> Callable[[Config], float]:
     """A number of the configuration; `absent` when it has none."""
     return lambda config: absent if config.get(name) is None else number(config, name)
@@ -338,8 +349,8 @@ class Family:
     # fields of llm_header and llm_layer
     numbers: Mapping[str, Callable[[Config], float]] = field(default_factory=dict)
     logit_scale: Callable[[Config], float] = lambda config: 1.0  # multiplies the logits
-    norm_offset: float = 0.0  # what is added to the vector of every norm
-    activation: int = lib.LLM_SILU
+    norm_offset: float = 0.0  # what is added to the weights of every norm
+    activation: int | None = lib.LLM_SILU  # None: what ACTIVATIONS has for hidden_act
     ffn: str = "intermediate_size"  # the key of the feed-forward block's (or one expert's) inner width
     experts: bool = False
     sparse: Callable[[Config, int], bool] = lambda config, i: True  # whether layer i has experts, if any has
@@ -365,6 +376,12 @@ class Family:
     with_experts: tuple[tuple[str, str], ...] = ()  # substitutions before `rename`, where there are experts
     # the end of a tensor's name, without the last part -> what it is multiplied with
     folded: Mapping[str, Callable[[Config], float]] = field(default_factory=dict)
+    backwards: bool = False  # positions turn the other way
+    header: int = 0  # flags of llm_header
+    keys: Mapping[str, str] = field(default_factory=dict)  # its names of keys -> the usual ones
+    base: str = ""  # with what all names of tensors but the output matrix's begin, unless it is left out
+    by_input: tuple[str, ...] = ("(none)",)  # ends of names of matrices with a row for each input
+    one_norm: Callable[[Config], bool] = lambda config: False  # whether blocks side by side read the same
     # key -> the values of it that are supported
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
@@ -458,6 +475,135 @@ HUNYUAN_NAMES = (
     (".mlp.shared_mlp.", ".mlp.shared_expert."),
 )
 HUNYUAN_ONLY = {"use_qk_norm": (None, True), "use_cla": (None, False), "norm_type": (None, "rms", "hf_rms")}
+ACTIVATIONS = {
+    "silu": lib.LLM_SILU,
+    "swish": lib.LLM_SILU,
+    "gelu": lib.LLM_GELU_ERF,
+    "gelu_new": lib.LLM_GELU,
+    "gelu_fast": lib.LLM_GELU,
+    "gelu_pytorch_tanh": lib.LLM_GELU,
+    "relu2": lib.LLM_RELU2,
+    "xielu": lib.LLM_XIELU,
+}
+GELUS: dict[str, tuple[object, ...]] = {"hidden_act": ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")}
+RELU2: dict[str, tuple[object, ...]] = {"hidden_act": ("relu2",)}
+LAYER_NORM_EPS = {
+    "layer_norm_eps": "rms_norm_eps",
+    "norm_eps": "rms_norm_eps",
+    "layer_norm_epsilon": "rms_norm_eps",
+}
+BIASED_NORM = lib.LLM_LAYER_NORM | lib.LLM_NORM_BIAS
+ATTENTION_BIAS = lib.LLM_QKV_BIAS | lib.LLM_ATTN_OUT_BIAS
+EVERY_BIAS = ATTENTION_BIAS | lib.LLM_FFN_BIAS
+ALL_BIASES = {"attention_bias": ATTENTION_BIAS, "mlp_bias": lib.LLM_FFN_BIAS}
+
+
+def parallel(config: Config) -> bool:
+    """StableLmDecoderLayer: the second norm is missing where blocks are side by side."""
+    return switch(config, "use_parallel_residual")
+
+
+def falcon_heads(config: Config) -> Config:
+    """FalconAttention and FalconDecoderLayer: which of its three kinds a model is."""
+    new = switch(config, "new_decoder_architecture")
+    if new and not switch(config, "parallel_attn"):
+        raise ConvertError("configuration: new_decoder_architecture without parallel_attn is not supported")
+    own: Config = {}
+    if not new:
+        own = {"num_key_value_heads": 1 if switch(config, "multi_query") else None}
+    return four_times(config) | own
+
+
+def falcon_shares(config: Config) -> bool:
+    """FalconDecoderLayer: of blocks side by side only those of the new architecture may have two norms."""
+    if not switch(config, "new_decoder_architecture"):
+        return switch(config, "parallel_attn")
+    return config.get("num_ln_in_parallel_attn") == 1
+
+
+def trained_length(config: Config) -> Config:
+    """Command R was made for longer texts than its max_position_embeddings, as another key says."""
+    longest = config.get("model_max_length")
+    return config if longest is None else config | {"max_position_embeddings": longest}
+
+
+def apertus_rope(config: Config) -> Config:
+    """ApertusConfig: Llama 3's scaling, unless the configuration says another."""
+    if config.get("rope_parameters") or config.get("rope_scaling"):
+        return config
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return config | {"rope_parameters": scaling | {"original_max_position_embeddings": 8192}}
+
+
+def four_times(config: Config) -> Config:
+    """GPT2Config: the usual width of a feed-forward block."""
+    width = config.get("intermediate_size") or 4 * integer(config, "hidden_size")
+    return config | {"intermediate_size": width}
+
+
+GPT2_KEYS = {
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "activation_function": "hidden_act",
+    **LAYER_NORM_EPS,
+}
+GPT2_ONLY: dict[str, tuple[object, ...]] = {
+    "scale_attn_weights": (None, True),
+    "scale_attn_by_inverse_layer_idx": (None, False),
+    "add_cross_attention": (None, False),
+}
+GPT2_NAMES = (
+    ("transformer.h.", "model.layers."),
+    ("transformer.wte.", "model.embed_tokens."),
+    ("transformer.wpe.", "model.positions."),
+    ("transformer.ln_f.", "model.norm."),
+    (".ln_1.", ".input_layernorm."),
+    (".ln_2.", ".post_attention_layernorm."),
+    (".attn.c_attn.", ".self_attn.qkv_proj."),
+    (".attn.c_proj.", ".self_attn.o_proj."),
+    (".mlp.c_fc.", ".mlp.up_proj."),
+    (".mlp.c_proj.", ".mlp.down_proj."),
+)
+GPTJ_NAMES = (
+    *GPT2_NAMES[:2],
+    ("transformer.ln_f.", "model.norm."),
+    (".ln_1.", ".input_layernorm."),
+    (".attn.out_proj.", ".self_attn.o_proj."),
+    (".attn.", ".self_attn."),
+    (".mlp.fc_in.", ".mlp.up_proj."),
+    (".mlp.fc_out.", ".mlp.down_proj."),
+)
+NEOX_NAMES = (
+    ("gpt_neox.layers.", "model.layers."),
+    ("gpt_neox.embed_in.", "model.embed_tokens."),
+    ("gpt_neox.final_layer_norm.", "model.norm."),
+    ("embed_out.", "lm_head."),
+    (".attention.query_key_value.", ".self_attn.grouped_qkv_proj."),
+    (".attention.dense.", ".self_attn.o_proj."),
+    (".mlp.dense_h_to_4h.", ".mlp.up_proj."),
+    (".mlp.dense_4h_to_h.", ".mlp.down_proj."),
+)
+FALCON_NAMES = (
+    ("transformer.h.", "model.layers."),
+    ("transformer.word_embeddings.", "model.embed_tokens."),
+    ("transformer.ln_f.", "model.norm."),
+    (".ln_attn.", ".input_layernorm."),
+    (".ln_mlp.", ".post_attention_layernorm."),
+    (".self_attention.query_key_value.", ".self_attn.grouped_qkv_proj."),
+    (".self_attention.dense.", ".self_attn.o_proj."),
+    *NEOX_NAMES[6:],
+)
+PHI_NAMES = (
+    ("model.final_layernorm.", "model.norm."),
+    (".self_attn.dense.", ".self_attn.o_proj."),
+    (".q_layernorm.", ".q_norm."),
+    (".k_layernorm.", ".k_norm."),
+    (".mlp.fc1.", ".mlp.up_proj."),
+    (".mlp.fc2.", ".mlp.down_proj."),
+)
 
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family("Llama"),
@@ -1253,6 +1399,280 @@ FAMILIES: dict[str, Family] = {
         },
     ),
 }
+FAMILIES |= {
+    "GPT2LMHeadModel": Family(
+        "GPT-2",
+        defaults={
+            "vocab_size": 50257,
+            "max_position_embeddings": 1024,
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "hidden_act": "gelu_new",
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+        },
+        rename=GPT2_NAMES,
+        base="transformer.",
+        by_input=("qkv_proj.weight", "o_proj.weight", "up_proj.weight", "down_proj.weight"),
+        flags=BIASED_NORM | EVERY_BIAS | lib.LLM_NO_GATE,
+        header=lib.LLM_POSITION_TABLE,
+        switches={},
+        activation=None,
+        keys=GPT2_KEYS,
+        prepare=four_times,
+        ropes=ropes_of_none,
+        only=GELUS | GPT2_ONLY,
+    ),
+    "GPTNeoXForCausalLM": Family(
+        "GPT-NeoX",
+        defaults={
+            "hidden_act": "gelu",
+            "rms_norm_eps": 1e-5,
+            "partial_rotary_factor": 0.25,
+            "use_parallel_residual": True,
+            "attention_bias": True,
+        },
+        rename=NEOX_NAMES,
+        flags=BIASED_NORM | lib.LLM_FFN_BIAS | lib.LLM_NO_GATE,
+        switches={"attention_bias": ATTENTION_BIAS, "use_parallel_residual": lib.LLM_PARALLEL},
+        activation=None,
+        keys={"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta", **LAYER_NORM_EPS},
+        partial=True,
+        only=GELUS,
+    ),
+    "PhiForCausalLM": Family(
+        "Phi-2",
+        defaults={"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
+        rename=PHI_NAMES,
+        flags=BIASED_NORM | EVERY_BIAS | lib.LLM_NO_GATE | lib.LLM_PARALLEL,
+        header=lib.LLM_OUTPUT_BIAS,
+        switches={"qk_layernorm": lib.LLM_QK_NORM},
+        activation=None,
+        keys=LAYER_NORM_EPS,
+        partial=True,
+        one_norm=lambda config: True,
+        only=GELUS,
+    ),
+    "Starcoder2ForCausalLM": Family(
+        "StarCoder2",
+        defaults={
+            "num_key_value_heads": 2,
+            "hidden_act": "gelu_pytorch_tanh",
+            "rms_norm_eps": 1e-5,
+            "use_bias": True,
+            "tie_word_embeddings": True,
+            **WINDOW,
+        },
+        rename=GPT2_NAMES[8:],
+        flags=BIASED_NORM | lib.LLM_NO_GATE,
+        switches={"use_bias": EVERY_BIAS},
+        activation=None,
+        keys={"norm_epsilon": "rms_norm_eps"},
+        kinds=EVERY,
+        only=GELUS | {"norm_type": (None, "layer_norm"), "mlp_type": (None, "default")},
+    ),
+    "StableLmForCausalLM": Family(
+        "StableLM",
+        defaults={"num_key_value_heads": 32, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.25},
+        rename=PHI_NAMES[2:4],
+        flags=BIASED_NORM,
+        switches={
+            "use_qkv_bias": lib.LLM_QKV_BIAS,
+            "qk_layernorm": lib.LLM_QK_NORM | lib.LLM_QK_NORM_EACH,
+            "use_parallel_residual": lib.LLM_PARALLEL,
+        },
+        keys={"rope_pct": "partial_rotary_factor", **LAYER_NORM_EPS},
+        partial=True,
+        one_norm=parallel,
+        absent={".q_norm.bias": 0.0, ".k_norm.bias": 0.0},
+    ),
+    "OlmoForCausalLM": Family(
+        "OLMo",
+        defaults={"rms_norm_eps": 1e-5},
+        flags=lib.LLM_LAYER_NORM,
+        switches={"attention_bias": ATTENTION_BIAS},
+        numbers={"qkv_clip": value_of("clip_qkv", 0.0)},
+        absent={"norm.weight": 1.0},
+    ),
+    "GPTJForCausalLM": Family(
+        "GPT-J",
+        defaults={
+            "vocab_size": 50400,
+            "max_position_embeddings": 2048,
+            "hidden_size": 4096,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "rotary_dim": 64,
+            "hidden_act": "gelu_new",
+            "rms_norm_eps": 1e-5,
+        },
+        rename=GPTJ_NAMES,
+        base="transformer.",
+        flags=BIASED_NORM | lib.LLM_FFN_BIAS | lib.LLM_NO_GATE | lib.LLM_PARALLEL,
+        header=lib.LLM_OUTPUT_BIAS,
+        switches={},
+        activation=None,
+        keys=GPT2_KEYS,
+        prepare=four_times,
+        partial=True,
+        interleaved=True,
+        one_norm=lambda config: True,
+        only=GELUS,
+    ),
+    "GPTBigCodeForCausalLM": Family(
+        "StarCoder",
+        defaults={
+            "vocab_size": 50257,
+            "max_position_embeddings": 1024,
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "hidden_act": "gelu_pytorch_tanh",
+            "rms_norm_eps": 1e-5,
+            "multi_query": True,
+            "tie_word_embeddings": True,
+        },
+        rename=GPT2_NAMES,
+        base="transformer.",
+        flags=BIASED_NORM | EVERY_BIAS | lib.LLM_NO_GATE,
+        header=lib.LLM_POSITION_TABLE,
+        switches={},
+        activation=None,
+        keys=GPT2_KEYS,
+        prepare=lambda config: four_times(config) | {"num_key_value_heads": 1},
+        ropes=ropes_of_none,
+        only=GELUS | {"multi_query": (True,), **GPT2_ONLY},
+    ),
+    "CohereForCausalLM": Family(
+        "Cohere",
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "logit_scale": 0.0625,
+            "tie_word_embeddings": True,
+        },
+        flags=lib.LLM_LAYER_NORM | lib.LLM_PARALLEL,
+        switches={
+            "attention_bias": ATTENTION_BIAS,
+            "use_qk_norm": lib.LLM_QK_NORM | lib.LLM_QK_NORM_EACH,
+        },
+        logit_scale=value_of("logit_scale"),
+        keys=LAYER_NORM_EPS,
+        prepare=trained_length,
+        one_norm=lambda config: True,
+        interleaved=True,
+    ),
+    "NemotronForCausalLM": Family(
+        "Nemotron",
+        defaults={"hidden_act": "relu2", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
+        flags=BIASED_NORM | lib.LLM_NO_GATE,
+        switches=ALL_BIASES,
+        activation=None,
+        norm_offset=1.0,
+        keys=LAYER_NORM_EPS,
+        partial=True,
+        only=RELU2,
+    ),
+    "ArceeForCausalLM": Family(
+        "Arcee",
+        defaults={"hidden_act": "relu2", "rms_norm_eps": 1e-5},
+        flags=lib.LLM_NO_GATE,
+        switches=ALL_BIASES,
+        activation=None,
+        only=RELU2,
+    ),
+    "ApertusForCausalLM": Family(
+        "Apertus",
+        defaults={"hidden_act": "xielu", "rms_norm_eps": 1e-5, "rope_theta": 12e6},
+        rename=(
+            (".attention_layernorm.", ".input_layernorm."),
+            (".feedforward_layernorm.", ".post_attention_layernorm."),
+        ),
+        flags=lib.LLM_NO_GATE | lib.LLM_QK_NORM,
+        switches={"attention_bias": ATTENTION_BIAS},
+        activation=None,
+        prepare=apertus_rope,
+        only={"hidden_act": ("xielu",), "post_norm": (None, False), "qk_norm": (None, True)},
+    ),
+    "FalconForCausalLM": Family(
+        "Falcon",
+        defaults={
+            "hidden_act": "gelu",
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 2048,
+            "multi_query": True,
+            "parallel_attn": True,
+            "tie_word_embeddings": True,
+        },
+        rename=FALCON_NAMES,
+        base="transformer.",
+        flags=BIASED_NORM | lib.LLM_NO_GATE,
+        switches={"bias": EVERY_BIAS, "parallel_attn": lib.LLM_PARALLEL},
+        activation=None,
+        keys={
+            "num_kv_heads": "num_key_value_heads",
+            "ffn_hidden_size": "intermediate_size",
+            "activation": "hidden_act",
+            **LAYER_NORM_EPS,
+        },
+        prepare=falcon_heads,
+        one_norm=falcon_shares,
+        only=GELUS | {"alibi": (None, False), "num_ln_in_parallel_attn": (None, 1, 2)},
+    ),
+    "NanoChatForCausalLM": Family(
+        "nanochat",
+        defaults={"hidden_act": "relu2", "final_logit_softcapping": 15.0},
+        rename=PHI_NAMES[4:],
+        # RMSNorm without weights is the same before the rotation and after it
+        flags=lib.LLM_NO_GATE | lib.LLM_QK_NORM,
+        header=lib.LLM_INPUT_NORM,
+        activation=None,
+        numbers={"logit_cap": value_of("final_logit_softcapping", 0.0)},
+        backwards=True,
+        absent={"norm.weight": 1.0},
+        only=RELU2,
+    ),
+    "Jais2ForCausalLM": Family(
+        "Jais 2",
+        defaults={
+            "hidden_act": "relu2",
+            "rms_norm_eps": 1e-5,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+        flags=BIASED_NORM | lib.LLM_NO_GATE,
+        switches=ALL_BIASES,
+        activation=None,
+        keys=LAYER_NORM_EPS,
+        only=RELU2,
+    ),
+}
+FAMILIES["Cohere2ForCausalLM"] = replace(
+    FAMILIES["CohereForCausalLM"],
+    name="Cohere 2",
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "logit_scale": 0.0625,
+        "tie_word_embeddings": True,
+        **WINDOW,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+    },
+    switches={"attention_bias": ATTENTION_BIAS},
+    kinds=sliding(lambda config, i: (i + 1) % integer(config, "sliding_window_pattern") != 0),
+    ropes=ropes_of_windows,
+    only={
+        "use_qk_norm": (None, False),
+        "use_parallel_block": (None, True),
+        "use_gated_activation": (None, True),
+        "use_embedding_sharing": (None, True),
+        "position_embedding_type": (None, "rope_gptj"),
+        "order_of_interleaved_layers": (None, "local_attn_first"),
+        "rotary_pct": (None, 1.0, 1),
+        "layer_switch": (None, 4),
+    },
+)
 FAMILIES["GraniteMoeSharedForCausalLM"] = replace(
     FAMILIES["GraniteMoeForCausalLM"], name="Granite MoE with a shared expert"
 )
@@ -1278,6 +1698,10 @@ FAMILIES["Glm4ForCausalLM"] = replace(FAMILIES["GlmForCausalLM"], name="GLM-4-04
 MODEL_TYPES = {
     "afmoe": "AfmoeForCausalLM",
     "cwm": "CwmForCausalLM",
+    "apertus": "ApertusForCausalLM",
+    "arcee": "ArceeForCausalLM",
+    "cohere": "CohereForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
     "deepseek": "DeepseekForCausalLM",
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
@@ -1285,6 +1709,7 @@ MODEL_TYPES = {
     "exaone4": "Exaone4ForCausalLM",
     "exaone_moe": "ExaoneMoeForCausalLM",
     "flex_olmo": "FlexOlmoForCausalLM",
+    "falcon": "FalconForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -1299,6 +1724,10 @@ MODEL_TYPES = {
     "glm4": "Glm4ForCausalLM",
     "glm4_moe": "Glm4MoeForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_bigcode": "GPTBigCodeForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "gptj": "GPTJForCausalLM",
     "granite": "GraniteForCausalLM",
     "granite_swa": "GraniteSWAForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
@@ -1310,6 +1739,7 @@ MODEL_TYPES = {
     "internlm2": "InternLM2ForCausalLM",
     "internlm3": "InternLM3ForCausalLM",
     "laguna": "LagunaForCausalLM",
+    "jais2": "Jais2ForCausalLM",
     "llama": "LlamaForCausalLM",
     "llama4": "Llama4ForConditionalGeneration",
     "llama4_text": "Llama4ForCausalLM",
@@ -1322,9 +1752,13 @@ MODEL_TYPES = {
     "mistral": "MistralForCausalLM",
     "mistral3": "Mistral3ForConditionalGeneration",
     "mixtral": "MixtralForCausalLM",
+    "nanochat": "NanoChatForCausalLM",
+    "nemotron": "NemotronForCausalLM",
+    "olmo": "OlmoForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "olmoe": "OlmoeForCausalLM",
+    "phi": "PhiForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen2_moe": "Qwen2MoeForCausalLM",
@@ -1333,6 +1767,8 @@ MODEL_TYPES = {
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "solar_open": "SolarOpenForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
 }
 
 # Models of texts and pictures, whose text part is converted: the architecture of the text part by its
@@ -1360,7 +1796,7 @@ PICTURES = (
 
 # Why an architecture that people ask for is not in the table
 ENCODER = "its attention looks ahead (an encoder)"
-LAYER_NORM = "it normalises with LayerNorm (a mean, a bias), and this format has RMSNorm only"
+ALIBI = "its positions are slopes on the scores of attention (ALiBi)"
 LATENT = "its attention is over compressed keys and values (MLA)"
 RECURRENT = "some of its layers are recurrent (a state-space model), not attention"
 REASONS: dict[str, str] = {
@@ -1394,29 +1830,15 @@ REASONS: dict[str, str] = {
     "Qwen3_5ForCausalLM": "some of its layers are linear attention (gated delta rule)",
     "Qwen3_5MoeForCausalLM": "some of its layers are linear attention (gated delta rule)",
     "Qwen3_5ForConditionalGeneration": "some of its layers are linear attention (gated delta rule)",
-    "GPT2LMHeadModel": LAYER_NORM + ", and learned positions",
-    "GPTNeoXForCausalLM": LAYER_NORM,
-    "GPTJForCausalLM": LAYER_NORM,
-    "GPTBigCodeForCausalLM": LAYER_NORM,
-    "PhiForCausalLM": LAYER_NORM,
-    "Phi3SmallForCausalLM": LAYER_NORM + ", and its attention is block-sparse",
-    "PhiMoEForCausalLM": LAYER_NORM,
-    "PhimoeForCausalLM": LAYER_NORM,
+    "Phi3SmallForCausalLM": "its attention is block-sparse",
+    "PhiMoEForCausalLM": "its experts are chosen one after the other, each by a softmax of its own",
+    "PhimoeForCausalLM": "its experts are chosen one after the other, each by a softmax of its own",
     "Phi4MMForCausalLM": "its text part needs adapters that pictures and sound switch on",
-    "FalconForCausalLM": LAYER_NORM,
-    "MptForCausalLM": LAYER_NORM,
-    "MPTForCausalLM": LAYER_NORM,
-    "BloomForCausalLM": LAYER_NORM,
-    "OPTForCausalLM": LAYER_NORM,
-    "StableLmForCausalLM": LAYER_NORM,
-    "Starcoder2ForCausalLM": LAYER_NORM,
-    "NemotronForCausalLM": LAYER_NORM,
-    "OlmoForCausalLM": LAYER_NORM,
-    "CohereForCausalLM": LAYER_NORM + ", and attention and feed-forward run side by side",
-    "Cohere2ForCausalLM": LAYER_NORM + ", and attention and feed-forward run side by side",
-    "DbrxForCausalLM": LAYER_NORM,
-    "ApertusForCausalLM": "its feed-forward block has no gate",
-    "ArceeForCausalLM": "its feed-forward block has no gate",
+    "MptForCausalLM": ALIBI,
+    "MPTForCausalLM": ALIBI,
+    "BloomForCausalLM": ALIBI,
+    "OPTForCausalLM": "its feed-forward block is of ReLU",
+    "DbrxForCausalLM": "its experts are in a layout of its own",
     "MllamaForConditionalGeneration": "some of its layers attend to pictures",
     "BitNetForCausalLM": "its weights are ternary and its blocks have norms of their own",
     "QWenLMHeadModel": "it is the first Qwen, in a layout of its own; Qwen1.5 and later can be converted",

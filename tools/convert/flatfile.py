@@ -85,6 +85,7 @@ class Layer:
     query_shift: int = 0
     low_rank: int = 0
     gate_cut: float = 0.0
+    qkv_clip: float = 0.0
 
     @property
     def ffn(self) -> int:
@@ -97,6 +98,7 @@ class Shape:
     """What a model's header says, and its layers. The defaults are those of the smallest model."""
 
     tied: bool = False
+    flags: int = 0  # features that no layer has, beside LLM_TIED
     dim: int = 1
     vocab_size: int = 1
     context: int = 1
@@ -114,7 +116,7 @@ class Shape:
     @property
     def required(self) -> int:
         """The features that a reader of the file must know."""
-        bits = lib.LLM_TIED if self.tied else 0
+        bits = self.flags | (lib.LLM_TIED if self.tied else 0)
         for layer in self.layers:
             bits |= layer.flags
         return bits
@@ -200,13 +202,15 @@ def ask(layout: Layout, number: int, layer: int, expert: int = 0) -> ffi.CData:
 
 
 @functools.lru_cache(maxsize=1024)
-def inventory(layer: Layer, tied: bool, ple_dim: int = 0, n_streams: int = 0) -> dict[str, tuple[bool, int]]:
+def inventory(
+    layer: Layer, tied: bool, flags: int, ple_dim: int = 0, n_streams: int = 0
+) -> dict[str, tuple[bool, int]]:
     """What tensors a model of this one layer has: whether each is a matrix, and how many of it there are.
     Asked of small models, because llm_layout looks at all layers for each answer."""
     own = replace(layer, kv_layer=None, rope=0)
     last = replace(own, kv_layer=None if layer.kv_layer is None else 0)
     sizes = {"rope_dim": layer.head_dim, "ple_dim": ple_dim, "n_streams": n_streams}
-    layout = make_layout(Shape(tied=tied, layers=(own, last), **sizes))
+    layout = make_layout(Shape(tied=tied, flags=flags, layers=(own, last), **sizes))
     found = {}
     for number, name in TENSOR_IDS:
         tensor = ask(layout, number, 0 if number < lib.LLM_ATTN_NORM else 1)
@@ -219,13 +223,13 @@ FIRST = 12  # of so many layers the first one has a matrix of 8 bits in an int4 
 
 
 def dtype_of(tensor: str, dtype: str, layer: int, n_layers: int) -> int:
-    """The dtype of a matrix in a file of `dtype`. A router is small, and decides: it has 16 bits. In int4
-    files embeddings and output have 8, of which a row is a token or a logit, and so have the last matrices of
-    the first layers: what they get wrong all others get. With all matrices of these layers the KL divergence
-    of SmolLM2 135M is 6 % less for 3 % more bytes, that of Gemma 3 270M 9 % less for 1 %, which makes its
-    file larger than llama.cpp's IQ4_NL."""
+    """The dtype of a matrix in a file of `dtype`. A router is small, and decides, and learned positions are small,
+    and in all that follows: they have 16 bits. In int4 files embeddings and output have 8, of which a row is a
+    token or a logit, and so have the last matrices of the first layers: what they get wrong all others get. With
+    all matrices of these layers the KL divergence of SmolLM2 135M is 6 % less for 3 % more bytes, that of Gemma 3
+    270M 9 % less for 1 %, which makes its file larger than llama.cpp's IQ4_NL."""
     number: int = DTYPES[dtype]
-    if tensor in ("LLM_ROUTER", "LLM_STREAM_ROUTER"):
+    if tensor in ("LLM_ROUTER", "LLM_STREAM_ROUTER", "LLM_POSITIONS"):
         number = lib.LLM_FP16
     elif dtype == "int4":
         last_of_first = tensor == "LLM_DOWN" and layer < n_layers // FIRST
@@ -240,7 +244,7 @@ def finish_layout(shape: Shape, dtype: str, sections: dict[int, bytes] | None = 
     layout, once_sizes = make_layout(shape), (shape.ple_dim, shape.n_streams)
     numbers, count = {name: number for number, name in TENSOR_IDS}, 0
     for i, layer in enumerate(shape.layers):
-        for name, (matrix, experts) in inventory(layer, shape.tied, *once_sizes).items():
+        for name, (matrix, experts) in inventory(layer, shape.tied, shape.flags, *once_sizes).items():
             once = numbers[name] < lib.LLM_ATTN_NORM
             count += 0 if once and i else experts
             if matrix and once:
@@ -443,14 +447,16 @@ def read_piece(place: Place, part: Tensor, first: int, last: int) -> np.ndarray:
 
 
 def write_vector(fd: int, job: Job) -> None:
-    """Reads and writes a vector, which is stored as it is."""
-    offset = job.place.offset
+    """Reads and writes a vector, or several of one length, which are stored as they are."""
+    place, numbers = job.place, []
     for part, first, last in job.pieces:
         w = part.read(first, last)
         if not np.isfinite(w).all():
             raise ConvertError(f"{part.name} has a value that is not finite (NaN or infinite)")
-        write_at(fd, np.ascontiguousarray(w, "<f4"), offset)
-        offset += 4 * w.size
+        numbers.append(w.reshape(-1))
+    padded = np.zeros((place.rows, place.stride), "<f4")
+    padded[:, : place.cols] = np.concatenate(numbers).reshape(place.rows, place.cols)
+    write_at(fd, padded, place.offset)
 
 
 def run_job(fd: int, job: Job, rounding: Rounding = round_apart) -> list[Error]:
@@ -488,7 +494,7 @@ def write_tensors(
     def finish(job: Job, future: Future[list[Error]]) -> None:
         for (part, _, _), error in zip(job.pieces, future.result(), strict=False):
             errors.setdefault(part.name, Error()).add(error)
-        rows = job.place.cols if job.place.dtype == lib.LLM_FP32 else job.place.rows
+        rows = job.place.rows * (job.place.cols if job.place.dtype == lib.LLM_FP32 else 1)
         progress(job.place.size * (job.stop - job.start) // rows)
 
     waiting: deque[tuple[Job, Future[list[Error]]]] = deque()

@@ -148,7 +148,29 @@ class Architecture:
     local: bool = False  # layers with a window have a rotary base of their own, and are not scaled
     own: Callable[[Get], Config] | None = None  # keys that it has in its own way
     with_experts: Mapping[str, str] = field(default_factory=dict)  # names other than LAYER's, with experts
+    keys: Mapping[str, str] = field(default_factory=dict)  # of its metadata -> config.json
+    facts: Callable[[set[str]], Config] = lambda names: {}  # what the names of its tensors tell
 
+
+def second_norm(names: set[str]) -> Config:
+    """llama_model_stablelm: blocks are side by side where there is no norm between them."""
+    own = {"use_qkv_bias": "blk.0.attn_q.bias" in names, "qk_layernorm": "blk.0.attn_q_norm.weight" in names}
+    return own | {"use_parallel_residual": "blk.0.ffn_norm.weight" not in names}
+
+
+def falcon_norms(names: set[str]) -> Config:
+    """llama_model_falcon: two norms side by side are those of 40B. The rows of q, k and v lie as in the new
+    architecture's groups taken apart, whichever they were."""
+    two = "blk.0.attn_norm_2.weight" in names
+    bias = "blk.0.attn_qkv.bias" in names
+    return {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 2 if two else 1, "bias": bias}
+
+
+def all_biases(names: set[str]) -> Config:
+    return {"mlp_bias": "blk.0.ffn_up.bias" in names, "use_bias": "blk.0.attn_output.bias" in names}
+
+
+SIDE_BY_SIDE = {"use_parallel_residual": "use_parallel_residual"}
 
 # What llama.cpp calls the norm before the feed-forward block in some architectures
 BEFORE_FFN = {"post_attention_norm.weight": "post_attention_layernorm.weight"}
@@ -216,6 +238,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         fill=granite_scale,
         names={"ffn_up_shexp.weight": "mlp.shared_expert.gate_up_proj.weight"},
     ),
+    "gpt2": Architecture("GPT2LMHeadModel"),
+    "starcoder": Architecture("GPTBigCodeForCausalLM"),
+    "gptneox": Architecture("GPTNeoXForCausalLM", keys=SIDE_BY_SIDE),
+    "phi2": Architecture("PhiForCausalLM"),
+    "starcoder2": Architecture("Starcoder2ForCausalLM", facts=all_biases),
+    "stablelm": Architecture("StableLmForCausalLM", keys=SIDE_BY_SIDE, facts=second_norm),
+    "olmo": Architecture("OlmoForCausalLM", permuted=True, keys={"attention.clamp_kqv": "clip_qkv"}),
+    "command-r": Architecture("CohereForCausalLM", keys={"logit_scale": "logit_scale"}),
+    "cohere2": Architecture("Cohere2ForCausalLM", keys={"logit_scale": "logit_scale"}),
+    "nemotron": Architecture("NemotronForCausalLM", shifted=True, facts=all_biases),
+    "arcee": Architecture("ArceeForCausalLM", permuted=True, facts=all_biases),
+    "apertus": Architecture("ApertusForCausalLM"),
+    "falcon": Architecture("FalconForCausalLM", facts=falcon_norms),
+    "jais2": Architecture("Jais2ForCausalLM", facts=all_biases),
 }
 
 # Why others are not: as the Hugging Face architecture that they are
@@ -236,23 +272,10 @@ OTHERS = {
     "qwen3next": "Qwen3NextForCausalLM",
     "qwen35": "Qwen3_5ForCausalLM",
     "qwen35moe": "Qwen3_5MoeForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-    "gptneox": "GPTNeoXForCausalLM",
-    "starcoder": "GPTBigCodeForCausalLM",
-    "starcoder2": "Starcoder2ForCausalLM",
-    "stablelm": "StableLmForCausalLM",
-    "phi2": "PhiForCausalLM",
     "phimoe": "PhimoeForCausalLM",
-    "falcon": "FalconForCausalLM",
     "mpt": "MptForCausalLM",
     "bloom": "BloomForCausalLM",
-    "olmo": "OlmoForCausalLM",
-    "nemotron": "NemotronForCausalLM",
-    "command-r": "CohereForCausalLM",
-    "cohere2": "Cohere2ForCausalLM",
     "dbrx": "DbrxForCausalLM",
-    "arcee": "ArceeForCausalLM",
-    "apertus": "ApertusForCausalLM",
     "bitnet": "BitNetForCausalLM",
     "baichuan": "BaichuanForCausalLM",
     "bert": "BertModel",
@@ -271,6 +294,7 @@ KEYS = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "rms_norm_eps",
     "attention.sliding_window": "sliding_window",
     "attention.scale": "attention_multiplier",
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -300,7 +324,13 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 # enum llama_pooling_type; -1 says nothing
 POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 # Metadata that is not always asked for and changes nothing then; the embedding says how many tokens there are
-UNASKED = ("vocab_size", "rope.scale_linear", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
+UNASKED = (
+    "tensor_data_layout",
+    "vocab_size",
+    "rope.scale_linear",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+)
 
 # Tensors, after "blk.N.", and what tensors.TENSORS and FUSED call them after "model.layers.N.".
 ONCE = {
@@ -312,6 +342,9 @@ ONCE = {
     "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
     "altup_proj.weight": "model.altup_projections.{e}.weight",
     "altup_unembd_proj.weight": "model.altup_unembed_projections.{e}.weight",
+    "position_embd.weight": "model.positions.weight",
+    "output_norm.bias": "model.norm.bias",
+    "output.bias": "lm_head.bias",
 }
 LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -355,6 +388,10 @@ LAYER = {
     "altup_predict_coef.weight": "altup.prediction_coefs.weight",
     "altup_correct_coef.weight": "altup.correction_coefs.weight",
     "altup_correct_scale.weight": "altup.correct_output_scale",
+    "attn_norm.bias": "input_layernorm.bias",
+    "ffn_norm.bias": "post_attention_layernorm.bias",
+    "ffn_up.bias": "mlp.up_proj.bias",
+    "ffn_down.bias": "mlp.down_proj.bias",
 }
 # Tensors of factors of the rotary frequencies, all (turning elements of a head / 2,)
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -551,7 +588,7 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     missing."""
     row, chosen = ARCHITECTURES[architecture], chosen_of(get, architecture)
     for key, allowed in ONLY.items():
-        if get(key) not in allowed:
+        if key not in row.keys and get(key) not in allowed:
             raise ConvertError(f"{architecture}.{key} = {shown(get(key))} is not supported")
     family = FAMILIES[chosen]
     config: Config = {"architectures": [chosen], "sliding_window": None, "norm_topk_prob": row.normalize}
@@ -560,7 +597,7 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     types = layer_types(get("attention.sliding_window_pattern"), n_layers)
     by_layer = heads(get, architecture, types, n_layers)
     own = row.own(get) if row.own else {}
-    for key, ours in KEYS.items():
+    for key, ours in (KEYS | dict(row.keys)).items():
         if ours in own or (row.own and ours == "rotary_dim"):
             continue
         found = by_layer.get(ours, get(key))
@@ -751,6 +788,30 @@ def why_not(architecture: str) -> str:
     return REASONS[architecture]
 
 
+def swap_norms(tensors: dict[str, sources.Tensor]) -> None:
+    """Of Falcon 40B attn_norm_2 is attention's norm, and attn_norm that of the feed-forward block."""
+    for name in [name for name in tensors if ".attn_norm_2." in name]:
+        layer, kind = name.split(".")[1::2]
+        first = f"model.layers.{layer}.input_layernorm.{kind}"
+        if first in tensors:
+            tensors[f"model.layers.{layer}.post_attention_layernorm.{kind}"] = tensors[first]
+            tensors[first] = tensors.pop(name)
+
+
+def add_xielu(tensors: dict[str, sources.Tensor], value: Callable[[str], Any], n_layers: int) -> None:
+    """The numbers of xIELU, which are metadata, as the tensors that they were."""
+    for key in ("alpha_p", "alpha_n", "beta", "eps"):
+        numbers = value(f"xielu.{key}")
+        if numbers is None:
+            continue
+        real = isinstance(numbers, list) and all(isinstance(x, float) and math.isfinite(x) for x in numbers)
+        if not real or len(numbers) != n_layers:
+            raise ConvertError(f"xielu.{key} is not {n_layers} numbers")
+        for layer, number in enumerate(numbers):
+            name = f"model.layers.{layer}.mlp.act_fn.{key}"
+            tensors[name] = sources.Constant(f"xielu.{key}", (1,), number)
+
+
 def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: File) -> Source:
     """open_file, with the file open and its header read."""
     value = metadata.get
@@ -833,6 +894,9 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
     gate = source.tensors.get("model.layers.0.self_attn.gate_proj.weight")
     if "gating" in family.defaults and gate is not None:
         config["gating"] = "per-head" if gate.rows == n_heads["q"] else "per-element"
+    config |= row.facts({item.name for item in infos})
+    swap_norms(source.tensors)
+    add_xielu(source.tensors, value, layer_count(config))
     embed = source.tensors.get("model.embed_tokens.weight")
     if embed is not None:
         config["vocab_size"] = embed.shape[0]

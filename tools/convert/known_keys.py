@@ -30,6 +30,7 @@ READ = frozenset(
     num_kv_shared_layers per_layer_config num_global_key_value_heads attention_k_eq_v
     use_double_wide_mlp enable_moe_block top_k_experts vocab_size_per_layer_input
     activation_sparsity_pattern laurel_rank
+    clip_qkv model_max_length new_decoder_architecture num_ln_in_parallel_attn
     """.split()
 )
 READ_OF_ROPE = frozenset(
@@ -62,19 +63,29 @@ WITHOUT_INFLUENCE = frozenset(
     altup_coef_clip altup_lr_multiplier
 
     mlp_bias attention_out_bias lm_head_bias
+    n_ctx reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32
+    summary_type summary_use_proj summary_activation summary_proj_to_labels
+    use_parallel_embedding
     """.split()
 )
 # Ids of tokens, which the tokenizer's files have too, and training
 ENDS = re.compile(r".*(_token_id|dropout|dropout_prob|_pdrop|initializer_range|_loss_coef|_jitter_noise)")
 # Known with this value only
-NEUTRAL = {"rope_interleaved": False, "full_attn_mod": 1, "interpolate_factor": 1, "moe_norm_min": 1e-12}
+NEUTRAL = {
+    "rotary": True,
+    "apply_residual_connection_post_layernorm": False,
+    "rope_interleaved": False,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
+    "moe_norm_min": 1e-12,
+}
 
 
 def named_in_rows() -> set[str]:
     """The keys that the rows of the table name."""
     keys = {*DEFAULTS, *ONLY}
     for family in FAMILIES.values():
-        keys |= {*family.defaults, *family.switches, *family.only, family.ffn, family.dense}
+        keys |= {*family.defaults, *family.switches, *family.only, family.ffn, family.dense, *family.keys}
         keys |= {key for key in (family.shared, family.n_shared, family.ple) if key}
     return keys
 

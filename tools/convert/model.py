@@ -11,7 +11,18 @@ from pyllm._llm import lib
 
 from . import flatfile, known_keys, quantized, rope
 from .configuration import LARGEST, Config, expert_count, integer, layer_count, number, switch
-from .families import DEFAULTS, FAMILIES, MODEL_TYPES, ONLY, REASONS, WRAPPED, WRAPPED_NAMES, Family, value_of
+from .families import (
+    ACTIVATIONS,
+    DEFAULTS,
+    FAMILIES,
+    MODEL_TYPES,
+    ONLY,
+    REASONS,
+    WRAPPED,
+    WRAPPED_NAMES,
+    Family,
+    value_of,
+)
 from .sources import ConvertError, shown
 
 KINDS = {
@@ -54,8 +65,12 @@ class Model:
         kv_heads = layer.n_kv_heads if layer.kv_layer is None else 0
         q, k = layer.n_heads * layer.head_dim, kv_heads * layer.head_dim
         value_dim = layer.value_dim or layer.head_dim
-        whole = bool(layer.flags & lib.LLM_QK_NORM_WHOLE)
+        many = bool(layer.flags & (lib.LLM_QK_NORM_WHOLE | lib.LLM_QK_NORM_EACH))
+        qnorm, knorm = (q, k) if many else (layer.head_dim, layer.head_dim)
+        biased = bool(layer.flags & lib.LLM_NORM_BIAS)
         return {
+            "one": 1,
+            "context": self.shape.context,
             "dim": self.shape.dim,
             "vocab": self.shape.vocab_size,
             "ffn": layer.ffn_dim,
@@ -66,13 +81,16 @@ class Model:
             "att": layer.n_heads * value_dim,
             "attgate": gate_dim(layer),
             "heads": layer.n_heads,
-            "qnorm": q if whole else layer.head_dim,
-            "knorm": k if whole else layer.head_dim,
+            "qnorm": qnorm,
+            "knorm": knorm,
+            "nbias": self.shape.dim if biased else 0,
+            "qnbias": qnorm if biased else 0,
+            "knbias": knorm if biased else 0,
+            "gated": 0 if layer.flags & lib.LLM_NO_GATE else layer.ffn_dim,
             "experts": layer.n_experts,
             "gate": 1 if layer.flags & lib.LLM_SHARED_GATE else 0,
             "ple": self.shape.ple_dim,
             "ples": self.shape.ple_dim * len(self.shape.layers),
-            "one": 1,
             "rank": layer.low_rank,
             "streams": self.shape.n_streams,
             "predict": self.shape.n_streams**3,
@@ -150,7 +168,7 @@ def flags_of(config: Config, family: Family) -> int:
     flags = family.flags
     for key, flag in family.switches.items():
         flags |= flag if switch(config, key) else 0
-    return flags
+    return flags | (lib.LLM_ONE_NORM if family.one_norm(config) else 0)
 
 
 def attention(config: Config, family: Family) -> flatfile.Layer:
@@ -165,7 +183,7 @@ def attention(config: Config, family: Family) -> flatfile.Layer:
         n_heads=n_heads,
         n_kv_heads=integer(config, "num_key_value_heads") if given else n_heads,
         head_dim=head_dim,
-        activation=family.activation,
+        activation=ACTIVATIONS[config["hidden_act"]] if family.activation is None else family.activation,
         **{"attn_scale": max(1, head_dim) ** -0.5, **own},
     )
 
@@ -201,18 +219,25 @@ def feed_forwards(config: Config, family: Family) -> tuple[dict[str, Any], dict[
     return {"ffn_dim": integer(config, family.dense)}, sparse
 
 
+def translated(config: Config, family: Family) -> Config:
+    """A configuration with the usual names of its keys."""
+    return {family.keys.get(key, key): value for key, value in config.items()}
+
+
 def describe(source_config: Config, context: int | None = None) -> Model:
     """Reads a configuration. `context` shortens the model's own, or chooses among its rotary factors."""
     whole_config = source_config
     source_config, wrapped = unwrap(whole_config)
     architecture, family = find(source_config)
     quantization = quantized.notes(whole_config)
-    config = family.prepare(DEFAULTS | dict(family.defaults) | source_config)
+    config = family.prepare(DEFAULTS | dict(family.defaults) | translated(source_config, family))
+    own_names = {ours: theirs for theirs, ours in family.keys.items() if theirs in source_config}
     for key, allowed in (ONLY | dict(family.only)).items():
         if key in config and config[key] not in allowed:
             names = " or ".join(map(repr, allowed))
             found = config[key]
             found = found[:80] if isinstance(found, str) else shown(found)
+            key = own_names.get(key, key)
             raise ConvertError(f"configuration: {key} is {found}; of {family.name} only {names} is supported")
 
     longest = integer(config, "max_position_embeddings")
@@ -248,6 +273,7 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     scales: dict[str, Any] = {key: numbers[key](config) for key in wanted}
     model.shape = flatfile.Shape(
         tied=switch(config, "tie_word_embeddings"),
+        flags=family.header,
         dim=integer(config, "hidden_size"),
         vocab_size=integer(config, "vocab_size"),
         context=longest,
@@ -272,7 +298,7 @@ def describe(source_config: Config, context: int | None = None) -> Model:
             )
     tables = rope.tables(config, ropes, model.shape.rope_dim, turning, family.local_rope, context)
     model.notes += quantization + tables.notes + known_keys.note(source_config)
-    model.angles = tables.angles
+    model.angles = tables.angles * np.array([-1 if family.backwards else 1, 1], np.float32)
     model.shape = replace(
         model.shape,
         context=context or tables.context,

@@ -288,15 +288,49 @@ class Rows(Tensor):
         return Grid(grid.codebook, codes, scales)
 
 
-class Row(Tensor):
-    """The only row of a matrix, as a vector."""
+class Flat(Tensor):
+    """All numbers of a matrix, row after row, as a vector."""
 
     def __init__(self, base: Tensor) -> None:
-        super().__init__(base.name, base.shape[1:])
+        super().__init__(base.name, (base.rows * base.cols,))
         self.base = base
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self.base.read(0, 1).reshape(-1, 1)[start:stop]
+        return self.base.read(0, self.base.rows).reshape(-1, 1)[start:stop]
+
+
+class Turned(Tensor):
+    """A matrix whose rows are another one's columns."""
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__(base.name, base.shape[::-1])
+        self.base = base
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self.base.read(0, self.base.rows)[:, start:stop].T)
+
+
+class Joined(Tensor):
+    """Vectors one after the other."""
+
+    def __init__(self, name: str, parts: list[Tensor]) -> None:
+        super().__init__(name, (sum(part.rows for part in parts),))
+        self.parts = parts
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.concatenate([part.read(0, part.rows) for part in self.parts])[start:stop]
+
+
+class Softplus(Tensor):
+    """log(1 + exp(base)) + offset"""
+
+    def __init__(self, base: Tensor, offset: float = 0.0) -> None:
+        super().__init__(base.name, base.shape)
+        self.base, self.offset = base, offset
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        wide = np.logaddexp(0, self.base.read(start, stop).astype(np.float64)) + self.offset
+        return wide.astype(np.float32)
 
 
 class Flat(Tensor):

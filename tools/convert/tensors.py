@@ -18,14 +18,17 @@ from .sources import ConvertError, Tensor
 # several times. A part of 0 rows is none.
 TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
     "LLM_EMBED": (("model.embed_tokens.weight", "vocab dim"),),
-    "LLM_OUT_NORM": (("model.norm.weight", "dim"),),
+    "LLM_OUT_NORM": (("model.norm.weight", "dim"), ("model.norm.bias", "nbias")),
     "LLM_OUTPUT": (("lm_head.weight", "vocab dim"),),
     "LLM_PLE_EMBED": (("model.embed_tokens_per_layer.weight", "vocab ples"),),
     "LLM_PLE_PROJ": (("model.per_layer_model_projection.weight", "ples dim"),),
     "LLM_PLE_NORM": (("model.per_layer_projection_norm.weight", "ple"),),
     "LLM_STREAM_IN": (("model.altup_projections.{n}.weight", "dim dim"),),
     "LLM_STREAM_OUT": (("model.altup_unembed_projections.{n}.weight", "dim dim"),),
-    "LLM_ATTN_NORM": (("input_layernorm.weight", "dim"),),
+    "LLM_POSITIONS": (("model.positions.weight", "context dim"),),
+    "LLM_OUTPUT_ADD": (("lm_head.bias", "vocab"),),
+    "LLM_EMBED_NORM": (("model.embed_norm.weight", "dim"), ("model.embed_norm.bias", "nbias")),
+    "LLM_ATTN_NORM": (("input_layernorm.weight", "dim"), ("input_layernorm.bias", "nbias")),
     "LLM_QKV": (
         ("self_attn.q_proj.weight", "q dim"),
         ("self_attn.k_proj.weight", "k dim"),
@@ -38,25 +41,28 @@ TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
         ("self_attn.v_proj.bias", "v"),
         ("self_attn.gate_proj.bias", "attgate"),
     ),
-    "LLM_Q_NORM": (("self_attn.q_norm.weight", "qnorm"),),
-    "LLM_K_NORM": (("self_attn.k_norm.weight", "knorm"),),
+    "LLM_Q_NORM": (("self_attn.q_norm.weight", "qnorm"), ("self_attn.q_norm.bias", "qnbias")),
+    "LLM_K_NORM": (("self_attn.k_norm.weight", "knorm"), ("self_attn.k_norm.bias", "knbias")),
     "LLM_ATTN_OUT": (("self_attn.o_proj.weight", "dim att"),),
-    "LLM_ATTN_POST_NORM": (("post_self_attn_layernorm.weight", "dim"),),
-    "LLM_FFN_NORM": (("post_attention_layernorm.weight", "dim"),),
+    "LLM_ATTN_POST_NORM": (
+        ("post_self_attn_layernorm.weight", "dim"),
+        ("post_self_attn_layernorm.bias", "nbias"),
+    ),
+    "LLM_FFN_NORM": (("post_attention_layernorm.weight", "dim"), ("post_attention_layernorm.bias", "nbias")),
     "LLM_ROUTER": (("mlp.gate.weight", "experts dim"), ("mlp.shared_expert_gate.weight", "gate dim")),
     "LLM_ROUTER_ADD": (("mlp.e_score_correction_bias", "experts"),),
-    "LLM_GATE_UP": (("mlp.{e}gate_proj.weight", "ffn dim"), ("mlp.{e}up_proj.weight", "ffn dim")),
+    "LLM_GATE_UP": (("mlp.{e}gate_proj.weight", "gated dim"), ("mlp.{e}up_proj.weight", "ffn dim")),
     "LLM_DOWN": (("mlp.{e}down_proj.weight", "dim ffn"),),
     "LLM_SHARED_GATE_UP": (
         ("mlp.shared_expert.gate_proj.weight", "shared dim"),
         ("mlp.shared_expert.up_proj.weight", "shared dim"),
     ),
     "LLM_SHARED_DOWN": (("mlp.shared_expert.down_proj.weight", "dim shared"),),
-    "LLM_FFN_POST_NORM": (("post_mlp_layernorm.weight", "dim"),),
+    "LLM_FFN_POST_NORM": (("post_mlp_layernorm.weight", "dim"), ("post_mlp_layernorm.bias", "nbias")),
     "LLM_SINKS": (("self_attn.sinks", "heads"),),
     "LLM_OUT_BIAS": (("self_attn.o_proj.bias", "dim"),),
     "LLM_ROUTER_LOGITS": (("mlp.gate.bias", "experts"),),
-    "LLM_GATE_UP_BIAS": (("mlp.{e}gate_proj.bias", "ffn"), ("mlp.{e}up_proj.bias", "ffn")),
+    "LLM_GATE_UP_BIAS": (("mlp.{e}gate_proj.bias", "gated"), ("mlp.{e}up_proj.bias", "ffn")),
     "LLM_DOWN_BIAS": (("mlp.{e}down_proj.bias", "dim"),),
     "LLM_ROUTER_NORM": (("mlp.router_norm.weight", "dim"),),
     "LLM_SHARED_NORM": (("mlp.shared_layernorm.weight", "dim"),),
@@ -75,6 +81,7 @@ TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
     "LLM_STREAM_PREDICT": (("altup.prediction_coefs.weight", "predict"),),
     "LLM_STREAM_CORRECT": (("altup.correction_coefs.weight", "correct"),),
     "LLM_STREAM_SCALE": (("altup.correct_output_scale", "dim"),),
+    "LLM_XIELU_NUMBERS": (("mlp.act_fn.alpha_p", "one"), ("mlp.act_fn.alpha_n", "one")),
 }
 
 # Matrices that some files have in one: the end of the name, the ends of its parts' names, and their rows. In
@@ -102,6 +109,10 @@ IGNORED = (
     "rotary_emb.inv_freq",
     "self_attn.masked_bias",
     "self_attn.bias",
+    ".attn.masked_bias",
+    ".attn.bias",
+    ".attention.masked_bias",
+    ".attention.bias",
     "attn_rot_embd.weight",
 )  # computed, or a mask
 BIASES = (
@@ -113,6 +124,9 @@ BIASES = (
     ".up_proj.bias",
     ".down_proj.bias",
 )
+
+
+XIELU = {".act_fn.beta": 0.5, ".act_fn.eps": 0.0}  # buffers of XIELUActivation; eps is -1e-6
 
 
 def parts_of(model: Model, tensor: str, layer: int, expert: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -167,10 +181,14 @@ def named(model: Model, tensors: Mapping[str, Tensor], rename: bool = True) -> d
     out, and those of a model's pictures and of predictions beyond the next token too."""
     family, pictures, ahead, unused = model.family, 0, 0, 0
     result: dict[str, Tensor] = {}
+    if rename and family.base and not any(name.startswith(family.base) for name in tensors):
+        tensors = {family.base + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         name = renamed(family, name) if rename else name
         if name.endswith(IGNORED):
             continue
+        if rename and name.endswith(family.by_input) and len(tensor.shape) == 2:
+            tensor = sources.Turned(tensor)
         if model.wrapped and name.startswith(PICTURES):
             pictures += 1
             continue
@@ -210,11 +228,36 @@ def unstacked(model: Model, tensor: Tensor, names: tuple[str, ...]) -> dict[str,
     return sources.unstack(tensor, names, model.n_experts, model.family.alternating)
 
 
+def check_xielu(name: str, tensor: Tensor) -> None:
+    """Refuses another number than the format has."""
+    wanted = next(value for end, value in XIELU.items() if name.endswith(end))
+    if tensor.rows != 1 or abs(float(tensor.read(0, 1).reshape(-1)[0]) - wanted) > 1e-5:
+        raise ConvertError(f"{tensor.name} is not {wanted:g}, which is not supported")
+
+
+def completed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With norms of each head put together (StableLM), and without what is known."""
+    each = re.compile(r"(.+\.[qk]_norm)\.norms\.(\d{1,4})\.(\w+)")
+    heads: dict[str, dict[int, Tensor]] = {}
+    result = {}
+    for name, tensor in tensors.items():
+        head = each.fullmatch(name)
+        if head:
+            heads.setdefault(f"{head[1]}.{head[3]}", {})[int(head[2])] = tensor
+        elif name.endswith(tuple(XIELU)):
+            check_xielu(name, tensor)
+        else:
+            result[name] = tensor
+    for name, parts in heads.items():
+        result[name] = sources.Joined(name, [parts[i] for i in sorted(parts)])
+    return result
+
+
 def canonical(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The named() tensors as the flat file has them: fused matrices taken apart, heads in the order in which
     element i turns with i + head_dim / 2, and what is added to or multiplied into a norm's vector."""
     result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in completed(tensors).items():
         stem, _, kind = name.rpartition(".")
         fused = next((end for end in FUSED if stem.endswith(end)), None)
         if fused is None:
@@ -243,7 +286,11 @@ def absent(model: Model, name: str, shape: tuple[int, ...]) -> Tensor | None:
 
 def folded(model: Model, name: str, tensor: Tensor) -> Tensor:
     """A tensor with what the converter computes in advance."""
-    stem = name.rpartition(".")[0]
+    stem, _, kind = name.rpartition(".")
+    if stem.endswith((".q_norm", ".k_norm")) and len(tensor.shape) == 2:
+        tensor = sources.Flat(tensor)
+    if name == "model.positions.weight" and tensor.rows > model.shape.context:
+        tensor = sources.Rows(tensor, (model.shape.context, tensor.cols))
     layer = layer_of(name)
     order = model.head_orders[layer] if layer is not None and layer < len(model.head_orders) else None
     if order is not None and stem.endswith((".q_proj", ".k_proj", ".q_norm", ".k_norm")):
@@ -257,9 +304,11 @@ def folded(model: Model, name: str, tensor: Tensor) -> Tensor:
         tensor = sources.Lengthened(tensor, vocabulary)
     scale = model.logit_scale if stem == "model.norm" else 1.0
     scale = next((by for end, by in model.folded.items() if stem.endswith(end)), scale)
-    offset = model.family.norm_offset if stem.endswith(("norm", "layernorm")) else 0.0
+    offset = model.family.norm_offset if stem.endswith("norm") and kind == "weight" else 0.0
     if scale != 1 or offset:
         tensor = sources.Linear(tensor, scale, offset * scale)
     if name.endswith(".mlp.e_score_correction_bias") and tensor.shape[:-1] == (1,):
-        tensor = sources.Row(tensor)  # ERNIE 4.5 MoE has groups of experts, and one of them
+        tensor = sources.Flat(tensor)  # ERNIE 4.5 MoE has groups of experts, and one of them
+    if kind in ("alpha_p", "alpha_n"):  # XIELUActivation of transformers, whose beta is 1/2
+        tensor = sources.Softplus(tensor, 0.5 if kind == "alpha_n" else 0.0)
     return tensor

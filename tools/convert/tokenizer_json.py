@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -73,8 +74,8 @@ def read_pre_tokenizer(vocabulary: Vocabulary, steps: list[dict[str, Any]]) -> N
         kind = step.get("type")
         program = vocabulary.program
         if vocabulary.flags & lib.LLM_BYTE_LEVEL:
-            raise unsupported("pre-tokenizer after ByteLevel", step)
-        if kind == "ByteLevel":
+            split_bytes(vocabulary, step)
+        elif kind == "ByteLevel":
             if step.get("add_prefix_space", True):
                 if program.stages:
                     raise unsupported("pre-tokenizer after a split", step)
@@ -99,6 +100,10 @@ def read_pre_tokenizer(vocabulary: Vocabulary, steps: list[dict[str, Any]]) -> N
             vocabulary.flags |= lib.LLM_PREFIX_FIRST if scheme == "first" else 0
             if step.get("split", True):
                 program.add_stage(pattern.literal(METASPACE), pattern.SPLITS["MergedWithNext"])
+        elif kind == "Punctuation" and step.get("behavior", "Isolated") in pattern.SPLITS:
+            program.add_stage(
+                pattern.Node("class", bits=punctuation()), pattern.SPLITS[step.get("behavior", "Isolated")]
+            )
         elif kind == "Digits":
             how = "Isolated" if step.get("individual_digits", False) else "Contiguous"
             node = pattern.Node("class", bits=pattern.named_set("NUMERIC"))
@@ -118,6 +123,64 @@ def read_pre_tokenizer(vocabulary: Vocabulary, steps: list[dict[str, Any]]) -> N
                 raise unsupported("pre-tokenizer", step)
         else:
             raise unsupported("pre-tokenizer", step)
+
+
+DIGITS = "0123456789"
+# Punctuation of Unicode 16 that is none in Unicode 8, of which the tokenizers library has tables; and the
+# other way round
+NEW_PUNCTUATION = """
+    61D 9FD A76 C77 C84 1B4E-1B4F 1B7D-1B7F 2E43-2E4F 2E52-2E5D 10D6E 10EAD 10F55-10F59 10F86-10F89
+    113D4-113D5 113D7-113D8 1144B-1144F 1145A-1145B 1145D 11660-1166C 116B9 1183B 11944-11946 119E2
+    11A3F-11A46 11A9A-11A9C 11A9E-11AA2 11B00-11B09 11BE1 11C41-11C45 11C70-11C71 11EF7-11EF8 11F43-11F4F
+    11FFF 12FF1-12FF2 16D6D-16D6F 16E97-16E9A 16FE2 1E5FF 1E95E-1E95F
+"""
+OLD_PUNCTUATION = "166D 111C9"
+
+
+def spans(text: str) -> int:
+    """The set of characters that these numbers, or ranges of them, are."""
+    ranges = [part.partition("-") for part in text.split()]
+    return functools.reduce(
+        lambda found, item: found | pattern.span(int(item[0], 16), int(item[2] or item[0], 16)), ranges, 0
+    )
+
+
+def punctuation() -> int:
+    """What the pre-tokenizer Punctuation takes for it: Unicode's, and all of ASCII's symbols."""
+    ascii_symbols = sum(1 << ord(char) for char in "$+<=>^`|~")
+    own = pattern.category_sets()["P"] | ascii_symbols | spans(OLD_PUNCTUATION)
+    return own & ~spans(NEW_PUNCTUATION)
+
+
+def split_bytes(vocabulary: Vocabulary, step: dict[str, Any]) -> None:
+    """A pre-tokenizer behind ByteLevel, which sees the characters that stand for bytes (Falcon's). Splits at
+    ASCII's digits are the same there as in the text. That at all digits also takes the bytes for digits whose
+    characters are: see without_mixed()."""
+    given = step.get("pattern")
+    expression = given.get("Regex") if isinstance(given, dict) else None
+    if step.get("type") == "Digits" and not step.get("individual_digits", False):
+        vocabulary.digits_apart = True
+        vocabulary.program.add_stage(pattern.Parser("[0-9]").parse(), pattern.SPLITS["Contiguous"])
+    elif expression == "[0-9][0-9][0-9]" and not step.get("invert") and step.get("behavior") == "Isolated":
+        vocabulary.program.add_stage(pattern.Parser(expression).parse(), pattern.SPLITS["Isolated"])
+    else:
+        raise unsupported("pre-tokenizer after ByteLevel", step)
+
+
+def without_mixed(vocabulary: Vocabulary, where: str) -> None:
+    """Drops the merges to tokens with digits and others, which a split between them leaves nothing to do."""
+    kept = []
+    for merge in vocabulary.merges:
+        text = vocabulary.tokens[merge[3]]
+        digits = [char for char in text if char.isnumeric()]
+        ascii_digits = [char for char in digits if char in DIGITS]
+        if ascii_digits and len(ascii_digits) < len(digits):
+            raise ValueError(f"{where} has the token {text!r} of digits and bytes, which is not supported")
+        if not digits or len(digits) == len(text):
+            kept.append(merge)
+    if vocabulary.flags & lib.LLM_WHOLE_WORDS:
+        raise ValueError(f"{where} has 'ignore_merges' beside digits apart, which is not supported")
+    vocabulary.merges = kept
 
 
 def read_decoder(vocabulary: Vocabulary, steps: list[dict[str, Any]], whole: Any) -> None:
@@ -218,6 +281,8 @@ def read_model(vocabulary: Vocabulary, model: Mapping[str, Any]) -> None:
     if vocabulary.flags & lib.LLM_BYTE_LEVEL:
         vocabulary.byte_tokens = {byte: ids[char] for char, byte in ALPHABET.items() if char in ids}
         vocabulary.look_up = {i for text, i in ids.items() if all(char in ALPHABET for char in text)}
+        if vocabulary.digits_apart:
+            without_mixed(vocabulary, where)
         if model.get("byte_fallback") and len(vocabulary.byte_tokens) < 256:
             raise ValueError(f"{where} lacks bytes and has 'byte_fallback', which is not supported")
         return

@@ -65,6 +65,7 @@ class Vocabulary:
     byte_tokens: dict[int, int] = field(default_factory=dict)  # byte -> id
     decode_bytes: bool = False  # "<0x0A>" decodes to a newline
     metaspace: bool = False  # spaces are written as U+2581
+    digits_apart: bool = False  # no token that merges has digits and others, of the characters for bytes
     steps: list[tuple[int, str, str]] = field(default_factory=list)  # kind, from, to
     program: pattern.Program = field(default_factory=lambda: pattern.Program(False))
     flags: int = 0
