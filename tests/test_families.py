@@ -230,7 +230,7 @@ def vectors(name: str, value: float, row: int | None = None) -> Callable[[bytes]
     def change(data: bytes) -> bytes:
         result, abouts = bytearray(data), Reference(data).about
         each = name in ("LLM_GATE_UP_BIAS", "LLM_DOWN_BIAS")
-        counts = [about["n_experts"] if each else 1 for about in abouts]
+        counts = [max(1, about["n_experts"]) if each else 1 for about in abouts]
         for layer, expert in [(i, e) for i, n in enumerate(counts) for e in range(n)]:
             place = place_of(data, getattr(lib, name), layer, expert)
             if not place.size:
