@@ -1014,3 +1014,17 @@ def test_the_command_prints_the_table_that_the_readme_has(monkeypatch, capsys):
     for row in rows:
         figures = [cell for cell in row.split("|")[3:5] if cell.strip()]
         assert figures and all(0 < float(figure) <= CLOSE for figure in figures)
+
+
+def test_gpt2_as_the_hub_has_it_gives_the_same_file(made, tmp_path):
+    """Names without "transformer.", and the masks of attention beside the weights."""
+    model = made("GPT-2")
+    folder = changed(model, tmp_path)
+    config, tensors = prove.load(folder)
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    bare["h.0.attn.bias"] = np.tril(np.ones((1, 1, 256, 256), np.float32))
+    bare["h.0.attn.masked_bias"] = np.array(-1e4, np.float32)
+    assert "h.0.attn.c_attn.weight" in bare and "wpe.weight" in bare
+    prove.store(folder, config, bare)
+    convert(folder, tmp_path / "out.llm", tokenizer=False)
+    assert (tmp_path / "out.llm").read_bytes() == model.data
