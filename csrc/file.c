@@ -120,6 +120,9 @@ static const char *const tensor_names[LLM_N_TENSORS] = {
     [LLM_STREAM_CORRECT] = "stream_correct",
     [LLM_STREAM_SCALE] = "stream_scale",
     [LLM_XIELU_NUMBERS] = "xielu_numbers",
+    [LLM_Q_UP] = "q_up",
+    [LLM_K_UP] = "k_up",
+    [LLM_V_UP] = "v_up",
 };
 
 const char *llm_tensor_name(uint32_t id) { return id < LLM_N_TENSORS ? tensor_names[id] : NULL; }
@@ -160,6 +163,9 @@ static const range layer_ranges[] = {
     {"n_active_groups", offsetof(llm_layer, n_active_groups), 0, MAX_EXPERTS},
     {"query_span", offsetof(llm_layer, query_span), 0, 1 << 28},
     {"query_shift", offsetof(llm_layer, query_shift), 0, 1 << 28},
+    {"latent_dim", offsetof(llm_layer, latent_dim), 0, MAX_HEAD},
+    {"turn_dim", offsetof(llm_layer, turn_dim), 0, MAX_HEAD},
+    {"q_rank", offsetof(llm_layer, q_rank), 0, 1 << 20},
 };
 
 /* `where` is "header" or "layer 3", for the sentence. */
@@ -232,12 +238,32 @@ static int check_attention_flags(const char *where, const llm_layer *l, char *er
     return 0;
 }
 
+/* Keys and values of a latent, or nothing of it */
+static int check_latent(const char *where, const llm_layer *l, size_t layer, char *err, size_t errlen) {
+    if (!l->latent_dim) {
+        const int none = !l->turn_dim && !l->q_rank && l->latent_eps == 0;
+        REQUIRE(none, "%s: what goes with a latent, and no latent_dim", where);
+        return 0;
+    }
+    REQUIRE(l->turn_dim >= 2 && l->turn_dim % 2 == 0 && l->turn_dim < l->head_dim,
+        "%s: turn_dim is %u, of a head_dim of %u", where, l->turn_dim, l->head_dim);
+    REQUIRE(kept_key_dim(l) <= MAX_HEAD, "%s: a key of %u + %u numbers", where, l->latent_dim, l->turn_dim);
+    REQUIRE(l->n_kv_heads == 1, "%s: a latent for %u kv heads", where, l->n_kv_heads);
+    REQUIRE(l->kv_layer == layer, "%s: a latent of layer %u", where, l->kv_layer);
+    const uint64_t other = LLM_QK_NORM | LLM_OUT_GATE | LLM_V_NORM | LLM_V_IS_K;
+    REQUIRE(!(l->flags & other) && !l->qkv_clip,
+        "%s: a latent, and norms of heads, gates or values that are keys, or a qkv_clip", where);
+    REQUIRE(l->latent_eps >= 0 && l->latent_eps < 1, "%s: latent_eps is %g", where, l->latent_eps);
+    return 0;
+}
+
 static int check_attention(
     const char *where, const llm_header *h, const llm_layer *layers, size_t layer, char *err, size_t errlen) {
     const llm_layer *l = &layers[layer];
     REQUIRE(l->n_heads % l->n_kv_heads == 0, "%s: %u heads on %u kv heads", where, l->n_heads, l->n_kv_heads);
     REQUIRE(l->head_dim % 2 == 0, "%s: head_dim %u is odd", where, l->head_dim);
-    REQUIRE(l->head_dim <= h->rope_dim, "%s: head_dim %u, and rotary tables of %u", where, l->head_dim,
+    TRY(check_latent(where, l, layer, err, errlen));
+    REQUIRE(turning_of(l) <= h->rope_dim, "%s: head_dim %zu, and rotary tables of %u", where, turning_of(l),
         h->rope_dim);
     REQUIRE(l->rope < h->n_rope, "%s: there is no rotary table %u", where, l->rope);
     TRY(check_scale(where, "attn_scale", l->attn_scale, err, errlen));
@@ -255,7 +281,7 @@ static int check_attention(
     REQUIRE(l->kv_layer < layer, "%s: kv_layer %u is not one before it", where, l->kv_layer);
     const llm_layer *own = &layers[l->kv_layer];
     REQUIRE(own->kv_layer == l->kv_layer, "%s: layer %u has no keys of its own", where, l->kv_layer);
-    const int same = own->n_kv_heads == l->n_kv_heads && own->head_dim == l->head_dim &&
+    const int same = !own->latent_dim && own->n_kv_heads == l->n_kv_heads && own->head_dim == l->head_dim &&
                      value_dim_of(own) == value_dim_of(l);
     REQUIRE(same, "%s: its kv heads are not those of layer %u", where, l->kv_layer);
     return 0;
@@ -391,7 +417,7 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     const uint64_t k_dim = kv_heads * l->head_dim;
     const uint64_t att_dim = (uint64_t)l->n_heads * value_dim_of(l);
     const uint64_t v_dim = l->flags & LLM_V_IS_K ? 0 : kv_heads * value_dim_of(l);
-    const uint64_t qkv_rows = q_dim + k_dim + v_dim + gate_dim_of(l);
+    const uint64_t qkv_rows = l->latent_dim ? latent_rows_of(l) : q_dim + k_dim + v_dim + gate_dim_of(l);
     const int routed = l->ffn == LLM_EXPERTS;
     const uint64_t ups = l->flags & LLM_NO_GATE ? 1 : 2; /* rows for each inner number: gate and up */
     const int pre_norm = !(l->flags & LLM_NO_PRE_NORM), post_norm = (l->flags & LLM_POST_NORM) != 0;
@@ -432,9 +458,9 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     case LLM_BIAS:
         return vector((l->flags & LLM_QKV_BIAS) != 0, qkv_rows);
     case LLM_Q_NORM:
-        return head_norm(l, l->n_heads);
+        return l->latent_dim ? vector(l->q_rank > 0, l->q_rank) : head_norm(l, l->n_heads);
     case LLM_K_NORM:
-        return head_norm(l, kv_heads);
+        return l->latent_dim ? vector(1, l->latent_dim) : head_norm(l, kv_heads);
     case LLM_ATTN_OUT:
         return matrix_tensor(1, h->dim, att_dim, dtype);
     case LLM_ATTN_POST_NORM:
@@ -497,6 +523,14 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
         return vector(streams > 1, streams * streams);
     case LLM_XIELU_NUMBERS:
         return vector(l->activation == LLM_XIELU, 2);
+    case LLM_Q_UP:
+        return matrix_tensor(l->q_rank > 0, q_dim, l->q_rank, dtype);
+    case LLM_K_UP:
+    case LLM_V_UP:
+        t = id == LLM_K_UP ? matrix_tensor(l->latent_dim > 0, l->latent_dim, l->head_dim - l->turn_dim, dtype)
+                           : matrix_tensor(l->latent_dim > 0, value_dim_of(l), l->latent_dim, dtype);
+        t.experts = l->latent_dim ? l->n_heads : 1;
+        return t;
     default: /* an id between those that occur once and a layer's */
         return matrix_tensor(0, 0, 0, dtype);
     }
@@ -596,7 +630,7 @@ uint32_t llm_kv_kind(const llm_layer *layers, uint32_t kv) {
 }
 
 size_t kv_head_bytes(const llm_layer *l, uint32_t kv, int is_value) {
-    const size_t width = align(is_value ? value_dim_of(l) : l->head_dim, LLM_TILE);
+    const size_t width = align(is_value ? kept_value_dim(l) : kept_key_dim(l), LLM_TILE);
     if (kv == LLM_KV_FP16)
         return width * sizeof(uint16_t);
     const size_t scales = is_value ? sizeof(float) : align(width, LLM_GROUP) / LLM_GROUP * sizeof(uint16_t);
@@ -639,7 +673,8 @@ uint64_t llm_kv_size(
 
 static void count_tensor(
     llm_counts *counts, const llm_header *h, const llm_layer *l, uint32_t id, const llm_tensor *t) {
-    const uint64_t active = t->experts > 1 && id >= LLM_ATTN_NORM ? l->n_active : t->experts;
+    const int chosen = t->experts > 1 && id >= LLM_ATTN_NORM && id != LLM_K_UP && id != LLM_V_UP;
+    const uint64_t active = chosen ? l->n_active : t->experts;
     const int of_token = id == LLM_PLE_EMBED || (id == LLM_EMBED && !(h->required & LLM_TIED));
     const int one_row = of_token || id == LLM_POSITIONS;
     counts->parameters += t->experts * t->rows * t->cols;

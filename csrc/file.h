@@ -46,6 +46,25 @@ static inline size_t gate_dim_of(const llm_layer *l) {
     return l->flags & LLM_OUT_GATE ? gates : 0;
 }
 
+/* Numbers of a query head that turn: all; or of one that scores latents the last ones */
+static inline size_t turning_of(const llm_layer *l) { return l->latent_dim ? l->turn_dim : l->head_dim; }
+
+/* What LLM_QKV makes of a token there: low-rank queries or all of them, then the latent and what turns */
+static inline size_t latent_at(const llm_layer *l) {
+    return l->q_rank ? l->q_rank : (size_t)l->n_heads * l->head_dim;
+}
+
+static inline size_t latent_rows_of(const llm_layer *l) { return latent_at(l) + l->latent_dim + l->turn_dim; }
+
+/* Numbers of a key and of a value as they are kept */
+static inline size_t kept_key_dim(const llm_layer *l) {
+    return l->latent_dim ? (size_t)l->latent_dim + l->turn_dim : l->head_dim;
+}
+
+static inline size_t kept_value_dim(const llm_layer *l) {
+    return l->latent_dim ? l->latent_dim : value_dim_of(l);
+}
+
 /* The bytes that a position's key, or value, of one head takes */
 size_t kv_head_bytes(const llm_layer *l, uint32_t kv, int is_value);
 

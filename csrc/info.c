@@ -13,7 +13,8 @@
 static const uint32_t ONCE[] = {
     LLM_EMBED, LLM_OUTPUT, LLM_PLE_EMBED, LLM_PLE_PROJ, LLM_STREAM_IN, LLM_STREAM_OUT};
 static const uint32_t MATRICES[] = {LLM_QKV, LLM_ATTN_OUT, LLM_GATE_UP, LLM_DOWN, LLM_SHARED_GATE_UP,
-    LLM_SHARED_DOWN, LLM_PLE_GATE, LLM_PLE_OUT, LLM_LAUREL_LEFT, LLM_LAUREL_RIGHT};
+    LLM_SHARED_DOWN, LLM_PLE_GATE, LLM_PLE_OUT, LLM_LAUREL_LEFT, LLM_LAUREL_RIGHT, LLM_Q_UP, LLM_K_UP,
+    LLM_V_UP};
 enum { N_ONCE = sizeof ONCE / sizeof *ONCE, N_MATRICES = sizeof MATRICES / sizeof *MATRICES };
 
 /* Whether the model has this matrix, in layer l if it is one of a layer */
@@ -35,6 +36,11 @@ static int has_matrix(const llm_header *h, const llm_layer *l, uint32_t id) {
     case LLM_STREAM_IN:
     case LLM_STREAM_OUT:
         return h->n_streams > 1;
+    case LLM_Q_UP:
+        return l->q_rank > 0;
+    case LLM_K_UP:
+    case LLM_V_UP:
+        return l->latent_dim > 0;
     default:
         return 1;
     }
@@ -149,7 +155,8 @@ static int same_ffn(const llm_layer *a, const llm_layer *b) {
 
 static int same_heads(const llm_layer *a, const llm_layer *b) {
     return a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim &&
-           a->value_dim == b->value_dim;
+           a->value_dim == b->value_dim && a->latent_dim == b->latent_dim && a->turn_dim == b->turn_dim &&
+           a->q_rank == b->q_rank;
 }
 
 /* How many of the layers are as layer i; 0: an earlier one is, and was counted. */
@@ -203,10 +210,15 @@ static void print_attention(const llm_header *h, const llm_layer *layers) {
         const uint32_t alike = count_alike(h, layers, i, same_heads);
         if (!alike)
             continue;
-        printf("%s%u heads of %u, %u for keys and values", i ? "; " : "", l->n_heads, l->head_dim,
-            l->n_kv_heads);
+        printf("%s%u heads of %u, ", i ? "; " : "", l->n_heads, l->head_dim);
+        if (l->latent_dim)
+            printf("a latent of %u and %u that turn for keys and values", l->latent_dim, l->turn_dim);
+        else
+            printf("%u for keys and values", l->n_kv_heads);
         if (l->value_dim)
             printf(" of %u", l->value_dim);
+        if (l->q_rank)
+            printf(", queries of rank %u", l->q_rank);
         if (alike < h->n_layers)
             printf(" in %u layers", alike);
     }

@@ -347,6 +347,9 @@ static void merge_parts(llm_session *s, size_t layer, size_t i);
 static void gate_heads(llm_session *s, size_t layer, size_t i);
 static void pass_by(llm_session *s, size_t layer, size_t n, vectors x);
 static void add_what_passed(llm_session *s, size_t n);
+static void store_heads(llm_session *s, size_t layer, size_t n);
+static void store_latents(llm_session *s, size_t layer, size_t n);
+static void matmul_heads(llm_session *s, const llm_tensor *t, size_t n, vectors x, size_t width, vectors y);
 
 static void attention(llm_session *s, size_t layer, size_t n) {
     const llm_layer *l = &s->m->layers[layer];
@@ -358,14 +361,12 @@ static void attention(llm_session *s, size_t layer, size_t n) {
         pass_by(s, layer, n, x);
     /* qkv (n, q_dim + k_dim + v_dim + gate_dim) = x (n, dim) @ W (the same, dim)^T */
     matmul(s, w_qkv, 0, n, x, s->qkv);
-    EACH(i, n) {
-        bias_and_norm(s, layer, i);
-        store_queries(s, layer, i);
-        if (l->kv_layer == layer)
-            store_keys_and_values(s, layer, i);
-    }
+    if (l->latent_dim)
+        store_latents(s, layer, n);
+    else
+        store_heads(s, layer, n);
     barrier(&s->barrier);
-    DEAL(unit, s->n_parts * s->n_runs * l->n_kv_heads)
+    DEAL(unit, s->n_parts * s->n_runs * head_groups_of(l))
         if (!stopped(s))
             attend(s, layer, unit);
     barrier(&s->barrier);
@@ -374,6 +375,9 @@ static void attention(llm_session *s, size_t layer, size_t n) {
         gate_heads(s, layer, i);
     }
     barrier(&s->barrier);
+    if (l->latent_dim)
+        /* att (n, n_heads, value_dim) = latents (n, n_heads, latent_dim) @ W (value_dim, latent_dim)^T of each head */
+        matmul_heads(s, tensor(s->m, layer, LLM_V_UP), n, s->latents, value_dim_of(l), s->att);
     /* out (n, dim) = att (n, att_dim) @ W (dim, att_dim)^T */
     matmul(s, w_out, 0, n, s->att, s->out);
     EACH(i, n)
@@ -412,6 +416,16 @@ static void add_what_passed(llm_session *s, size_t n) {
         s->k->add_scaled(x, row_of(s->laurel, i), 1, s->m->h.dim);
         for (size_t c = 0; c < s->m->h.dim; c++)
             x[c] *= 0.70710678f;
+    }
+}
+
+/* Queries, keys and values of n tokens, from what W_QKV made of them */
+static void store_heads(llm_session *s, size_t layer, size_t n) {
+    EACH(i, n) {
+        bias_and_norm(s, layer, i);
+        store_queries(s, layer, i);
+        if (s->m->layers[layer].kv_layer == layer)
+            store_keys_and_values(s, layer, i);
     }
 }
 
@@ -467,7 +481,7 @@ static void rotate(llm_session *s, const llm_layer *l, const llm_tensor *norm, s
     const float *head, float *out) {
     const float *cosines = rotation_of(s, l->rope, i);
     const float *sines = cosines + s->m->h.rope_dim / 2;
-    s->k->rope(out, head, cosines, sines, l->head_dim / 2);
+    s->k->rope(out, head, cosines, sines, turning_of(l) / 2);
     if (l->flags & LLM_QK_NORM_LATE)
         norm_by(s, l->flags, norm, l->flags & LLM_QK_NORM_EACH ? a : 0, out, out);
 }
@@ -653,17 +667,19 @@ static void mask(const llm_layer *l, float *scores, size_t n, size_t p, size_t p
         scores[c] = -INFINITY;
 }
 
-/* What a unit of attention is: the tokens of a run, the query heads that share kv head a, and a part of their
- * sequence so far. Units number kv heads, then runs, then parts. */
+/* What a unit of attention is: the tokens of a run, a group of query heads that share a kv head, and a part of their
+ * sequence so far. Units number groups, then runs, then parts. */
 typedef struct attention_unit {
-    size_t a, first, n_tokens, part; /* first: the run's first token, in the batch */
+    size_t group, kv_head;
+    size_t first, n_tokens, part; /* first: the run's first token, in the batch */
 } attention_unit;
 
-static attention_unit unit_of(const llm_session *s, size_t n_kv_heads, size_t unit) {
-    const size_t run = unit / n_kv_heads % s->n_runs;
-    attention_unit u = {.a = unit % n_kv_heads, .first = s->runs[run]};
+static attention_unit unit_of(const llm_session *s, const llm_layer *l, size_t unit) {
+    const size_t n_groups = head_groups_of(l), run = unit / n_groups % s->n_runs;
+    attention_unit u = {.group = unit % n_groups, .first = s->runs[run]};
+    u.kv_head = u.group * l->n_kv_heads / n_groups;
     u.n_tokens = s->runs[run + 1] - u.first;
-    u.part = unit / n_kv_heads / s->n_runs;
+    u.part = unit / n_groups / s->n_runs;
     return u;
 }
 
@@ -678,7 +694,7 @@ static void score_page(llm_session *s, size_t layer, const attention_unit *u, co
     size_t p, vectors scores) {
     const llm_layer *l = &s->m->layers[layer];
     const size_t end = s->pos[u->first] + u->n_tokens, n_keys = end - p < SPAN ? end - p : SPAN;
-    const uint8_t *keys = cache(s, s->seqs[u->first], layer, KEYS, u->a, p);
+    const uint8_t *keys = cache(s, s->seqs[u->first], layer, KEYS, u->kv_head, p);
     const matrix k = page_matrix(s, key_width(l), KEYS, keys, n_keys);
     const size_t m0 = queries_before(s, l, u, p);
     const activations q = without_first(*queries, m0, 0, 0);
@@ -696,7 +712,7 @@ static void weigh_block(llm_session *s, size_t layer, const attention_unit *u, s
     const product *p_values = page_product(s, VALUES, weights->n);
     const float *scales[SCORES / SPAN]; /* of each page's values */
     for (size_t c = from; c < n; c += SPAN) {
-        const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->a, block + c);
+        const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->kv_head, block + c);
         scales[c / SPAN] = (const float *)(values + SPAN * width);
     }
     for (size_t m = queries_before(s, l, u, block); m < weights->n; m++) {
@@ -717,7 +733,7 @@ static void add_values(llm_session *s, size_t layer, const attention_unit *u, co
     size_t p, size_t c, vectors out) {
     const llm_layer *l = &s->m->layers[layer];
     const size_t end = s->pos[u->first] + u->n_tokens, n_keys = end - p < SPAN ? end - p : SPAN;
-    const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->a, p);
+    const uint8_t *values = cache(s, s->seqs[u->first], layer, VALUES, u->kv_head, p);
     const matrix v = page_matrix(s, value_width(l), VALUES, values, n_keys);
     const size_t m0 = queries_before(s, l, u, p);
     const product *p_values = page_product(s, VALUES, weights->n);
@@ -743,12 +759,12 @@ static void attend_block(llm_session *s, size_t layer, const attention_unit *u, 
  * not depend on the batch. */
 static void attend(llm_session *s, size_t layer, size_t unit) {
     const llm_layer *l = &s->m->layers[layer];
-    const attention_unit u = unit_of(s, l->n_kv_heads, unit);
+    const attention_unit u = unit_of(s, l, unit);
     const size_t group = group_of(l), width = key_width(l), out_width = value_width(l) + 2;
     const size_t n = u.n_tokens * group; /* queries */
     const size_t start = s->pos[u.first], end = start + u.n_tokens;
     const size_t first = first_seen(l, start) / SPAN * SPAN; /* the first page that anyone attends to */
-    const size_t row = query_row(s, group, u.a * group, u.first);
+    const size_t row = query_row(s, group, u.group * group, u.first);
     const vectors out = {s->parts + u.part * s->part_size + row * out_width, out_width};
     const activations queries = unit_room(s, 0, n, (vectors){s->q + row * width, width});
     size_t p = u.part * s->part; /* a position */
@@ -770,23 +786,24 @@ static void attend(llm_session *s, size_t layer, size_t unit) {
     }
 }
 
-/* att (n_heads, value_dim) of token i: the parts of each head become one, divided by its sum of weights, to which a
- * sink adds its own. */
+/* att (n_heads, value_dim), or latents (n_heads, latent_width), of token i: the parts of each head become one, divided by
+ * its sum of weights, to which a sink adds its own. */
 static void merge_parts(llm_session *s, size_t layer, size_t i) {
     const llm_layer *l = &s->m->layers[layer];
     const llm_tensor *sinks = tensor(s->m, layer, LLM_SINKS);
-    const size_t width = value_width(l), value_dim = value_dim_of(l);
+    const size_t width = value_width(l), value_dim = kept_value_dim(l);
+    const size_t step = l->latent_dim ? latent_width(l) : value_dim;
     const size_t padding = tensor(s->m, layer, LLM_ATTN_OUT)->stride - att_dim_of(l);
-    float *att = row_of(s->att, i);
+    float *att = row_of(l->latent_dim ? s->latents : s->att, i);
     for (size_t a = 0; a < l->n_heads; a++) {
         float *out = s->parts + query_row(s, group_of(l), a, i) * (width + 2);
         for (size_t part = 1; part * s->part <= s->pos[i]; part++)
             s->k->merge(out, out + part * s->part_size, width);
         const float sink = sinks->size ? expf(floats(s, sinks)[a] - out[width]) : 0;
-        for (size_t c = 0; c < value_dim; c++)
-            att[a * value_dim + c] = out[c] / (out[width + 1] + sink);
+        for (size_t c = 0; c < step; c++)
+            att[a * step + c] = c < value_dim ? out[c] / (out[width + 1] + sink) : 0;
     }
-    memset(att + att_dim_of(l), 0, padding * sizeof *att);
+    memset(row_of(s->att, i) + att_dim_of(l), 0, padding * sizeof *att);
 }
 
 static float sigmoid(float x) { return 1 / (1 + expf(-x)); }
@@ -804,6 +821,91 @@ static void gate_heads(llm_session *s, size_t layer, size_t i) {
         const float gate = l->flags & LLM_OUT_GATE_SOFTPLUS ? softplus(gates[g]) : sigmoid(gates[g]);
         for (size_t c = 0; c < per_gate; c++)
             att[g * per_gate + c] *= gate;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * Latent attention (DeepSeek-AI 2024, "DeepSeek-V2"): keys and values of all heads are made of one latent, so that the
+ * latent itself can be attended to, by queries which what makes keys of it has gone into */
+
+/* What queries and keys of token i are made of, normalised: the low rank to s->low, if there is one; the latent stays
+ * where it is */
+static void norm_latent(llm_session *s, size_t layer, size_t i) {
+    const llm_layer *l = &s->m->layers[layer];
+    const llm_tensor *q_norm = tensor(s->m, layer, LLM_Q_NORM);
+    const llm_tensor *norm = tensor(s->m, layer, LLM_K_NORM);
+    float *qkv = row_of(s->qkv, i), *latent = qkv + latent_at(l), *low = row_of(s->low, i);
+    add_bias(s, tensor(s->m, layer, LLM_BIAS), 0, 1, qkv);
+    s->k->rmsnorm(latent, latent, floats(s, norm), l->latent_dim, l->latent_eps);
+    if (q_norm->size) {
+        s->k->rmsnorm(low, qkv, floats(s, q_norm), l->q_rank, l->latent_eps);
+        memset(low + l->q_rank, 0, (align(l->q_rank, LLM_GROUP) - l->q_rank) * sizeof *low);
+    }
+}
+
+/* Queries (n, n_heads, head_dim), each what does not turn and then what does */
+static vectors latent_queries(const llm_session *s, const llm_layer *l) {
+    return (vectors){s->qkv.data + (l->q_rank ? latent_rows_of(l) : 0), s->qkv.stride};
+}
+
+/* plain (n_heads, plain_width) of token i: what does not turn of its queries */
+static void gather_plain(llm_session *s, const llm_layer *l, size_t i) {
+    const size_t plain_dim = l->head_dim - l->turn_dim, width = plain_width(l);
+    const float *queries = row_of(latent_queries(s, l), i);
+    float *plain = row_of(s->plain, i);
+    memset(plain, 0, l->n_heads * width * sizeof *plain);
+    for (size_t a = 0; a < l->n_heads; a++)
+        memcpy(plain + a * width, queries + a * l->head_dim, plain_dim * sizeof *plain);
+}
+
+/* Token i's queries, of latents and of what turns beside them */
+static void store_latent_queries(llm_session *s, size_t layer, size_t i) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t width = key_width(l);
+    const float scale = query_scale(l, s->pos[i]);
+    const float *turning = row_of(latent_queries(s, l), i) + l->head_dim - l->turn_dim;
+    const float *latents = row_of(s->latents, i);
+    float head[MAX_HEAD] = {0};
+    for (size_t a = 0; a < l->n_heads; a++) {
+        float *q = s->q + query_row(s, group_of(l), a, i) * width;
+        memcpy(head, latents + a * latent_width(l), l->latent_dim * sizeof *head);
+        rotate(s, l, NULL, 0, i, turning + a * l->head_dim, head + l->latent_dim);
+        for (size_t c = 0; c < width; c++)
+            q[c] = head[c] * scale;
+    }
+}
+
+/* Token i's latent and what turns beside it is its key, the latent alone its value. */
+static void store_latent(llm_session *s, size_t layer, size_t i) {
+    const llm_layer *l = &s->m->layers[layer];
+    const float *latent = row_of(s->qkv, i) + latent_at(l);
+    float head[MAX_HEAD] = {0};
+    memcpy(head, latent, l->latent_dim * sizeof *head);
+    rotate(s, l, NULL, 0, i, latent + l->latent_dim, head + l->latent_dim);
+    store_head(s, layer, KEYS, 0, i, head);
+    memset(head, 0, sizeof head);
+    memcpy(head, latent, l->latent_dim * sizeof *head);
+    store_head(s, layer, VALUES, 0, i, head);
+}
+
+/* Queries, keys and values of n tokens, from what W_QKV made of them */
+static void store_latents(llm_session *s, size_t layer, size_t n) {
+    const llm_layer *l = &s->m->layers[layer];
+    const llm_tensor *q_up = tensor(s->m, layer, LLM_Q_UP);
+    EACH(i, n)
+        norm_latent(s, layer, i);
+    barrier(&s->barrier);
+    if (q_up->size)
+        /* queries (n, q_dim) = low (n, q_rank) @ W (q_dim, q_rank)^T */
+        matmul(s, q_up, 0, n, s->low, latent_queries(s, l));
+    EACH(i, n)
+        gather_plain(s, l, i);
+    barrier(&s->barrier);
+    /* latents (n, n_heads, latent_dim) = plain (n, n_heads, plain_dim) @ W (latent_dim, plain_dim)^T of each head */
+    matmul_heads(s, tensor(s->m, layer, LLM_K_UP), n, s->plain, latent_width(l), s->latents);
+    EACH(i, n) {
+        store_latent_queries(s, layer, i);
+        store_latent(s, layer, i);
     }
 }
 
@@ -1393,20 +1495,19 @@ static const product *page_product(const llm_session *s, int kind, size_t n) {
     return product_of(s, kind == KEYS ? QUERIED_KEYS : WEIGHTED_VALUES, n);
 }
 
-/* All threads: first the activations, then rows of W */
-static void multiply(llm_session *s, const product *p, const matrix *w, size_t n, vectors x, vectors y) {
-    const size_t step = s->k->rows;
-    const size_t units = (w->rows + step - 1) / step;
-    const size_t blocks = w->cols / LLM_GROUP;
+/* All threads: x (n, cols) as the product wants it, in groups as W has them */
+static activations prepare_all(
+    llm_session *s, const product *p, const matrix *w, size_t cols, size_t n, vectors x) {
+    const size_t blocks = cols / LLM_GROUP;
     activations a = {
         .n = n,
         .x = x,
         .q = s->quants,
-        .ldq = w->cols * p->bytes +
-               64, /* a power of two apart, tokens would be in each other's place in a cache */
+        .ldq =
+            cols * p->bytes + 64, /* a power of two apart, tokens would be in each other's place in a cache */
         .scales = s->scales,
         .offsets = s->offsets,
-        .n_groups = w->cols / w->group,
+        .n_groups = cols / w->group,
     };
     if (n > s->o.batch)
         a.n = s->o.batch; /* what the buffers have rows for, whoever calls */
@@ -1417,6 +1518,14 @@ static void multiply(llm_session *s, const product *p, const matrix *w, size_t n
         }
         barrier(&s->barrier);
     }
+    return a;
+}
+
+/* All threads: first the activations, then rows of W */
+static void multiply(llm_session *s, const product *p, const matrix *w, size_t n, vectors x, vectors y) {
+    const size_t step = s->k->rows;
+    const size_t units = (w->rows + step - 1) / step;
+    const activations a = prepare_all(s, p, w, w->cols, n, x);
     EACH(unit, units)
         if (!stopped(s))
             p->rows(w, unit * step, &a, y, 0);
@@ -1443,4 +1552,33 @@ static void matmul(llm_session *s, const llm_tensor *t, size_t e, size_t n, vect
     const matrix w = matrix_of(s->m, t, e);
     show(s, t, e, n, x);
     multiply(s, product_of(s, t->dtype, n), &w, n, x, y);
+}
+
+/* What a head of a product by heads multiplies */
+static activations of_head(activations a, const product *p, const matrix *w, size_t head) {
+    const size_t column = head * w->cols;
+    a.x.data += column;
+    a.q += column * p->bytes;
+    a.scales += column / w->group;
+    a.offsets += column / w->group;
+    return a;
+}
+
+/* y (n, heads, width), of which it makes the first numbers of each = x (n, heads, stride) @ W (rows, cols)^T, W being
+ * tensor t of each head */
+static void matmul_heads(llm_session *s, const llm_tensor *t, size_t n, vectors x, size_t width, vectors y) {
+    const product *p = product_of(s, t->dtype, n);
+    const matrix first = matrix_of(s->m, t, 0);
+    const size_t step = s->k->rows, units = (first.rows + step - 1) / step;
+    for (size_t head = 0; head < t->experts; head++)
+        show(s, t, head, n, (vectors){x.data + head * first.cols, x.stride});
+    const activations all = prepare_all(s, p, &first, t->experts * first.cols, n, x);
+    EACH(unit, t->experts * units) {
+        const matrix w = matrix_of(s->m, t, unit / units);
+        const activations a = of_head(all, p, &w, unit / units);
+        const vectors out = {y.data + unit / units * width, y.stride};
+        if (!stopped(s))
+            p->rows(&w, unit % units * step, &a, out, 0);
+    }
+    barrier(&s->barrier);
 }

@@ -221,11 +221,24 @@ typedef struct llm_layer {
         query_growth; /* b: at position p queries are multiplied by 1 + b * ln(1 + floor((p + query_shift) / */
     uint32_t query_span; /*    query_span)) (Llama 4, Ministral 3); both 0: they are not */
     uint32_t query_shift;
-    uint32_t low_rank;    /* rank of a product that goes past attention, see below; 0: none */
-    float gate_cut;       /* c: gates become max(gate - mean - c * standard deviation, 0); 0: they stay */
-    float qkv_clip;       /* c: numbers of q, k and v are cut to -c to c, before their norm (OLMo); 0: not */
-    uint8_t reserved[92]; /* zeros */
+    uint32_t low_rank; /* rank of a product that goes past attention, see below; 0: none */
+    float gate_cut;    /* c: gates become max(gate - mean - c * standard deviation, 0); 0: they stay */
+    float qkv_clip;    /* c: numbers of q, k and v are cut to -c to c, before their norm (OLMo); 0: not */
+    uint32_t
+        latent_dim; /* numbers of the latent that keys and values are made of, see below; 0: there is none, and the
+                            three below are 0 */
+    uint32_t turn_dim;    /* the last numbers of a query head, and of a key, which turn; even */
+    uint32_t q_rank;      /* numbers that queries are made of; 0: the residual stream's */
+    float latent_eps;     /* of the RMSNorm of these numbers, and of the latent */
+    uint8_t reserved[76]; /* zeros */
 } llm_layer;
+
+/* Latent attention (DeepSeek-AI 2024, "DeepSeek-V2", 2.1; MLA), of layers with latent_dim. All heads share one
+ * key and one value of a position: its latent c (latent_dim,), behind an RMSNorm, is the value, and with t
+ * (turn_dim,), which turns, the key. A query head (head_dim,) is u (head_dim - turn_dim,) and w (turn_dim,),
+ * which turns; its score is K u . c + w . t, K being its LLM_K_UP; and what it sums of the values goes through
+ * its LLM_V_UP. n_kv_heads is 1, kv_layer the layer itself; t and w take the first turn_dim / 2 angles of the
+ * table. Queries are rows of LLM_QKV, or with q_rank LLM_Q_UP of the RMSNorm of these rows. */
 
 /* Element i of a query or key head and element i + head_dim / 2 (half-split) turn together: at position p by
  * cosine and sine of p * frequency, times `magnitude` (usually 1). Frequency 0 does not turn. */
@@ -256,7 +269,8 @@ typedef struct llm_angle {
  * (v_dim also with LLM_V_IS_K); att_dim = n_heads * value_dim; gate_dim = att_dim with LLM_OUT_GATE, n_heads with
  * .._HEAD, else 0. A norm's vector has one row, with LLM_QK_NORM_EACH that of q and k one for each head, n_heads and
  * n_kv_heads; with LLM_NORM_BIAS as many rows of biases follow; those of LLM_ROUTER_NORM and behind it are RMSNorms
- * always. */
+ * always. With latent_dim LLM_QKV has rows of q_rank numbers, or without that of q_dim, then of c and t; LLM_K_UP and
+ * LLM_V_UP occur once for each query head. */
 enum llm_tensor_id {
     LLM_EMBED = 0,      /* (vocab_size, dim)            matrix */
     LLM_OUT_NORM = 1,   /* (1, dim)                     vector */
@@ -272,9 +286,10 @@ enum llm_tensor_id {
     LLM_ATTN_NORM = 16,  /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM */
     LLM_QKV,             /* (q_dim + k_dim + v_dim + gate_dim, dim) matrix; rows of q, then k, v, gates */
     LLM_BIAS,            /* (1, rows of LLM_QKV)         vector; only with LLM_QKV_BIAS */
-    LLM_Q_NORM,          /* (1, head_dim)                vector; only with LLM_QK_NORM; q_dim with .._WHOLE */
+    LLM_Q_NORM,          /* (1, head_dim)                vector; only with LLM_QK_NORM; q_dim with .._WHOLE;
+                                                        with latent_dim (1, q_rank), absent where that is 0 */
     LLM_K_NORM,          /* (1, head_dim)                vector; only with LLM_QK_NORM; k_dim with .._WHOLE;
-                                                        absent where k_dim is 0 */
+                                                        absent where k_dim is 0; with latent_dim (1, latent_dim) */
     LLM_ATTN_OUT,        /* (dim, att_dim)               matrix */
     LLM_ATTN_POST_NORM,  /* (1, dim)                     vector; only with LLM_POST_NORM */
     LLM_FFN_NORM,       /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM or LLM_ONE_NORM */
@@ -311,6 +326,9 @@ enum llm_tensor_id {
     LLM_STREAM_CORRECT, /* (1, n_streams^2)             vector */
     LLM_STREAM_SCALE,   /* (1, dim)                     vector */
     LLM_XIELU_NUMBERS,  /* (1, 2)                       vector; only with LLM_XIELU; a, b */
+    LLM_Q_UP,           /* (q_dim, q_rank)              matrix; only with q_rank */
+    LLM_K_UP,           /* (latent_dim, head_dim - turn_dim) matrix; only with latent_dim */
+    LLM_V_UP,           /* (value_dim, latent_dim)      matrix; only with latent_dim */
     LLM_N_TENSORS
 };
 
@@ -321,7 +339,7 @@ typedef struct llm_tensor {
     uint64_t rows, cols;
     uint64_t stride;  /* columns stored a row */
     uint32_t dtype;   /* enum llm_dtype */
-    uint32_t experts; /* how many of it the layer has: n_experts, else 1 */
+    uint32_t experts; /* how many of it the layer has: n_experts, or n_heads, else 1 */
 } llm_tensor;
 
 /* "embed", "qkv" and so on; NULL: there is no such tensor. */

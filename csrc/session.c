@@ -21,7 +21,7 @@
 
 /* The most that any layer needs: numbers of a row of each buffer */
 typedef struct widths {
-    size_t qkv, q, att, parts, ffn, per_token, experts, group, width, low_rank;
+    size_t qkv, q, att, parts, ffn, per_token, experts, group, width, low_rank, low, plain, latents;
 } widths;
 
 static widths measure(const llm_model *m) {
@@ -29,7 +29,12 @@ static widths measure(const llm_model *m) {
     for (size_t i = 0; i < m->h.n_layers; i++) {
         const llm_layer *l = &m->layers[i];
         const size_t qkv = q_dim_of(l) + k_dim_of(l) + v_dim_of(l) + gate_dim_of(l);
+        const size_t heads = l->latent_dim ? l->n_heads : 0;
         w.qkv = larger(w.qkv, align(qkv, LLM_GROUP));
+        w.qkv = larger(w.qkv, heads ? align(latent_rows_of(l) + q_dim_of(l), LLM_GROUP) : 0);
+        w.low = larger(w.low, align(l->q_rank, LLM_GROUP));
+        w.plain = larger(w.plain, heads * plain_width(l));
+        w.latents = larger(w.latents, heads * latent_width(l));
         w.att = larger(w.att, align(att_dim_of(l), LLM_GROUP));
         w.width = larger(w.width, larger(key_width(l), value_width(l)));
         w.q = larger(w.q, l->n_heads * key_width(l));
@@ -91,6 +96,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->laurel.stride = dim;
     s->modes.stride = h->n_streams;
     s->ple.stride = align((size_t)h->n_layers * h->ple_dim, LLM_GROUP) + LLM_GROUP;
+    s->low.stride = w.low;
+    s->plain.stride = w.plain;
+    s->latents.stride = w.latents;
     s->gate.stride = 2 * w.ffn;
     s->hidden.stride = w.ffn;
     s->router.stride = w.experts + 1;
@@ -104,7 +112,8 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->part = s->span > 8 * 512 ? align(s->span / 8, SCORES) : 512;
     s->part_size = b * w.parts;
     s->n_parts = (s->span + s->part - 1) / s->part;
-    const size_t columns = larger(dim, larger(w.att, w.ffn));
+    const size_t latent = larger(w.low, larger(w.plain, w.latents));
+    const size_t columns = larger(larger(dim, latent), larger(w.att, w.ffn));
     const size_t mixed = w.per_token ? b : 0; /* tokens of an expert */
     const struct {
         void *slot;
@@ -137,6 +146,9 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->unit_offsets, s->o.threads * 2 * (s->unit_rows + BEYOND) * s->unit_groups * f},
         {&s->parts, s->n_parts * s->part_size * f},
         {&s->att.data, b * w.att * f},
+        {&s->low.data, b * w.low * f},
+        {&s->plain.data, b * w.plain * f},
+        {&s->latents.data, b * w.latents * f},
         {&s->gate.data, b * 2 * w.ffn * f},
         {&s->hidden.data, b * w.ffn * f},
         {&s->router.data, b * (w.experts + 1) * f},

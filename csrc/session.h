@@ -55,7 +55,8 @@ struct llm_session {
     vectors ple;    /* (B, n_layers * ple_dim + 64) each layer's own embeddings, then anything */
 
     /* attention */
-    vectors qkv; /* (B, rows of LLM_QKV) projections: queries, keys, values, gates */
+    vectors
+        qkv; /* (B, rows of LLM_QKV) projections: queries, keys, values, gates; behind them what LLM_Q_UP makes */
     float
         *q; /* (n_kv_heads, B, group, width) queries, rotated and scaled; width: a key head's, padded to 16 */
     float *scores;    /* (threads, run * group, SCORES); group: query heads that share a kv head */
@@ -68,6 +69,9 @@ struct llm_session {
     float *parts; /* (n_parts, n_kv_heads, B, group, width + 2) attention over a part of the positions each: a
                       weighted sum of values (width: a value head's, padded to 16), the largest score, the sum of weights */
     vectors att;  /* (B, att_dim) attention over all of them */
+    vectors low;  /* (B, q_rank) what queries are made of there, normalised */
+    vectors plain;        /* (B, n_heads, plain_width) what does not turn of them */
+    vectors latents;      /* (B, n_heads, latent_width) queries for latents, then what they sum of these */
     size_t part_size;     /* numbers of a part */
     size_t part, n_parts; /* positions in a part, and how many parts there are at most */
 
@@ -91,12 +95,27 @@ struct llm_session {
     int32_t *offsets; /* (B, columns / 32) */
 };
 
-/* A key's and a value's numbers in the cache, and the query heads that share one of them */
-static inline size_t key_width(const llm_layer *l) { return align(l->head_dim, LLM_TILE); }
+/* A key's and a value's numbers in the cache */
+static inline size_t key_width(const llm_layer *l) { return align(kept_key_dim(l), LLM_TILE); }
 
-static inline size_t value_width(const llm_layer *l) { return align(value_dim_of(l), LLM_TILE); }
+static inline size_t value_width(const llm_layer *l) { return align(kept_value_dim(l), LLM_TILE); }
 
-static inline size_t group_of(const llm_layer *l) { return l->n_heads / l->n_kv_heads; }
+/* Query heads that are attended with together, which share a key and value; and how many times so many there are */
+static inline size_t group_of(const llm_layer *l) {
+    size_t most = 8; /* of those that share a latent, which are all: so that several threads have some */
+    if (!l->latent_dim)
+        return l->n_heads / l->n_kv_heads;
+    while (l->n_heads % most)
+        most--;
+    return most;
+}
+
+static inline size_t head_groups_of(const llm_layer *l) { return l->n_heads / group_of(l); }
+
+/* What a head of LLM_K_UP multiplies, and what one of LLM_V_UP does, padded to whole groups */
+static inline size_t plain_width(const llm_layer *l) { return align(l->head_dim - turning_of(l), LLM_GROUP); }
+
+static inline size_t latent_width(const llm_layer *l) { return align(l->latent_dim, LLM_GROUP); }
 
 static inline size_t q_dim_of(const llm_layer *l) { return (size_t)l->n_heads * l->head_dim; }
 

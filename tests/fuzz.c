@@ -141,6 +141,21 @@ static void without(llm_layer *l, uint64_t flag, uint64_t others) {
         l->flags &= ~others;
 }
 
+/* Keys and values of a latent */
+static void make_latent(dice *d, llm_layer *l) {
+    l->flags &=
+        ~(uint64_t)(LLM_QK_NORM | LLM_QK_NORM_WHOLE | LLM_QK_NORM_LATE | LLM_OUT_GATE | LLM_OUT_GATE_HEAD |
+                    LLM_OUT_GATE_SOFTPLUS | LLM_V_NORM | LLM_V_IS_K | LLM_QK_NORM_EACH);
+    l->qkv_clip = 0;
+    l->n_kv_heads = 1;
+    l->n_heads = from_to(d, 1, chance(d, 8) ? 24 : 5);
+    l->head_dim = l->head_dim < 4 ? 4 : l->head_dim;
+    l->turn_dim = 2 * from_to(d, 1, l->head_dim / 2 - 1);
+    l->latent_dim = size(d, 90);
+    l->q_rank = chance(d, 2) ? size(d, 70) : 0;
+    l->latent_eps = chance(d, 4) ? 0 : 1e-6f;
+}
+
 static llm_layer make_layer(dice *d) {
     llm_layer l = {0};
     l.n_kv_heads = from_to(d, 1, 3);
@@ -168,13 +183,15 @@ static llm_layer make_layer(dice *d) {
         make_experts(d, &l);
     if (chance(d, 2))
         make_small_print(d, &l);
+    if (chance(d, 4))
+        make_latent(d, &l);
     return l;
 }
 
 /* Layer i uses the keys and values of an earlier one, if one that makes its own is hit. */
 static void borrow(dice *d, llm_layer *layers, uint32_t i) {
     const uint32_t from = from_to(d, 0, i - 1);
-    if (layers[from].kv_layer != from)
+    if (layers[from].kv_layer != from || layers[from].latent_dim || layers[i].latent_dim)
         return;
     layers[i].kv_layer = from;
     layers[i].flags &= ~(uint64_t)(LLM_V_NORM | LLM_V_IS_K);
@@ -245,7 +262,8 @@ static void make_description(dice *d, model *m) {
         if (h->ple_dim)
             l->flags &= ~(uint64_t)LLM_NO_GATE;
         h->required |= l->flags;
-        h->rope_dim = l->head_dim > h->rope_dim ? l->head_dim : h->rope_dim;
+        const uint32_t turning = l->latent_dim ? l->turn_dim : l->head_dim;
+        h->rope_dim = turning > h->rope_dim ? turning : h->rope_dim;
     }
     make_dtypes(d, m);
 }

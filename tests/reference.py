@@ -23,12 +23,12 @@ FIELDS = (
     "magic version n_layers file_size text_size required optional dim vocab_size context n_rope rope_dim"
     " norm_eps embed_scale residual_scale logit_cap dtype ple_dim ple_scale n_streams reserved checksum"
 ).split()
-LAYER = struct.Struct("<Q6I2f6If48s3I4f3I2f92s")
+LAYER = struct.Struct("<Q6I2f6If48s3I4f3I2f3If76s")
 LAYER_FIELDS = (
     "flags n_heads n_kv_heads head_dim window rope kv_layer attn_scale attn_cap ffn activation ffn_dim"
     " n_experts n_active shared_dim expert_scale dtype value_dim n_groups n_active_groups gate_limit"
     " gate_slope up_shift query_growth query_span query_shift low_rank gate_cut qkv_clip"
-    " reserved"
+    " latent_dim turn_dim q_rank latent_eps reserved"
 ).split()
 TIED, QKV_BIAS, QK_NORM, QK_NORM_WHOLE, NO_PRE_NORM, POST_NORM = 1, 2, 4, 8, 16, 32
 ROUTER_NORMALIZE, ROUTER_SIGMOID, ROUTER_BIAS, SHARED_GATE = 64, 128, 256, 512
@@ -66,6 +66,7 @@ NAMES = (
     " router_norm shared_norm shared_post experts_post router_scale layer_scale"
     " ple_gate ple_out ple_post_norm laurel_left laurel_right laurel_norm"
     " stream_norm stream_router stream_predict stream_correct stream_scale xielu_numbers"
+    " q_up k_up v_up"
 ).split()
 IDS |= {name: 16 + i for i, name in enumerate(NAMES)}
 
@@ -141,6 +142,8 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
     qkv = q + kv * (head + values) + gate_dim(about)
     whole, each = flags & QK_NORM_WHOLE, flags & QK_NORM_EACH
     ups = 1 if flags & NO_GATE else 2
+    latent, rank, plain = about["latent_dim"], about["q_rank"], head - about["turn_dim"]
+    qkv = (rank or q) + latent + about["turn_dim"] if latent else qkv
     found: list[Item] = []
 
     def vector(name: str, cols: int, rows: int = 1) -> None:
@@ -161,6 +164,13 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
         vector("q_norm", q if whole else head, about["n_heads"] if each else 1)
     if flags & QK_NORM and kv:
         vector("k_norm", kv * head if whole else head, about["n_kv_heads"] if each else 1)
+    if rank:
+        found.append(("q_norm", 1, rank, FP32, 1))
+        matrix("q_up", q, rank)
+    if latent:
+        found.append(("k_norm", 1, latent, FP32, 1))
+        matrix("k_up", latent, plain, about["n_heads"])
+        matrix("v_up", value_dim(about), latent, about["n_heads"])
     matrix("attn_out", dim, att)
     if flags & SINK:
         vector("sinks", about["n_heads"])
@@ -498,12 +508,13 @@ class Reference:
         padded[:, : m.cols] = x
         return self.rounding.activations(padded, m.dtype) @ m.stored.T
 
-    def norm(self, x: np.ndarray, w: np.ndarray, flags: int = 0) -> np.ndarray:
+    def norm(self, x: np.ndarray, w: np.ndarray, flags: int = 0, eps: float | None = None) -> np.ndarray:
         """The norm over the last axis: weights (rows, cols), one for each entry of the axis before it or the
         same for all; and its biases as many, if these flags say so."""
         weights, biases = np.split(w, 2) if flags & NORM_BIAS else (w, np.zeros_like(w))
         x = x - x.mean(-1, keepdims=True) if flags & LAYER_NORM else x
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.h["norm_eps"]) * weights + biases
+        eps = self.h["norm_eps"] if eps is None else eps
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weights + biases
 
     def ffn(self, x: np.ndarray, number: int, part: str = "", e: int = 0, gain: float = 1) -> np.ndarray:
         """The feed-forward block of layer `number`, or one of its experts, for x (n, dim), times `gain`."""
@@ -566,11 +577,27 @@ class Reference:
 
     def turned(self, x: np.ndarray, about: dict) -> np.ndarray:
         """Queries or keys (n, heads, head_dim) of positions 0 to n - 1, rotated."""
-        half = about["head_dim"] // 2
+        half = x.shape[-1] // 2
         frequency, magnitude = self.rope[about["rope"], :half].T
         turn = (magnitude * np.exp(1j * np.arange(len(x))[:, None] * frequency))[:, None, :]
         z = (x[..., :half] + 1j * x[..., half:]) * turn
         return np.concatenate([z.real, z.imag], -1)
+
+    def latent(self, qkv: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Queries (n, heads, latent_dim + turn_dim), keys (n, 1, the same) and values (n, 1, latent_dim) of a
+        layer with latent attention, from what its first matrix made (n, rows)."""
+        about, layer = self.about[number], self.layers[number]
+        n, heads, head, eps = len(qkv), about["n_heads"], about["head_dim"], about["latent_eps"]
+        rank, plain = about["q_rank"], head - about["turn_dim"]
+        first = rank or heads * head
+        q, c, t = np.split(qkv, [first, first + about["latent_dim"]], axis=1)
+        if rank:
+            q = self.product(self.norm(q, layer["q_norm"][0][0], eps=eps), layer["q_up"][0])
+        q = q.reshape(n, heads, head)
+        asked = [self.product(q[:, a, :plain], layer["k_up"][a]) for a in range(heads)]
+        c = self.norm(c, layer["k_norm"][0][0], eps=eps)[:, None]
+        queries = np.concatenate([np.stack(asked, 1), self.turned(q[..., plain:], about)], -1)
+        return queries, np.concatenate([c, self.turned(t[:, None], about)], -1), c
 
     def attention(self, x: np.ndarray, number: int, kept: dict[int, tuple]) -> np.ndarray:
         """The attention block of layer `number` for x (n, dim), all positions of one sequence at once. Keys
@@ -602,12 +629,16 @@ class Reference:
             z = self.turned(z, about)
             return self.norm(z, layer[norm][0], flags) if each and late else z
 
-        q = turned(q, "q_norm")
+        if about["latent_dim"]:
+            q, k, v = self.latent(qkv, number)
+        else:
+            q = turned(q, "q_norm")
         if about["query_span"]:
             spans = (np.arange(n) + about["query_shift"]) // about["query_span"]
             q = q * (1 + about["query_growth"] * np.log1p(spans))[:, None, None]
         if kv:
-            k, v = turned(k, "k_norm"), v.reshape(n, -1, value_dim(about))
+            if not about["latent_dim"]:
+                k, v = turned(k, "k_norm"), v.reshape(n, -1, value_dim(about))
             v = self.norm(v, np.ones(value_dim(about))) if about["flags"] & V_NORM else v
             if self.kv == "fp16":
                 k, v = to_half(k), to_half(v)
@@ -626,7 +657,9 @@ class Reference:
             scores = np.concatenate([scores, np.tile(layer["sinks"][0].reshape(-1, 1, 1), (1, n, 1))], axis=2)
         p = np.exp(log_softmax(scores))[..., :n]
         out = self.rounding.weighted(p, v) if self.kv == "int8" else np.einsum("hij,jhd->ihd", p, v)
-        if gates.size:
+        if about["latent_dim"]:
+            out = np.stack([self.product(out[:, a], layer["v_up"][a]) for a in range(heads)], 1)
+        if about["flags"] & OUT_GATE:
             by = np.logaddexp(0, gates) if about["flags"] & OUT_GATE_SOFTPLUS else sigmoid(gates)
             out = out * by.reshape(n, heads, -1)
         result = self.product(out.reshape(n, -1), layer["attn_out"][0])
@@ -744,7 +777,7 @@ def dtypes_of(names: list[str], kind: int, others: Mapping[str, int], first: int
 
 def describe(number: int, given: dict[str, Any]) -> dict[str, Any]:
     """An llm_layer: the fields that are given, what follows from them, zeros."""
-    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(92)}
+    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(76)}
     about |= {key: value for key, value in given.items() if key in about and value is not None}
     if not about["n_experts"]:
         about |= {"n_active": 0, "shared_dim": 0, "expert_scale": 1.0, "n_groups": 0, "n_active_groups": 0}
@@ -760,6 +793,7 @@ def describe(number: int, given: dict[str, Any]) -> dict[str, Any]:
     matrices += ["ple_gate", "ple_out"] * bool(given["ple_dim"])
     matrices += ["laurel_left", "laurel_right"] * bool(about["low_rank"])
     matrices += ["stream_router"] * (given["n_streams"] > 1)
+    matrices += ["k_up", "v_up"] * bool(about["latent_dim"]) + ["q_up"] * bool(about["q_rank"])
     about["dtype"] = dtypes_of(matrices, given["dtype"], given["dtypes"], 16, 48)
     return about
 
@@ -860,7 +894,7 @@ def make_model(
     required = flags & OF_HEADER
     for about in abouts:
         required |= about["flags"]
-    rope_dim = max(about["head_dim"] for about in abouts)
+    rope_dim = max(about["turn_dim"] or about["head_dim"] for about in abouts)
     once = once_matrices(flags)
     once += ["ple_embed", "ple_proj"] * bool(ple_dim)
     once += ["stream_in", "stream_out"] * (n_streams > 1)

@@ -75,6 +75,7 @@ FAMILIES = {
         ["<｜User｜>", "<｜Assistant｜>"],
         True,
     ),
+    "deepseek_v2": ("bytes", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", [], True),
     "phi3": ("spm", "<s>", "<|endoftext|>", PHI, True),
     "phi35": ("spm", "<s>", "<|endoftext|>", PHI, False),
     "phi4_mini": ("bytes", "<|endoftext|>", "<|endoftext|>", PHI, False),
@@ -526,7 +527,7 @@ def test_what_is_no_dict_is_refused(model):
 # The form for the command
 
 # The white space before earlier replies that the model writes itself; what the converter remarks
-LEAD = {"llama2": " ", "mistral_v3": " ", "laguna": "\n"}
+LEAD = {"llama2": " ", "mistral_v3": " ", "laguna": "\n", "deepseek_v2": " "}
 REMARKS = dict.fromkeys(("mistral_v1", "gemma2"), "the chat template has no place for a system message") | {
     "smollm3": "the chat template treats messages with /no_think or /system_override or /think in "
     "its own way",

@@ -1001,6 +1001,23 @@ def test_info_counts_experts(run, tmp_path):
     assert lines["shape"] == "3 layers, width 64, feed-forward 128 in 8 experts, 2 for each token"
 
 
+def test_info_tells_of_latents(run, tmp_path):
+    """What is kept of a position is the latent, for keys and for values; and the sizes in other precisions
+    are those of files with the matrices of heads."""
+    kind = dict(n_heads=3, n_kv_heads=1, head_dim=24, n_layers=1)
+    kind["extra"] = dict(latent_dim=40, turn_dim=8, q_rank=20, value_dim=12, latent_eps=1e-6)
+    files = {name: tmp_path / name for name in ("fp16", "int8")}
+    for name, dtype in (("fp16", FP16), ("int8", INT8R)):
+        files[name].write_bytes(make_model(dtype=dtype, **kind))
+    lines = info(run, "-m", str(files["fp16"]))
+    assert lines["attention"] == (
+        "3 heads of 24, a latent of 40 and 8 that turn for keys and values of 12, queries of rank 20"
+    )
+    assert lines["keys and values"].startswith("192 bytes a token")  # 40 + 8, and 40 padded to 48, in fp16
+    assert f"{files['int8'].stat().st_size} bytes" in lines["weights"]
+    assert lines["weights"].startswith("fp16; ")
+
+
 def test_info_names_the_size_in_the_other_precisions(run, tmp_path):
     """Of the same model and texts, to the byte; int4 files have an embedding, an output and the first layers'
     down projections of int8r."""

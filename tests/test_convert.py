@@ -426,7 +426,7 @@ def test_the_architectures_of_model_types_are_those_of_transformers():
         kind: name for kind, name in ours.items() if kind in theirs
     }
     # code beside the model; text and pictures
-    others = {"deepseek", "internlm2", "internlm3", "llama4", "minicpm", "mistral3"}
+    others = {"deepseek", "internlm2", "internlm3", "kimi_k2", "llama4", "minicpm", "mistral3", "mistral4"}
     assert set(ours) - set(theirs) <= others
     assert set(ours.values()) <= {*families.FAMILIES, *families.WRAPPED}
 

@@ -247,6 +247,21 @@ MODELS = {
         flags=NO_GATE | FFN_BIAS | PARALLEL | ONE_NORM | ROUTER_NORMALIZE | INPUT_NORM,
         activation=RELU2,
     ),
+    "latents": dict(
+        n_layers=3,
+        dim=100,
+        n_heads=6,
+        n_kv_heads=1,
+        head_dim=24,
+        flags=QKV_BIAS | SINK,
+        windows=(0, 9),
+        extra=dict(latent_dim=72, turn_dim=12, q_rank=52, value_dim=20, latent_eps=1e-6),
+        layers=[
+            dict(n_heads=9, latent_dim=40),
+            dict(q_rank=0, turn_dim=2, n_heads=5, query_span=7, query_growth=0.4),
+            dict(latent_dim=0, turn_dim=0, q_rank=0, latent_eps=0.0, n_kv_heads=3),
+        ],
+    ),
     "a dtype a tensor": dict(
         n_layers=3,
         n_experts=3,
@@ -615,6 +630,7 @@ def test_vector_instruction_sets_give_the_same_bits(name, dtype, isa):
         "caps, GELU, four norms",
         "head sizes, shared keys",
         "dense and experts",
+        "latents",
         "a dtype a tensor",
     ],
 )
@@ -637,10 +653,18 @@ def test_results_do_not_depend_on_batch_or_threads(name, dtype, kv, isa):
 
 @pytest.mark.parametrize("isa", isas())
 @every_dtype
-def test_many_tokens_do_not_depend_on_threads(dtype, isa):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        dict(n_heads=6, n_kv_heads=3),
+        dict(n_heads=10, n_kv_heads=1, head_dim=24, extra=dict(latent_dim=40, turn_dim=8, latent_eps=1e-6)),
+    ],
+    ids=["heads", "latents"],
+)
+def test_many_tokens_do_not_depend_on_threads(kind, dtype, isa):
     """Bit for bit, far into a sequence, where attention is split into parts, most of which lie before the
     first layer's window."""
-    model = Model(make_model(5, dtype=dtype, context=1300, n_heads=6, n_kv_heads=3, windows=(100, 0)))
+    model = Model(make_model(5, dtype=dtype, context=1300, windows=(100, 0), **kind))
     ids, exact = some_ids(1200, 96), int(dtype == FP16)
     whole = model.run(ids, isa, threads=1, exact=exact)
     for threads in (2, 3):
@@ -701,6 +725,7 @@ def test_only_wanted_logits_are_returned_in_order():
         "head sizes, shared keys",
         "dense and experts",
         "embeddings by layer, values that are keys",
+        "latents",
     ],
 )
 def test_truncate_and_copy_give_the_same_logits(name, dtype, kv):
@@ -723,7 +748,7 @@ def test_truncate_and_copy_give_the_same_logits(name, dtype, kv):
 
 @both_kv
 @pytest.mark.parametrize(
-    "name", ["odd sizes", "head sizes, shared keys", "embeddings by layer, values that are keys"]
+    "name", ["odd sizes", "head sizes, shared keys", "embeddings by layer, values that are keys", "latents"]
 )
 def test_state_moves_between_sessions(name, kv):
     model, how = Model(make_model(4, **MODELS[name])), dict(kv=KV[kv], exact=1)
@@ -824,10 +849,14 @@ def test_layout_covers_the_file_without_overlap():
         for number, ids in [(0, range(lib.LLM_ATTN_NORM))] + [
             (i, range(lib.LLM_ATTN_NORM, lib.LLM_N_TENSORS)) for i in range(header.n_layers)
         ]:
-            experts = max(1, model.about[number]["n_experts"])
+            about = model.about[number]
+            counts = dict.fromkeys(ids, 1)
+            of_experts = (lib.LLM_GATE_UP, lib.LLM_DOWN, lib.LLM_GATE_UP_BIAS, lib.LLM_DOWN_BIAS)
+            counts |= dict.fromkeys(of_experts, max(1, about["n_experts"]))
+            heads = about["n_heads"] if about["latent_dim"] else 1
+            counts |= dict.fromkeys((lib.LLM_K_UP, lib.LLM_V_UP), heads)
             for i in ids:
-                of_experts = (lib.LLM_GATE_UP, lib.LLM_DOWN, lib.LLM_GATE_UP_BIAS, lib.LLM_DOWN_BIAS)
-                count = experts if i in of_experts else 1
+                count = counts[i]
                 if i in (lib.LLM_STREAM_IN, lib.LLM_STREAM_OUT):
                     count = max(1, header.n_streams - 1)
                 for e in range(count):

@@ -25,6 +25,7 @@ from pyllm.tools.convert import convert  # noqa: E402
 from pyllm.tools.model import describe  # noqa: E402
 from pyllm.tools.sources import ConvertError  # noqa: E402
 from reference import HEADER, LAYER, Matrix, Reference, Rounding, edited  # noqa: E402
+from test_four_bits import add_tokenizer  # noqa: E402
 
 import pyllm  # noqa: E402
 from tools import prove  # noqa: E402
@@ -108,6 +109,31 @@ def test_gguf_files_give_the_logits_of_transformers(made, name, tmp_path):
     assert abs(got - model.want).max() / model.want.std() <= CLOSER
 
 
+def test_gguf_files_from_before_latents_were_split_by_heads(made, tmp_path, monkeypatch):
+    """Of llama.cpp until April 2025: the widths of heads under the keys of all architectures, LLM_ATTN_KV_B
+    whole, and for softmax no word about it."""
+    pytest.importorskip("gguf")
+    model, new, tensors = made("DeepSeek V2"), prove.add_latent, prove.gguf_tensors
+
+    def old(w: Any, h: dict[str, Any], arch: str) -> None:
+        new(w, h, arch)
+        head = h["qk_nope_head_dim"] + h["qk_rope_head_dim"]
+        for kv in w.kv_data:
+            for key in ("key_length_mla", "value_length_mla"):
+                kv.pop(f"{arch}.attention.{key}", None)
+        w.add_head_count_kv(h["num_attention_heads"])
+        w.add_key_length(head)
+        w.add_value_length(h["v_head_dim"])
+
+    monkeypatch.setattr(prove, "add_latent", old)
+    monkeypatch.setattr(prove, "gguf_tensors", lambda arch, *rest: tensors("minicpm3", *rest))
+    prove.save_gguf(tmp_path / "tiny.gguf", model.folder, "deepseek2")
+    report = convert(tmp_path / "tiny.gguf", tmp_path / "out.llm", tokenizer=False)
+    assert not names_unknown_keys(report.notes)
+    got = Reference((tmp_path / "out.llm").read_bytes()).logits(model.ids.tolist())
+    assert abs(got - model.want).max() / model.want.std() <= CLOSER
+
+
 @pytest.mark.parametrize("name", prove.CASES)
 def test_int8_files_give_the_logits_of_the_numpy_forward_pass(made, name, tmp_path):
     """In pieces of three tokens, each a text of its own: half of all tokens are computed without a number of
@@ -121,6 +147,25 @@ def test_int8_files_give_the_logits_of_the_numpy_forward_pass(made, name, tmp_pa
     with pyllm.LLM(out) as llm:
         got = np.concatenate([llm.logits(piece) for piece in pieces])
     assert np.median(abs(got - want).max(1)) / want.std() <= 2e-5
+
+
+def test_the_matrices_of_heads_are_calibrated_as_others(tmp_path):
+    """Of int4 files: what they make of a text is closer with a look at it than without."""
+    case = prove.CASES["DeepSeek V3"]
+    case = replace(
+        case,
+        config=case.config | {"vocab_size": 257, "max_position_embeddings": 1024, "rope_parameters": None},
+    )
+    model = prove.checkpoint(tmp_path / "tiny", case)
+    add_tokenizer(tmp_path / "tiny")
+    (tmp_path / "text").write_text(text := "A latent is what keys and values of all heads are made of. " * 12)
+    errors = {}
+    for by in ("none", tmp_path / "text"):
+        convert(tmp_path / "tiny", tmp_path / "out.llm", dtype="int4", calibrate=by)
+        with pyllm.LLM(tmp_path / "out.llm", verify=True) as llm:
+            ids = np.array(llm.encode(text))
+            errors[by] = np.square(llm.logits(ids) - prove.expected(model, ids)).mean()
+    assert errors[tmp_path / "text"] < 0.7 * errors["none"], errors
 
 
 @pytest.mark.parametrize("name", [name for name, case in prove.CASES.items() if not case.rewrite])
@@ -492,6 +537,23 @@ FEATURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "nanochat's cap": ("nanochat", fields(logit_cap=0.0)),
     "nanochat's norm of the embedding": ("nanochat", vectors_once("LLM_EMBED_NORM", 3)),
     "Jais 2's biases of up": ("Jais 2", vectors("LLM_GATE_UP_BIAS", 0)),
+    "DeepSeek V2's groups": ("DeepSeek V2", layers(is_sparse, n_active_groups=4)),
+    "DeepSeek V2's groups are as good as their best expert": ("DeepSeek V2", without(lib.LLM_ROUTER_BEST)),
+    "DeepSeek V2's scale of the experts": ("DeepSeek V2", layers(is_sparse, expert_scale=1.0)),
+    "DeepSeek V2's norm of low-rank queries": ("DeepSeek V2", vectors("LLM_Q_NORM", 1)),
+    "DeepSeek V2's norm of the latent": ("DeepSeek V2", vectors("LLM_K_NORM", 1)),
+    "DeepSeek V2's frequencies": ("DeepSeek V2", plain(10000.0)),
+    "DeepSeek V2's scale of scores": ("DeepSeek V2", layers(attn_scale=64**-0.5)),
+    "DeepSeek V2 Lite's norm of the latent": ("DeepSeek V2 Lite", vectors("LLM_K_NORM", 1)),
+    "DeepSeek V2 Lite's scale of scores": ("DeepSeek V2 Lite", layers(attn_scale=64**-0.5)),
+    "DeepSeek V3's groups": ("DeepSeek V3", layers(is_sparse, n_active_groups=4)),
+    "DeepSeek V3's routing bias": ("DeepSeek V3", vectors("LLM_ROUTER_ADD", 0)),
+    "DeepSeek V3's weights add up to 1": ("DeepSeek V3", without(lib.LLM_ROUTER_NORMALIZE)),
+    "DeepSeek V3's scale of the experts": ("DeepSeek V3", layers(is_sparse, expert_scale=1.0)),
+    "GLM-4.7 Flash's sigmoid": ("GLM-4.7 Flash", without(lib.LLM_ROUTER_SIGMOID)),
+    "Youtu's norm of the latent": ("Youtu", vectors("LLM_K_NORM", 1)),
+    "MiniCPM3's short factors": ("MiniCPM3", plain(10000.0)),
+    "MiniCPM3's scale_depth": ("MiniCPM3", fields(residual_scale=1.0)),
 }
 
 
@@ -554,6 +616,9 @@ FOLDED: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "Nemotron's 1 + w": ("Nemotron", row("NemotronForCausalLM", norm_offset=0.0)),
     "nanochat's direction of the rotation": ("nanochat", row("NanoChatForCausalLM", backwards=False)),
     "nanochat's norm of the embedding": ("nanochat", row("NanoChatForCausalLM", header=0)),
+    "DeepSeek V3's interleaved pairs": ("DeepSeek V3", row("DeepseekV3ForCausalLM", interleaved=False)),
+    "Youtu's interleaved pairs": ("Youtu", row("YoutuForCausalLM", interleaved=False)),
+    "MiniCPM3's dim_model_base": ("MiniCPM3", row("MiniCPM3ForCausalLM", logit_scale=lambda config: 1.0)),
 }
 
 
@@ -752,10 +817,24 @@ REFUSED = [
     ("Nemotron", {"hidden_act": "silu"}, "hidden_act is silu; of Nemotron only 'relu2'"),
     ("nanochat", {"hidden_act": "gelu"}, "hidden_act is gelu; of nanochat only 'relu2'"),
     ("StableLM", {"qk_layernorm": True}, r"6 tensors are missing: model\.layers\.0\.self_attn\.q_layernorm"),
+    ("DeepSeek V2", {"topk_method": "noaux_tc"}, "topk_method is noaux_tc"),
+    ("DeepSeek V2", {"norm_topk_prob": True}, "norm_topk_prob is True; of DeepSeek V2"),
+    ("DeepSeek V2", {"scoring_func": "sigmoid"}, "scoring_func is sigmoid; of DeepSeek V2"),
+    ("DeepSeek V2", {"moe_layer_freq": 2}, "moe_layer_freq is 2; of DeepSeek V2"),
+    ("DeepSeek V3", {"scoring_func": "softmax"}, "scoring_func is softmax; of DeepSeek V3"),
+    ("DeepSeek V3", {"topk_group": 5}, "5 of 4 groups of experts are active"),
+    ("DeepSeek V3", {"num_key_value_heads": 1}, "num_key_value_heads is not num_attention_heads"),
+    ("DeepSeek V3", {"kv_lora_rank": 71}, r"kv_b_proj\.weight is \(180, 72\), expected \(180, 71\)"),
+    ("DeepSeek V3", {"v_head_dim": 21}, r"kv_b_proj\.weight is \(180, 72\), expected \(183, 72\)"),
+    ("DeepSeek V3", {"qk_rope_head_dim": 25}, "turn_dim is 25, of a head_dim of 65|head_dim 65 is odd"),
+    ("DeepSeek V3", {"kv_lora_rank": 1020}, r"a key of 1020 \+ 24 numbers"),
+    ("GLM-4.7 Flash", {"mlp_layer_types": ["dense"]}, "mlp_layer_types has not one entry for each layer"),
+    ("GLM-4.7 Flash", {"mlp_layer_types": ["dense", "x", "x"]}, "mlp_layer_types has 'x', which is not"),
+    ("GLM-4.7 Flash", {"first_k_dense_replace": 2}, "first_k_dense_replace is 2; of GLM-4.7 Flash"),
     (
         "Mistral 3",
         {"text_config": {"model_type": "llama"}},
-        "text part of .* is 'llama'; mistral or ministral3 can",
+        "text part of .* is 'llama'; mistral or ministral3 or mistral4 can",
     ),
 ]
 
@@ -992,6 +1071,7 @@ def test_lora_is_merged_into_the_matrices_that_it_was_trained_on(made, tmp_path,
 
 def test_a_missing_tensor_is_named_as_in_the_checkpoint(made, tmp_path):
     for name, gone in {
+        "DeepSeek V3": "model.layers.1.self_attn.kv_b_proj.weight",
         "Gemma 2": "model.layers.1.pre_feedforward_layernorm.weight",
         "InternLM2": "model.layers.0.attention.wo.weight",
         "Mixtral": "model.layers.2.block_sparse_moe.experts.3.w2.weight",

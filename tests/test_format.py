@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import C_FLAGS, COMMAND, CSRC, ENGINE
+from common import C_FLAGS, COMMAND, CSRC, ENGINE, described
 from pyllm._llm import ffi, lib
 from reference import (
     CHECKSUMS,
@@ -26,11 +26,12 @@ from reference import (
     INPUT_NORM,
     INT8,
     LAYER,
-    LAYER_SCALED,
     LAYER_NORM,
+    LAYER_SCALED,
     NO_PRE_NORM,
     NORM_BIAS,
     ONE_NORM,
+    OUT_GATE,
     OUT_GATE_HEAD,
     OUT_GATE_SOFTPLUS,
     OUTPUT_BIAS,
@@ -121,8 +122,8 @@ def test_every_reserved_byte_is_refused_and_says_so():
         reserved = bytes(at) + b"\1" + bytes(135 - at)
         assert f"header: a reserved byte is set: {NEWER}" in refusal(edited(data, reserved=reserved))
     for layer in range(4):
-        for at in range(92):
-            reserved = bytes(at) + b"\x80" + bytes(91 - at)
+        for at in range(76):
+            reserved = bytes(at) + b"\x80" + bytes(75 - at)
             why = refusal(edited(data, layer, reserved=reserved))
             assert f"layer {layer}: a reserved byte is set: {NEWER}" in why
     for section, at in ((1, 256), (2, 256 + 32)):
@@ -269,6 +270,59 @@ def test_embeddings_by_layer_that_the_header_does_not_describe_are_refused():
     plain = make_model()
     assert "header: a scale of embeddings that layers do not have" in refusal(edited(plain, ple_scale=1.0))
     assert re.search(r"it has \d+ bytes, not \d+", refusal(edited(plain, ple_dim=24)))
+
+
+LATENTS = dict(
+    n_layers=2,
+    n_kv_heads=1,
+    head_dim=24,
+    extra=dict(latent_dim=40, turn_dim=8, q_rank=20, value_dim=12, latent_eps=1e-6),
+    layers=[dict(n_heads=3), dict(latent_dim=0, turn_dim=0, q_rank=0, latent_eps=0.0)],
+)
+
+
+@pytest.mark.parametrize(
+    ("layer", "change", "why"),
+    [
+        (0, dict(latent_dim=0), "layer 0: what goes with a latent, and no latent_dim"),
+        (1, dict(turn_dim=8), "layer 1: what goes with a latent, and no latent_dim"),
+        (1, dict(q_rank=8), "layer 1: what goes with a latent, and no latent_dim"),
+        (1, dict(latent_eps=1e-6), "layer 1: what goes with a latent, and no latent_dim"),
+        (0, dict(turn_dim=0), "layer 0: turn_dim is 0, of a head_dim of 24"),
+        (0, dict(turn_dim=7), "layer 0: turn_dim is 7, of a head_dim of 24"),
+        (0, dict(turn_dim=24), "layer 0: turn_dim is 24, of a head_dim of 24"),
+        (0, dict(latent_dim=1020), "layer 0: a key of 1020 + 8 numbers"),
+        (0, dict(latent_dim=1025), "layer 0: latent_dim is 1025, not 0 to 1024"),
+        (0, dict(q_rank=(1 << 20) + 1), "layer 0: q_rank is 1048577, not 0 to 1048576"),
+        (0, dict(n_kv_heads=3), "layer 0: a latent for 3 kv heads"),
+        (0, dict(latent_eps=1.0), "layer 0: latent_eps is 1"),
+        (0, dict(latent_eps=float("nan")), "layer 0: latent_eps is nan"),
+        (1, dict(latent_dim=40, turn_dim=8, kv_layer=0), "layer 1: a latent of layer 0"),
+        (1, dict(kv_layer=0), "layer 1: its kv heads are not those of layer 0"),
+    ],
+)
+def test_a_latent_that_contradicts_is_refused(layer, change, why):
+    assert why in refusal(edited(make_model(**LATENTS), layer, **change))
+
+
+def test_a_latent_has_no_norm_of_heads_and_no_gate():
+    data = make_model(**LATENTS)
+    for flag in (QK_NORM, OUT_GATE, V_NORM):
+        more = edited(data, required=flag)
+        assert "layer 0: a latent, and norms of heads, gates or" in refusal(edited(more, 0, flags=flag))
+
+
+def test_all_matrices_of_heads_are_read_for_a_token():
+    """Not as experts are, of which some are: numbers of a layer, and those that a token goes through."""
+    data = make_model(**LATENTS | dict(n_experts=3, n_active=2))
+    counts, err = ffi.new("llm_counts *"), ffi.new("char[256]")
+    assert lib.llm_count(*described(data), counts, err, 256) == 0
+    model = Reference(data)
+    items = [item for i, about in enumerate(model.about) for item in layer_shapes(model.h, about, i)]
+    idle = sum(rows * cols for name, rows, cols, _, _ in items if name in ("gate_up", "down"))
+    assert counts.parameters - counts.active == idle  # of one expert of three
+    latent, other = 48 + 48, 32 + 16  # numbers of a key and of a value, padded to 16
+    assert counts.kv == 2 * (latent + other)
 
 
 def test_flags_that_only_a_header_or_a_pair_may_have_are_refused():

@@ -506,6 +506,26 @@ def test_every_product_is_shown_once_in_order(dtype, threads):
     assert np.array_equal(model.run(ids, threads=threads), logits)  # a look changes nothing
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_each_head_of_a_latent_is_shown(threads):
+    extra = dict(latent_dim=40, turn_dim=8, q_rank=20, value_dim=12, latent_eps=1e-6)
+    data = make_model(3, dtype=INT8R, n_heads=3, n_kv_heads=1, head_dim=24, n_layers=1, extra=extra)
+    _, shown = observed(Model(data).session(threads=threads), some_ids(20, 96))
+    heads = [(name, 0, head) for name in ("k_up", "v_up") for head in range(3)]
+    begins = [("qkv", 0, 0), ("q_up", 0, 0), *heads, ("attn_out", 0, 0)]
+    assert [item[:3] for item in shown][:9] == begins
+    cols = {"qkv": 64, "q_up": 20, "k_up": 16, "v_up": 40, "attn_out": 36}
+    assert [item[3].shape for item in shown[:9]] == [(20, cols[name]) for name, _, _ in begins]
+    layer, seen = Reference(data).layers[0], {item[:3]: item[3] for item in shown}
+    made = [seen["v_up", 0, head] @ layer["v_up"][head].w.T for head in range(3)]
+    got = seen["attn_out", 0, 0]
+    assert abs(np.concatenate(made, 1) - got).max() < 0.03 * got.std()
+    queries = seen["q_up", 0, 0] @ layer["q_up"][0].w.T
+    for head in range(3):
+        want = queries[:, 24 * head : 24 * head + 16]
+        assert abs(seen["k_up", 0, head] - want).max() < 0.05 * want.std()
+
+
 def test_experts_see_the_tokens_that_come_to_them():
     model = Model(make_model(4, n_experts=4, n_active=2))
     _, shown = observed(model.session(), some_ids(30, 96))

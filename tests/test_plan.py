@@ -151,6 +151,14 @@ def test_every_family_has_the_parameters_that_were_published(name):
     assert not [note for note in found.notes if "not known here" in note]
 
 
+def test_the_latent_is_what_is_kept_of_latent_attention():
+    """DeepSeek-V2-Lite: in each of 27 layers 512 numbers and 64 that turn for a key, 512 for a value, two
+    bytes each; of 16 heads they would be 192 and 128 a head. Of 64 experts in 26 layers a token takes 6."""
+    found = plan.make(PUBLISHED["DeepSeek-V2-Lite"]["config"])
+    assert found.needs["fp16"].kv == 27 * (512 + 64 + 512) * 2
+    assert found.parameters - found.active == 26 * 58 * 3 * 2048 * 1408
+
+
 GEMMA4: dict = {
     "model_type": "gemma4_text",
     "global_head_dim": 512,

@@ -30,6 +30,7 @@ from pyllm.tools import (  # noqa: E402
     verify_tokenizer,
     vocabulary,
 )
+from pyllm.tools.pre_tokenizers import PRE_TOKENIZERS  # noqa: E402
 from test_tokenizer import (  # noqa: E402
     BYTES,
     CL100K,
@@ -627,6 +628,16 @@ FAMILIES: dict[str, Family] = {
         eos="<|end_of_text|>",
         stops=("<|end_of_text|>",),
     ),
+    "youtu": Family(
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(*map(split, PRE_TOKENIZERS["youtu"])),
+        marks=marks("<|begin_of_text|> <|end_of_text|> <|User|> <|Assistant|>", ("<think>", "")),
+        whole_words=True,
+        post=template("<|begin_of_text|>"),
+        eos="<|end_of_text|>",
+        stops=("<|end_of_text|>",),
+    ),
     "minicpm 3": Family(
         **LLAMA,
         marks=marks(f"{IM} <|tool_call|>"),
@@ -744,6 +755,11 @@ ROWS = {
     "Qwen3": ("qwen 2, 2.5, 3",),
     "dots.llm1": ("qwen 2, 2.5, 3",),
     "DeepSeek V1": ("deepseek llm",),
+    "DeepSeek V2": ("deepseek llm",),
+    "DeepSeek V3": ("deepseek 3",),
+    "Kimi K2": (),  # its own is code beside the model
+    "Youtu": ("youtu",),
+    "MiniCPM3": ("minicpm 3",),
     "SmolLM3": ("smollm 3",),
     "Phi-3": ("phi 3 and 3.5", "phi 4"),
     "Phi-4-mini": ("phi 4 mini",),

@@ -1115,6 +1115,177 @@ CASES: dict[str, Case] = {
 }
 
 
+def latent_yarn(mscale: float) -> dict[str, Any]:
+    """DeepSeek's rotary embedding, whose magnitude is that of all of a head."""
+    return theta(**YARN, mscale=mscale, mscale_all_dim=mscale, beta_fast=32.0, beta_slow=1.0)
+
+
+def as_kimi(folder: Path) -> None:
+    """Layers get the names that they have on the hub; transformers saves them under those of pictures."""
+    config, tensors = load(folder)
+    blocks = "language_model.model.blocks."
+    store(
+        folder,
+        config,
+        {name.replace(blocks, "language_model.model.layers."): t for name, t in tensors.items()},
+    )
+
+
+LATENT = {
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "kv_lora_rank": 72,
+    "q_lora_rank": 52,
+    "qk_nope_head_dim": 40,
+    "qk_rope_head_dim": 24,
+    "v_head_dim": 20,
+}
+GROUPED = {"n_group": 4, "topk_group": 2, "n_routed_experts": 12, "n_shared_experts": 1}
+CASES |= {
+    "DeepSeek V2": Case(
+        "DeepseekV2",
+        "DeepSeek-V2, V2.5, Coder-V2",
+        {
+            **LATENT,
+            **MOE,
+            **GROUPED,
+            "num_experts_per_tok": 3,
+            "first_k_dense_replace": 1,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 2.0,
+            **latent_yarn(1.0),
+        },
+        embed=6.0,
+        gguf="deepseek2",
+    ),
+    "DeepSeek V2 Lite": Case(
+        "DeepseekV2",
+        "DeepSeek-V2-Lite, Coder-V2-Lite",
+        {
+            **LATENT,
+            **MOE,
+            **SHARED,
+            "q_lora_rank": None,
+            "first_k_dense_replace": 1,
+            "topk_method": "greedy",
+            **latent_yarn(0.707),
+        },
+        gguf="deepseek2",
+    ),
+    "DeepSeek V3": Case(
+        "DeepseekV3",
+        "DeepSeek-V3, V3.1, R1",
+        {
+            **LATENT,
+            **MOE,
+            **GROUPED,
+            "num_experts_per_tok": 3,
+            "first_k_dense_replace": 1,
+            "scoring_func": "sigmoid",
+            **latent_yarn(1.0),
+        },
+        gguf="deepseek2",
+    ),
+    "DeepSeek V3 in halves": Case(
+        "DeepseekV3",
+        "variants without rope_interleave, q_lora_rank, with attention_bias",
+        {
+            **LATENT,
+            **MOE,
+            **GROUPED,
+            "q_lora_rank": None,
+            "first_k_dense_replace": 2,
+            "rope_interleave": False,
+            "attention_bias": True,
+        },
+    ),
+    "Kimi K2": Case(
+        "DeepseekV3",
+        "Kimi K2, Moonlight",
+        {
+            **LATENT,
+            **MOE,
+            **SHARED,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 2.827,
+            "scoring_func": "sigmoid",
+            "rms_norm_eps": 1e-5,
+        },
+        gguf="deepseek2",
+    ),
+    "GLM-4.7 Flash": Case(
+        "Glm4MoeLite",
+        "GLM-4.7-Flash",
+        {
+            **LATENT,
+            **MOE,
+            **SHARED,
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "scoring_func": "sigmoid",
+        },
+        gguf="deepseek2",
+    ),
+    "Mistral 4": Case(
+        "Mistral4",
+        "Mistral Small 4",
+        {
+            **LATENT,
+            **MOE,
+            **SHARED,
+            "first_k_dense_replace": 1,
+            **theta(**YARN, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.4),
+        },
+    ),
+    "Mistral 4 of texts and pictures": Case(
+        "Mistral3",
+        "the same as it is published (text)",
+        text={
+            **LATENT,
+            **MOE,
+            **SHARED,
+            "model_type": "mistral4",
+            **theta(**YARN, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.4),
+        },
+    ),
+    "Kimi K2.5": Case(
+        "Kimi_K25",
+        "Kimi K2.5, K2.6 (text)",
+        text={
+            **LATENT,
+            **MOE,
+            **SHARED,
+            "model_type": "deepseek_v3",
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+        rewrite=as_kimi,
+    ),
+    "Youtu": Case(
+        "Youtu", "Youtu-LLM-2B", {**LATENT, "tie_word_embeddings": True, **theta(1.6e6)}, gguf="deepseek2"
+    ),
+    "MiniCPM3": Case(
+        "MiniCPM3",
+        "MiniCPM3-4B",
+        {
+            **LATENT,
+            "v_head_dim": 44,
+            "tie_word_embeddings": True,
+            "scale_emb": 12,
+            "scale_depth": 1.4,
+            "dim_model_base": 256,
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 256,
+            **theta(rope_type="longrope", short_factor=factors(12, 1.5), long_factor=factors(12, 9)),
+        },
+        embed=1 / 3,
+        gguf="minicpm3",
+    ),
+}
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Checkpoints
 
@@ -1263,6 +1434,8 @@ STAND_INS = {"laguna": "exaone-moe", "hy_v3": "exaone-moe", "mellum": "qwen3moe"
 def of_layers(arch: str, h: dict[str, Any]) -> dict[str, Any]:
     """What the converter writes for all architectures, of those that have another number there."""
     rope, ahead = h["rope_parameters"], h.get("num_nextn_predict_layers") or 0
+    if "kv_lora_rank" in h:
+        return {"head_dim": None}  # and without layers that predict further tokens
     if ahead:
         return {"num_hidden_layers": h["num_hidden_layers"] + ahead}
     if rope.get("alpha"):
@@ -1393,6 +1566,8 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
     if arch == "minimax-m2":
         w.add_expert_feed_forward_length(h["intermediate_size"])
         w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if "kv_lora_rank" in h:
+        add_latent(w, h, arch)
     windowed = h.get("sliding_window") and (arch == "exaone4" or "Olmo3ForCausalLM" in h["architectures"])
     if arch in ("gemma2", "gemma3", "gemma3n", "gemma4", "phi3", "cohere2", "starcoder2") or windowed:
         w.add_sliding_window(h.get("sliding_window") or 0)
@@ -1498,6 +1673,43 @@ def usual_keys(config: dict[str, Any]) -> dict[str, Any]:
     h.setdefault("num_key_value_heads", h["num_attention_heads"])
     h.setdefault("rope_parameters", {"rope_type": "default"})
     return h
+
+
+def add_latent(w: Any, h: dict[str, Any], arch: str) -> None:
+    """DeepseekV2Model.set_gguf_parameters, and MiniCPM3Model's."""
+    import gguf
+
+    w.add_kv_lora_rank(h["kv_lora_rank"])
+    if h.get("q_lora_rank"):
+        w.add_q_lora_rank(h["q_lora_rank"])
+    key = h["qk_nope_head_dim"] + h["qk_rope_head_dim"]
+    w.add_rope_dimension_count(h["qk_rope_head_dim"])
+    if arch == "minicpm3":
+        w.add_key_length(key)
+        return
+    w.add_head_count_kv(1)
+    w.add_key_length(h["kv_lora_rank"] + h["qk_rope_head_dim"])
+    w.add_value_length(h["kv_lora_rank"])
+    w.add_key_length_mla(key)
+    w.add_value_length_mla(h["v_head_dim"])
+    listed = h.get("mlp_layer_types", []).count("dense")
+    w.add_leading_dense_block_count(listed or h.get("first_k_dense_replace", h["num_hidden_layers"]))
+    w.add_expert_feed_forward_length(h.get("moe_intermediate_size", h["intermediate_size"]))
+    w.add_expert_shared_count(h.get("n_shared_experts", 0))
+    for name, add in (
+        ("n_routed_experts", w.add_expert_count),
+        ("num_experts_per_tok", w.add_expert_used_count),
+        ("routed_scaling_factor", w.add_expert_weights_scale),
+        ("norm_topk_prob", w.add_expert_weights_norm),
+        ("n_group", w.add_expert_group_count),
+        ("topk_group", w.add_expert_group_used_count),
+    ):
+        if h.get(name):
+            add(h[name])
+    if h.get("scoring_func"):
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType[h["scoring_func"].upper()])
+    if h["rope_parameters"].get("mscale_all_dim"):
+        w.add_rope_scaling_yarn_log_mul(0.1 * h["rope_parameters"]["mscale_all_dim"])
 
 
 def gguf_name(names: Any, stem: str, end: str) -> str:
@@ -1626,6 +1838,11 @@ def gguf_tensors(arch: str, h: dict[str, Any], head: int, tensors: dict[str, Any
             result[f"{layer}.self_attn.q_proj.weight"] = interleaved(q, heads)
             result[f"{layer}.self_attn.k_proj.weight"] = interleaved(k, kv)
             result[f"{layer}.self_attn.v_proj.weight"] = v
+        elif arch == "deepseek2" and name.endswith("kv_b_proj.weight"):
+            keys = h["qk_nope_head_dim"]
+            k, v = np.split(tensor.reshape(heads, -1, tensor.shape[1]), [keys], axis=1)
+            result[name.replace("kv_b", "k_b")] = np.ascontiguousarray(k.swapaxes(1, 2))
+            result[name.replace("kv_b", "v_b")] = np.ascontiguousarray(v)
         elif "input_linear" in name and "shared" in name:
             gate, up = np.split(tensor, 2)
             layer = name.partition(".shared_mlp")[0]

@@ -28,9 +28,9 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 # The tokenizer classes of model types (TOKENIZER_MAPPING_NAMES); those that are not here have none
 BACKEND = "TokenizersBackend"
 MODEL_TYPES: dict[str, str] = dict.fromkeys(
-    "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe granite granitemoe granitemoeshared internlm2 "
-    "internlm3 mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mixtral nemotron olmo2 "
-    "olmo3 phi3 phimoe".split(),
+    "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite granite granitemoe granitemoeshared "
+    "internlm2 internlm3 kimi_k25 mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 mistral mistral3 "
+    "mixtral nemotron olmo2 olmo3 phi3 phimoe".split(),
     BACKEND,
 )
 MODEL_TYPES |= dict.fromkeys("gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text".split(), "GemmaTokenizer")

@@ -217,6 +217,7 @@ def spell(source: Source, family: Family, name: str) -> str:
     """How the source would spell a name of tensors.TENSORS."""
     if source.native(name) != name:
         return source.native(name)
+    name = re.sub(r"\.[kv]_b_proj\.\d+\.", ".kv_b_proj.", name)
     spelt = name
     back = {ours: theirs for theirs, ours in reversed(family.rename)}  # one way for each name: the first
     for ours, theirs in () if source.canonical else back.items():

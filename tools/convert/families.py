@@ -277,6 +277,16 @@ def mimo_layer(config: Config, i: int, kind: str, layer: Layer) -> Layer:
     return replace(layer, flags=flags, n_kv_heads=2 * layer.n_kv_heads)
 
 
+def ungrouped_if_greedy(config: Config) -> Config:
+    """DeepseekV2TopkRouter: groups matter only where the method is of groups."""
+    return config | ({"n_group": None} if config["topk_method"] == "greedy" else {})
+
+
+def best_of_group(config: Config, i: int, kind: str, layer: Layer) -> Layer:
+    """DeepseekV2TopkRouter: a group is as good as its best expert."""
+    return replace(layer, flags=layer.flags | (lib.LLM_ROUTER_BEST if layer.n_groups else 0))
+
+
 def laguna_layer(config: Config, i: int, kind: str, layer: Layer) -> Layer:
     """LagunaAttention: layers differ in their heads; gates are of heads or of their elements."""
     gating = config["gating"]
@@ -382,6 +392,7 @@ class Family:
     base: str = ""  # with what all names of tensors but the output matrix's begin, unless it is left out
     by_input: tuple[str, ...] = ("(none)",)  # ends of names of matrices with a row for each input
     one_norm: Callable[[Config], bool] = lambda config: False  # whether blocks side by side read the same
+    latent: bool = False  # keys and values are made of a latent (DeepSeek V2)
     # key -> the values of it that are supported
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
@@ -435,6 +446,16 @@ GEMMA4_EXPERTS = (  # the dense block is the shared expert, with norms of its ow
     (".router.scale", ".mlp.router_norm.weight"),
     (".router.per_expert_scale", ".mlp.router_scale"),
 )
+LATENT = {
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "rope_interleave": True,
+}
+NO_BIAS = {".q_proj.bias": 0.0}  # without q_lora_rank queries have none where keys and the output have one
+LATENT_ONLY = {"moe_layer_freq": (None, 1)}
 OLMO_FLAGS = lib.LLM_QK_NORM | lib.LLM_QK_NORM_WHOLE
 OLMO2_FLAGS = OLMO_FLAGS | lib.LLM_NO_PRE_NORM | lib.LLM_POST_NORM
 OLMO2_NAMES = (GEMMA_NAMES[0], GEMMA_NAMES[2])
@@ -1673,6 +1694,125 @@ FAMILIES["Cohere2ForCausalLM"] = replace(
         "layer_switch": (None, 4),
     },
 )
+DEEPSEEK_V3 = Family(
+    "DeepSeek V3",
+    defaults={
+        **LATENT,
+        "num_experts_per_tok": 8,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 2048,
+        "routed_scaling_factor": 2.5,
+        "first_k_dense_replace": 3,
+        "n_group": 8,
+        "topk_group": 4,
+        "norm_topk_prob": True,
+    },
+    rename=SHARED_NAMES,
+    flags=lib.LLM_ROUTER_SIGMOID | lib.LLM_ROUTER_BIAS,
+    switches=BIASES | NORMALIZE,
+    absent=NO_BIAS,
+    ffn="moe_intermediate_size",
+    experts=True,
+    sparse=sparse_after_first,
+    shared="moe_intermediate_size",
+    n_shared="n_shared_experts",
+    interleaved=True,
+    latent=True,
+    only=LATENT_ONLY | {"scoring_func": (None, "sigmoid"), "topk_method": (None, "noaux_tc")},
+)
+FAMILIES["DeepseekV3ForCausalLM"] = DEEPSEEK_V3
+FAMILIES["DeepseekV2ForCausalLM"] = replace(
+    DEEPSEEK_V3,
+    name="DeepSeek V2",
+    defaults={
+        **LATENT,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 1407,
+        "first_k_dense_replace": 0,
+        "n_group": None,
+        "topk_group": None,
+        "topk_method": "greedy",
+    },
+    flags=0,
+    switches=BIASES,
+    prepare=ungrouped_if_greedy,
+    vary=best_of_group,
+    only=LATENT_ONLY
+    | {
+        "scoring_func": (None, "softmax"),
+        "topk_method": ("greedy", "group_limited_greedy"),
+        "norm_topk_prob": (None, False),
+        "rope_interleave": (None, True),
+    },
+)
+FAMILIES["Glm4MoeLiteForCausalLM"] = replace(
+    DEEPSEEK_V3,
+    name="GLM-4.7 Flash",
+    defaults={
+        **LATENT,
+        "rms_norm_eps": 1e-5,
+        "num_experts_per_tok": 4,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 1536,
+        "routed_scaling_factor": 1.8,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "v_head_dim": 256,
+    },
+    sparse=listed_sparse(lambda config, i: i > 0),
+    only={**DEEPSEEK_V3.only, "first_k_dense_replace": (None, 1)},
+)
+FAMILIES["YoutuForCausalLM"] = Family(
+    "Youtu",
+    defaults={**LATENT, "tie_word_embeddings": True},
+    switches=BIASES,
+    absent=NO_BIAS,
+    interleaved=True,
+    latent=True,
+)
+FAMILIES["Mistral4ForCausalLM"] = replace(
+    DEEPSEEK_V3,
+    name="Mistral 4",
+    defaults={
+        **LATENT,
+        "kv_lora_rank": 256,
+        "q_lora_rank": 1024,
+        "qk_nope_head_dim": 64,
+        "num_experts_per_tok": 4,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 2048,
+        "routed_scaling_factor": 1.0,
+        "first_k_dense_replace": 0,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+    },
+    flags=0,
+    numbers={"query_growth": llama4_beta, "query_span": llama4_span},
+    only=LATENT_ONLY,
+)
+FAMILIES["MiniCPM3ForCausalLM"] = replace(
+    FAMILIES["MiniCPMForCausalLM"],
+    name="MiniCPM3",
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "kv_lora_rank": 256,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": None,
+        "scale_emb": 12,
+        "scale_depth": 1.4,
+        "dim_model_base": 256,
+    },
+    switches=BIASES,
+    absent=NO_BIAS,
+    latent=True,
+)
 FAMILIES["GraniteMoeSharedForCausalLM"] = replace(
     FAMILIES["GraniteMoeForCausalLM"], name="Granite MoE with a shared expert"
 )
@@ -1703,6 +1843,8 @@ MODEL_TYPES = {
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "deepseek": "DeepseekForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
@@ -1723,6 +1865,7 @@ MODEL_TYPES = {
     "glm": "GlmForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "glm4_moe": "Glm4MoeForCausalLM",
+    "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "gpt2": "GPT2LMHeadModel",
     "gpt_bigcode": "GPTBigCodeForCausalLM",
@@ -1738,6 +1881,8 @@ MODEL_TYPES = {
     "hy_v3": "HYV3ForCausalLM",
     "internlm2": "InternLM2ForCausalLM",
     "internlm3": "InternLM3ForCausalLM",
+    "kimi_k2": "DeepseekV3ForCausalLM",
+    "kimi_k25": "KimiK25ForConditionalGeneration",
     "laguna": "LagunaForCausalLM",
     "jais2": "Jais2ForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -1746,11 +1891,13 @@ MODEL_TYPES = {
     "mellum": "MellumForCausalLM",
     "mimo_v2_flash": "MiMoV2FlashForCausalLM",
     "minicpm": "MiniCPMForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM",
     "ministral": "MinistralForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "mistral3": "Mistral3ForConditionalGeneration",
+    "mistral4": "Mistral4ForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "nanochat": "NanoChatForCausalLM",
     "nemotron": "NemotronForCausalLM",
@@ -1769,19 +1916,24 @@ MODEL_TYPES = {
     "solar_open": "SolarOpenForCausalLM",
     "stablelm": "StableLmForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
+    "youtu": "YoutuForCausalLM",
 }
 
 # Models of texts and pictures, whose text part is converted: the architecture of the text part by its
 # model_type, the usual one first
+KIMI = {"deepseek_v3": "DeepseekV3ForCausalLM", "kimi_k2": "DeepseekV3ForCausalLM"}
 WRAPPED: dict[str, dict[str, str]] = {
     "Gemma3ForConditionalGeneration": {"gemma3_text": "Gemma3ForCausalLM"},
     "Gemma3nForConditionalGeneration": {"gemma3n_text": "Gemma3nForCausalLM"},
     "Gemma4ForConditionalGeneration": {"gemma4_text": "Gemma4ForCausalLM"},
     "Gemma4UnifiedForConditionalGeneration": {"gemma4_unified_text": "Gemma4UnifiedForCausalLM"},
+    "KimiK25ForConditionalGeneration": KIMI,
+    "Kimi_K25ForConditionalGeneration": KIMI,  # as transformers has it
     "Llama4ForConditionalGeneration": {"llama4_text": "Llama4ForCausalLM"},
     "Mistral3ForConditionalGeneration": {
         "mistral": "MistralForCausalLM",
         "ministral3": "Ministral3ForCausalLM",
+        "mistral4": "Mistral4ForCausalLM",
     },
 }
 WRAPPED_NAMES = (
@@ -1791,21 +1943,16 @@ WRAPPED_NAMES = (
 )
 PICTURES = (
     *("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+    *("mm_projector.", "model.mm_projector."),
     *("model.audio_tower.", "model.vision_embedder.", "model.embed_vision.", "model.embed_audio."),
 )
 
 # Why an architecture that people ask for is not in the table
 ENCODER = "its attention looks ahead (an encoder)"
 ALIBI = "its positions are slopes on the scores of attention (ALiBi)"
-LATENT = "its attention is over compressed keys and values (MLA)"
 RECURRENT = "some of its layers are recurrent (a state-space model), not attention"
 REASONS: dict[str, str] = {
-    "DeepseekV2ForCausalLM": LATENT,
-    "DeepseekV3ForCausalLM": LATENT,
-    "DeepseekV32ForCausalLM": LATENT,
-    "KimiK25ForConditionalGeneration": LATENT,
-    "MiniCPM3ForCausalLM": LATENT,
-    "Glm4MoeLiteForCausalLM": LATENT,
+    "DeepseekV32ForCausalLM": "its attention is over positions that an indexer chooses",
     "BertModel": ENCODER,
     "RobertaModel": ENCODER,
     "XLMRobertaModel": ENCODER,

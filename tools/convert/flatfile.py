@@ -86,6 +86,10 @@ class Layer:
     low_rank: int = 0
     gate_cut: float = 0.0
     qkv_clip: float = 0.0
+    latent_dim: int = 0
+    q_rank: int = 0
+    turn_dim: int = 0
+    latent_eps: float = 0.0
 
     @property
     def ffn(self) -> int:
@@ -223,11 +227,12 @@ FIRST = 12  # of so many layers the first one has a matrix of 8 bits in an int4 
 
 
 def dtype_of(tensor: str, dtype: str, layer: int, n_layers: int) -> int:
-    """The dtype of a matrix in a file of `dtype`. A router is small, and decides, and learned positions are small,
-    and in all that follows: they have 16 bits. In int4 files embeddings and output have 8, of which a row is a
-    token or a logit, and so have the last matrices of the first layers: what they get wrong all others get. With
-    all matrices of these layers the KL divergence of SmolLM2 135M is 6 % less for 3 % more bytes, that of Gemma 3
-    270M 9 % less for 1 %, which makes its file larger than llama.cpp's IQ4_NL."""
+    """The dtype of a matrix in a file of `dtype`. A router is small, and decides, and learned positions
+    are small, and in all that follows: they have 16 bits. In int4 files embeddings and output have 8, of
+    which a row is a token or a logit, and so have the last matrices of the first layers: what they get
+    wrong all others get. With all matrices of these layers the KL divergence of SmolLM2 135M is 6 % less
+    for 3 % more bytes, that of Gemma 3 270M 9 % less for 1 %, which makes its file larger than
+    llama.cpp's IQ4_NL."""
     number: int = DTYPES[dtype]
     if tensor in ("LLM_ROUTER", "LLM_STREAM_ROUTER", "LLM_POSITIONS"):
         number = lib.LLM_FP16

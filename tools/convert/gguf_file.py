@@ -63,6 +63,11 @@ def minicpm_scales(config: Config) -> Config:
     }
 
 
+def minicpm3_scales(config: Config) -> Config:
+    """llama_model_minicpm3 has them in its code."""
+    return {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}
+
+
 def llama4_norms(config: Config) -> Config:
     """llama_model_llama4: the model with 128 experts, Maverick, does not normalise queries and keys."""
     return {"use_qk_norm": config["num_local_experts"] != 128}
@@ -136,6 +141,7 @@ class Architecture:
     experts: str | None = None
     windowed: str | None = None
     growing: str | None = None
+    softmax: str | None = None  # with experts that are chosen by softmax, if others are not
     permuted: bool = False  # q and k have the rows of interleaved pairs
     shifted: bool = False  # norms have 1 added
     fused: bool = False  # ffn_up is gate and up
@@ -252,12 +258,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "apertus": Architecture("ApertusForCausalLM"),
     "falcon": Architecture("FalconForCausalLM", facts=falcon_norms),
     "jais2": Architecture("Jais2ForCausalLM", facts=all_biases),
+    "deepseek2": Architecture(
+        "YoutuForCausalLM", "DeepseekV3ForCausalLM", softmax="DeepseekV2ForCausalLM", normalize=False
+    ),
+    "minicpm3": Architecture("MiniCPM3ForCausalLM", fill=minicpm3_scales),
 }
 
 # Why others are not: as the Hugging Face architecture that they are
 OTHERS = {
-    "deepseek2": "DeepseekV2ForCausalLM",
-    "minicpm3": "MiniCPM3ForCausalLM",
+    "mistral4": "Mistral4ForCausalLM",
     "mamba": "MambaForCausalLM",
     "mamba2": "Mamba2ForCausalLM",
     "jamba": "JambaForCausalLM",
@@ -293,6 +302,8 @@ KEYS = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.layer_norm_epsilon": "rms_norm_eps",
     "attention.sliding_window": "sliding_window",
@@ -375,6 +386,14 @@ LAYER = {
     "ffn_down_shexp.weight": "mlp.shared_expert.down_proj.weight",
     "exp_probs_b": "mlp.e_score_correction_bias",  # of HY 3
     "exp_probs_b.bias": "mlp.e_score_correction_bias",
+    "attn_q_a.weight": "self_attn.q_a_proj.weight",
+    "attn_q_a_norm.weight": "self_attn.q_a_layernorm.weight",
+    "attn_q_b.weight": "self_attn.q_b_proj.weight",
+    "attn_kv_a_mqa.weight": "self_attn.kv_a_proj_with_mqa.weight",
+    "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
+    "attn_kv_b.weight": "self_attn.kv_b_proj.weight",
+    "attn_k_b.weight": "self_attn.k_b_proj.{h}.weight",
+    "attn_v_b.weight": "self_attn.v_b_proj.{h}.weight",
     "post_ffw_norm.weight": "post_mlp_layernorm.weight",
     "layer_output_scale.weight": "layer_scalar",
     "inp_gate.weight": "per_layer_input_gate.weight",
@@ -404,7 +423,7 @@ EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)(?:_exps|\.(\d+))\.(weight|bias
 
 def name_of(name: str, row: Architecture) -> str:
     """The name that tensors.TENSORS has for a tensor; the name itself for one that has none. {e} stands for
-    all experts of a stack."""
+    all experts of a stack, {h} for all heads."""
     if name in ONCE:
         return ONCE[name]
     layer = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
@@ -432,11 +451,37 @@ def native_name(name: str, row: Architecture) -> str:
     if not layer:
         return name
     expert = re.fullmatch(r"mlp\.experts\.\d+\.(gate|up|down)_proj\.(weight|bias)", layer[2])
-    tail = f"ffn_{expert[1]}_exps.{expert[2]}" if expert else back.get(layer[2], layer[2])
+    whole = re.sub(r"(?<=_b_proj\.)\d+(?=\.)", "{h}", layer[2])
+    tail = f"ffn_{expert[1]}_exps.{expert[2]}" if expert else back.get(whole, layer[2])
     return f"blk.{layer[1]}.{tail}"
 
 
-def rope_parameters(get: Callable[[str], Any], factors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def chosen_by_softmax(get: Callable[[str], Any]) -> bool:
+    """llama_model_deepseek2: what files from before it was written say of how experts are chosen."""
+    lite = get("block_count") in (47, 48) and get("vocab_size") == 154880  # GLM-4.7 Flash
+    return (get("expert_gating_func") or (2 if lite else 1)) == 1
+
+
+def latent_widths(config: Config, get: Callable[[str], Any], family: Family) -> Config:
+    """Where llama.cpp attends to latents, the widths of heads have keys of their own; in older files, and of
+    MiniCPM3, they are those of keys and values."""
+    turning, groups = integer(config, "rotary_dim"), config.get("n_group", 1)
+    head = get("attention.key_length_mla") or config["head_dim"]
+    values = get("attention.value_length"), get("attention.value_length_mla")
+    method = {"topk_method": "group_limited_greedy" if groups > 1 else "greedy"}
+    return {
+        "num_key_value_heads": config["num_attention_heads"],  # as many as latents are made into
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": head - turning,
+        "v_head_dim": values[1] or values[0],
+        "q_lora_rank": config.get("q_lora_rank"),
+        **(method if "topk_method" in family.defaults else {}),
+    }
+
+
+def rope_parameters(
+    get: Callable[[str], Any], factors: Mapping[str, np.ndarray], latent: bool = False
+) -> dict[str, Any]:
     """config.json's rope_parameters from the metadata under `rope.` and the tensors of FACTORS."""
     rope: dict[str, Any] = {"rope_theta": get("rope.freq_base") or 10000.0}
     kind = get("rope.scaling.type")
@@ -472,7 +517,9 @@ def rope_parameters(get: Callable[[str], Any], factors: Mapping[str, np.ndarray]
     if rope["rope_type"] == "yarn":
         rope["beta_fast"] = get("rope.scaling.yarn_beta_fast")
         rope["beta_slow"] = get("rope.scaling.yarn_beta_slow")
-    if scale:  # llama_context: the magnitude of 1 over that of this
+    if scale and latent:  # a tenth of it, see llama_model_deepseek2
+        rope |= dict.fromkeys(("mscale", "mscale_all_dim"), scale / 0.1)
+    elif scale:  # llama_context: the magnitude of 1 over that of this
         rope |= {"mscale": 1.0, "mscale_all_dim": scale}
     if "rope_freqs.weight" in factors:
         if rope["rope_type"] == "yarn":
@@ -516,7 +563,8 @@ def chosen_of(get: Callable[[str], Any], architecture: str) -> str:
         raise ConvertError(f"{architecture}.attention.temperature_scale = {shown(growth)} is not supported")
     window = get("attention.sliding_window")
     dense = row.growing if growth else window and row.windowed or row.dense
-    chosen = row.experts if get("expert_count") else dense
+    mixture = row.softmax if row.softmax and chosen_by_softmax(get) else row.experts
+    chosen = mixture if get("expert_count") else dense
     if chosen is None:
         raise ConvertError(f"{architecture}.expert_count is {get('expert_count')}, which does not fit it")
     return chosen
@@ -548,7 +596,7 @@ def check_mixture(get: Callable[[str], Any], architecture: str, family: Family, 
         raise ConvertError(
             f"expert_gating_func = {get('expert_gating_func')} is not {architecture}'s {gating[0]}"
         )
-    if config.get("n_group", 1) != 1 and not sigmoid:
+    if config.get("n_group", 1) != 1 and not sigmoid and "n_group" not in family.defaults:
         raise ConvertError(f"{architecture}.expert_group_count = {shown(config['n_group'])} is not supported")
     norm = get("expert_weights_norm")
     if norm is not None and "norm_topk_prob" not in family.switches and bool(norm) != always:
@@ -611,13 +659,19 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     check_mixture(get, architecture, family, config)
     if family.experts:
         config |= mixture(get, architecture, family, config)
+    elif row.softmax:  # what is written of models without any, too
+        leading, shared = get("leading_dense_block_count"), get("expert_shared_count")
+        if leading not in (None, n_layers) or shared not in (None, 0):
+            raise ConvertError(f"{architecture} has layers with experts, and no expert_count")
     dim, n_heads = (integer(config, key) for key in ("hidden_size", "num_attention_heads"))
     layer_count(config)
     head_dim = config.setdefault("head_dim", dim // n_heads)
     config.setdefault("num_key_value_heads", n_heads)
     integer(config, "num_key_value_heads")
     value_dim = get("attention.value_length")
-    if "value_dim" in family.numbers:
+    if family.latent:
+        config |= latent_widths(config, get, family)
+    elif "value_dim" in family.numbers:
         config["v_head_dim"] = head_dim if value_dim is None else value_dim
         config["attention_value_scale"] = get("attention.value_scale") or 1.0
     elif not row.own and value_dim not in (None, head_dim):
@@ -866,9 +920,13 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
             streams = name.startswith("model.altup_")
             count = integer(config, "altup_num_inputs") - 1 if streams else expert_count(config)
             source.tensors.update(sources.unstack(tensor, (name,), count))
+        elif "{h}" in name:
+            each = name.replace("{h}", "{e}")
+            source.tensors.update(sources.unstack(tensor, (each,), integer(config, "num_attention_heads")))
         else:
             source.tensors[name] = tensor
-    rope = dict(row.rope) | rope_parameters(get, factors)
+    latent = FAMILIES[config["architectures"][0]].latent
+    rope = dict(row.rope) | rope_parameters(get, factors, latent)
     if row.growing:
         rope["llama_4_scaling_beta"] = get("attention.temperature_scale") or 0.0
         rope["original_max_position_embeddings"] = config.get("original_max_position_embeddings")

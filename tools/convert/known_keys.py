@@ -54,6 +54,7 @@ WITHOUT_INFLUENCE = frozenset(
     torchscript use_bfloat16 tf_legacy_loss pruned_heads chunk_size_feed_forward pretraining_tp
     is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder
     _sliding_window_pattern
+    qk_head_dim ep_size seq_aux aux_loss_alpha num_mtp_layers
 
     max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
     top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size

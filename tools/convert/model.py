@@ -47,6 +47,7 @@ class Model:
     value_scale: float = 1.0  # multiplies the values of attention
     # of each layer (head_dim,), see rope.head_order; None: as it is
     head_orders: list[np.ndarray | None] = field(default_factory=list)
+    latent_order: np.ndarray | None = None  # (latent_dim + turn_dim,) the same of what keys are made of
     transposed: bool = False  # stacks of experts have a column where others have a row
     folded: dict[str, float] = field(default_factory=dict)  # as the family's, of this configuration
     ple_rows: int = 0  # tokens that have embeddings by layer of their own; others have those of token 0
@@ -62,11 +63,13 @@ class Model:
     def sizes(self, number: int) -> dict[str, int]:
         """The dimensions that tensors.TENSORS and tensors.FUSED name, in this layer."""
         layer = self.shape.layers[number]
-        kv_heads = layer.n_kv_heads if layer.kv_layer is None else 0
+        latent, kv_heads = layer.latent_dim > 0, layer.n_kv_heads if layer.kv_layer is None else 0
         q, k = layer.n_heads * layer.head_dim, kv_heads * layer.head_dim
         value_dim = layer.value_dim or layer.head_dim
         many = bool(layer.flags & (lib.LLM_QK_NORM_WHOLE | lib.LLM_QK_NORM_EACH))
         qnorm, knorm = (q, k) if many else (layer.head_dim, layer.head_dim)
+        if latent:
+            qnorm = knorm = 0
         biased = bool(layer.flags & lib.LLM_NORM_BIAS)
         return {
             "one": 1,
@@ -76,8 +79,9 @@ class Model:
             "ffn": layer.ffn_dim,
             "shared": layer.shared_dim,
             "q": q,
-            "k": k,
-            "v": 0 if layer.flags & lib.LLM_V_IS_K else kv_heads * value_dim,
+            "direct": 0 if layer.q_rank else q,
+            "k": 0 if latent else k,
+            "v": 0 if latent or layer.flags & lib.LLM_V_IS_K else kv_heads * value_dim,
             "att": layer.n_heads * value_dim,
             "attgate": gate_dim(layer),
             "heads": layer.n_heads,
@@ -87,6 +91,11 @@ class Model:
             "qnbias": qnorm if biased else 0,
             "knbias": knorm if biased else 0,
             "gated": 0 if layer.flags & lib.LLM_NO_GATE else layer.ffn_dim,
+            "qrank": layer.q_rank,
+            "latent": layer.latent_dim,
+            "compressed": layer.latent_dim + layer.turn_dim,
+            "plain": layer.head_dim - layer.turn_dim,
+            "value": value_dim,
             "experts": layer.n_experts,
             "gate": 1 if layer.flags & lib.LLM_SHARED_GATE else 0,
             "ple": self.shape.ple_dim,
@@ -171,20 +180,45 @@ def flags_of(config: Config, family: Family) -> int:
     return flags | (lib.LLM_ONE_NORM if family.one_norm(config) else 0)
 
 
-def attention(config: Config, family: Family) -> flatfile.Layer:
-    """What all layers have in common: all but the feed-forward block, the window and the rotary table."""
+def heads_of(config: Config) -> dict[str, Any]:
+    """The fields of llm_layer for query heads, and keys and values of their own."""
     dim, n_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
     head_dim = integer(config, "head_dim") if config["head_dim"] is not None else dim // n_heads
     given = config["num_key_value_heads"] is not None
+    return {
+        "n_heads": n_heads,
+        "n_kv_heads": integer(config, "num_key_value_heads") if given else n_heads,
+        "head_dim": head_dim,
+        "attn_scale": max(1, head_dim) ** -0.5,
+    }
+
+
+def latent_heads_of(config: Config) -> dict[str, Any]:
+    """The same of DeepseekV2Attention. The norms of what has a low rank have an epsilon of its own."""
+    dim, n_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
+    plain, turning = integer(config, "qk_nope_head_dim"), integer(config, "qk_rope_head_dim")
+    if integer(config, "num_key_value_heads", "num_attention_heads") != n_heads:
+        raise ConvertError("configuration: num_key_value_heads is not num_attention_heads")
+    return {
+        "n_heads": n_heads,
+        "head_dim": plain + turning,
+        "attn_scale": (plain + turning) ** -0.5 * rope.score_scale(config),
+        "value_dim": integer(config, "v_head_dim") if config["v_head_dim"] is not None else dim // n_heads,
+        "latent_dim": integer(config, "kv_lora_rank"),
+        "turn_dim": turning,
+        "q_rank": integer(config, "q_lora_rank") if config["q_lora_rank"] is not None else 0,
+        "latent_eps": 1e-6,
+    }
+
+
+def attention(config: Config, family: Family) -> flatfile.Layer:
+    """What all layers have in common: all but the feed-forward block, the window and the rotary table."""
     elsewhere = (*OF_HEADER, "expert_scale")
     own = {key: formula(config) for key, formula in family.numbers.items() if key not in elsewhere}
     return flatfile.Layer(
         flags=flags_of(config, family) & ~flatfile.ROUTED,
-        n_heads=n_heads,
-        n_kv_heads=integer(config, "num_key_value_heads") if given else n_heads,
-        head_dim=head_dim,
         activation=ACTIVATIONS[config["hidden_act"]] if family.activation is None else family.activation,
-        **{"attn_scale": max(1, head_dim) ** -0.5, **own},
+        **(latent_heads_of(config) if family.latent else heads_of(config)) | own,
     )
 
 
@@ -277,7 +311,7 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         dim=integer(config, "hidden_size"),
         vocab_size=integer(config, "vocab_size"),
         context=longest,
-        rope_dim=max(layer.head_dim for layer in layers),
+        rope_dim=max(layer.turn_dim or layer.head_dim for layer in layers),
         ple_dim=ple_dim,
         n_streams=integer(config, family.streams) if family.streams else 0,
         norm_eps=number(config, "rms_norm_eps", zero=True),
@@ -290,8 +324,8 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     flatfile.make_layout(model.shape)
     turning = []
     for layer, kind in zip(layers, ropes, strict=True):
-        turning.append(rope.rotary_dim(config, layer.head_dim, kind))
-        if turning[-1] != layer.head_dim and not family.partial:
+        turning.append(layer.turn_dim or rope.rotary_dim(config, layer.head_dim, kind))
+        if turning[-1] != (layer.turn_dim or layer.head_dim) and not family.partial:
             raise ConvertError(
                 f"partial_rotary_factor: {turning[-1]} of a head's {layer.head_dim} elements turn; of "
                 f"{family.name} all do"
@@ -306,6 +340,12 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         layers=tuple(replace(layer, rope=n) for layer, n in zip(layers, tables.layers, strict=True)),
     )
     flatfile.make_layout(model.shape)
+    if family.latent:
+        neighbours = family.interleaved and switch(config, "rope_interleave")
+        order = rope.head_order(common.turn_dim, common.turn_dim, neighbours)
+        model.head_orders = [rope.behind(common.head_dim - common.turn_dim, order)] * len(layers)
+        model.latent_order = rope.behind(common.latent_dim, order)
+        return model
     for layer, dim in zip(layers, turning, strict=True):
         moved = family.interleaved or dim != layer.head_dim
         order = rope.head_order(layer.head_dim, dim, family.interleaved) if moved else None

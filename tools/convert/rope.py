@@ -81,15 +81,26 @@ def llama3(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     return Rotation(np.where(medium, smoothed, scaled))
 
 
+def magnitude(scale: float, m: float = 1) -> float:
+    """get_mscale of _compute_yarn_parameters, and DeepSeek's yarn_get_mscale."""
+    return 1.0 if scale <= 1 else 0.1 * m * math.log(scale) + 1.0
+
+
+def score_scale(config: dict[str, Any]) -> float:
+    """yarn_apply_mscale of DeepseekV2Attention: what scores are multiplied by beside
+    1 / sqrt(head_dim), where all of a head has the rotation's magnitude and not only what turns."""
+    rope = parameters(config, config["rope_theta"], "full_attention", local=False)
+    if rope["rope_type"] == "default" or not rope.get("mscale_all_dim"):
+        return 1.0
+    return magnitude(number(rope, "factor"), number(rope, "mscale_all_dim")) ** 2
+
+
 def yarn(rope: dict[str, Any], dim: int, context: int) -> Rotation:
     """_compute_yarn_parameters."""
     base, old = rope["rope_theta"], number(rope, "original_max_position_embeddings")
     factor = number(rope, "factor") if rope.get("factor") is not None else context / old
     beta_fast, beta_slow = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
     mscale, mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
-
-    def magnitude(scale: float, m: float = 1) -> float:
-        return 1.0 if scale <= 1 else 0.1 * m * math.log(scale) + 1.0
 
     attention_factor = rope.get("attention_factor")
     if attention_factor is None:
@@ -220,6 +231,11 @@ def head_order(head_dim: int, turning: int, interleaved: bool) -> np.ndarray:
     i + turning / 2, or if interleaved 2i with 2i + 1; the others do not turn."""
     pairs = np.arange(turning).reshape(-1, 2).T if interleaved else np.arange(turning).reshape(2, -1)
     return np.concatenate([pairs, np.arange(turning, head_dim).reshape(2, -1)], axis=1).reshape(-1)
+
+
+def behind(n: int, order: np.ndarray) -> np.ndarray:
+    """An order of elements behind n others that stay."""
+    return np.concatenate([np.arange(n), n + order])
 
 
 def rotation(rope: dict[str, Any], dim: int, context: int) -> Rotation:

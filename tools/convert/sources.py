@@ -333,17 +333,6 @@ class Softplus(Tensor):
         return wide.astype(np.float32)
 
 
-class Flat(Tensor):
-    """All numbers of a small matrix, row after row, as a vector."""
-
-    def __init__(self, base: Tensor) -> None:
-        super().__init__(base.name, (base.rows * base.cols,))
-        self.base = base
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self.base.read(0, self.base.rows).reshape(-1, 1)[start:stop]
-
-
 class Lengthened(Tensor):
     """A matrix with more rows, all of them as its first one."""
 
@@ -368,6 +357,17 @@ class Linear(Tensor):
         scaled: np.ndarray = self.base.read(start, stop) * self.scale
         scaled += self.offset
         return scaled
+
+
+class Columns(Tensor):
+    """The columns of a matrix that is small enough to be read as a whole, as rows."""
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__(base.name, base.shape[::-1])
+        self.base = base
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self.base.read(0, self.base.rows)[:, start:stop].T)
 
 
 def in_heads(tensor: Tensor, order: np.ndarray) -> Tensor:

@@ -30,19 +30,31 @@ TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
     "LLM_EMBED_NORM": (("model.embed_norm.weight", "dim"), ("model.embed_norm.bias", "nbias")),
     "LLM_ATTN_NORM": (("input_layernorm.weight", "dim"), ("input_layernorm.bias", "nbias")),
     "LLM_QKV": (
-        ("self_attn.q_proj.weight", "q dim"),
+        ("self_attn.q_proj.weight", "direct dim"),
         ("self_attn.k_proj.weight", "k dim"),
         ("self_attn.v_proj.weight", "v dim"),
         ("self_attn.gate_proj.weight", "attgate dim"),
+        ("self_attn.q_a_proj.weight", "qrank dim"),
+        ("self_attn.kv_a_proj_with_mqa.weight", "compressed dim"),
     ),
     "LLM_BIAS": (
-        ("self_attn.q_proj.bias", "q"),
+        ("self_attn.q_proj.bias", "direct"),
         ("self_attn.k_proj.bias", "k"),
         ("self_attn.v_proj.bias", "v"),
         ("self_attn.gate_proj.bias", "attgate"),
+        ("self_attn.q_a_proj.bias", "qrank"),
+        ("self_attn.kv_a_proj_with_mqa.bias", "compressed"),
     ),
-    "LLM_Q_NORM": (("self_attn.q_norm.weight", "qnorm"), ("self_attn.q_norm.bias", "qnbias")),
-    "LLM_K_NORM": (("self_attn.k_norm.weight", "knorm"), ("self_attn.k_norm.bias", "knbias")),
+    "LLM_Q_NORM": (
+        ("self_attn.q_norm.weight", "qnorm"),
+        ("self_attn.q_norm.bias", "qnbias"),
+        ("self_attn.q_a_layernorm.weight", "qrank"),
+    ),
+    "LLM_K_NORM": (
+        ("self_attn.k_norm.weight", "knorm"),
+        ("self_attn.k_norm.bias", "knbias"),
+        ("self_attn.kv_a_layernorm.weight", "latent"),
+    ),
     "LLM_ATTN_OUT": (("self_attn.o_proj.weight", "dim att"),),
     "LLM_ATTN_POST_NORM": (
         ("post_self_attn_layernorm.weight", "dim"),
@@ -82,6 +94,9 @@ TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
     "LLM_STREAM_CORRECT": (("altup.correction_coefs.weight", "correct"),),
     "LLM_STREAM_SCALE": (("altup.correct_output_scale", "dim"),),
     "LLM_XIELU_NUMBERS": (("mlp.act_fn.alpha_p", "one"), ("mlp.act_fn.alpha_n", "one")),
+    "LLM_Q_UP": (("self_attn.q_b_proj.weight", "q qrank"),),
+    "LLM_K_UP": (("self_attn.k_b_proj.{n}.weight", "latent plain"),),
+    "LLM_V_UP": (("self_attn.v_b_proj.{n}.weight", "value latent"),),
 }
 
 # Matrices that some files have in one: the end of the name, the ends of its parts' names, and their rows. In
@@ -138,7 +153,7 @@ def parts_of(model: Model, tensor: str, layer: int, expert: int) -> list[tuple[s
         full = (
             name.format(n=expert)
             if name.startswith(("model.", "lm_head."))
-            else f"model.layers.{layer}.{name.format(e=which)}"
+            else f"model.layers.{layer}.{name.format(e=which, n=expert)}"
         )
         shape = tuple(sizes[key] for key in dimensions.split())
         found += [(full, shape)] if shape[0] else []
@@ -260,7 +275,9 @@ def canonical(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in completed(tensors).items():
         stem, _, kind = name.rpartition(".")
         fused = next((end for end in FUSED if stem.endswith(end)), None)
-        if fused is None:
+        if name.endswith(".self_attn.kv_b_proj.weight"):
+            parts = by_heads(model, name, tensor)
+        elif fused is None:
             parts = {name: tensor}
         else:
             layer = layer_of(name)
@@ -284,6 +301,23 @@ def absent(model: Model, name: str, shape: tuple[int, ...]) -> Tensor | None:
     return None if value is None else sources.Constant(name, shape, value)
 
 
+def by_heads(model: Model, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """What makes keys and values of a latent, (n_heads * (plain + value), latent) with the rows of a head
+    together, as a matrix for the keys of each head, transposed, and one for its values."""
+    layer = layer_of(name)
+    number = layer if layer is not None and layer < len(model.shape.layers) else 0
+    sizes, heads = model.sizes(number), model.shape.layers[number].n_heads
+    rows, prefix = (sizes["plain"], sizes["value"]) * heads, name.removesuffix("kv_b_proj.weight")
+    if tensor.shape != (sum(rows), sizes["latent"]):
+        raise ConvertError(f"{tensor.name} is {tensor.shape}, expected {(sum(rows), sizes['latent'])}")
+    parts = sources.split(tensor, rows)
+    found: dict[str, Tensor] = {}
+    for head in range(heads):
+        found[f"{prefix}k_b_proj.{head}.weight"] = sources.Columns(parts[2 * head])
+        found[f"{prefix}v_b_proj.{head}.weight"] = parts[2 * head + 1]
+    return found
+
+
 def folded(model: Model, name: str, tensor: Tensor) -> Tensor:
     """A tensor with what the converter computes in advance."""
     stem, _, kind = name.rpartition(".")
@@ -293,8 +327,10 @@ def folded(model: Model, name: str, tensor: Tensor) -> Tensor:
         tensor = sources.Rows(tensor, (model.shape.context, tensor.cols))
     layer = layer_of(name)
     order = model.head_orders[layer] if layer is not None and layer < len(model.head_orders) else None
-    if order is not None and stem.endswith((".q_proj", ".k_proj", ".q_norm", ".k_norm")):
+    if order is not None and stem.endswith((".q_proj", ".q_b_proj", ".k_proj", ".q_norm", ".k_norm")):
         tensor = sources.in_heads(tensor, order)
+    if model.latent_order is not None and stem.endswith(".kv_a_proj_with_mqa"):
+        tensor = sources.in_heads(tensor, model.latent_order)
     if model.value_scale != 1 and stem.endswith(".v_proj"):
         tensor = sources.Linear(tensor, model.value_scale)
     if stem.endswith((".altup.prediction_coefs", ".altup.correction_coefs")):
