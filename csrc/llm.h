@@ -121,8 +121,8 @@ enum llm_feature {
         << 20,            /* ... by ln(1 + exp(x)) instead of the sigmoid; with LLM_OUT_GATE (Laguna) */
     LLM_V_NORM = 1 << 21, /* RMSNorm over each head of v, without weights (Gemma 3n) */
     LLM_V_IS_K = 1 << 22, /* there are no rows of v: it is k, before its norm and rotation (Gemma 4) */
-    /* router and shared expert read norms of their own of the residual stream; the shared one's output and the sum of the
-     * others get a norm each, and are added then (Gemma 4) */
+    /* router and shared expert read norms of their own of the residual stream; the shared one's output and the sum
+     * of the others get a norm each, and are added then (Gemma 4) */
     LLM_SHARED_NORMS = 1 << 23,
     LLM_ROUTER_SCALED = 1
         << 24, /* an expert's weight is multiplied by a number of its own at last (Gemma 4) */
@@ -248,29 +248,31 @@ typedef struct llm_angle {
 } llm_angle;
 
 /* With ple_dim a layer has a vector e (ple_dim,) of its own for each token: the layer's part of the token's row of
- * LLM_PLE_EMBED, times ple_scale, plus the norm LLM_PLE_NORM of the layer's part of LLM_PLE_PROJ @ the token's embedding
- * (without embed_scale). The layer ends with a third block, which reads the residual stream x as it is: LLM_PLE_OUT @
- * (activation(LLM_PLE_GATE @ x) * e), through the norm LLM_PLE_POST_NORM, is added to it (Gemma 3n). */
+ * LLM_PLE_EMBED, times ple_scale, plus the norm LLM_PLE_NORM of the layer's part of LLM_PLE_PROJ @ the token's
+ * embedding (without embed_scale). The layer ends with a third block, which reads the residual stream x as it is:
+ * LLM_PLE_OUT @ (activation(LLM_PLE_GATE @ x) * e) is added to it, through the norm LLM_PLE_POST_NORM (Gemma
+ * 3n). */
 
-/* With n_streams (Baykal et al. 2023, "Alternating Updates"; Gemma 3n) blocks read and write the first of several residual
- * streams x_k. Stream k > 0 begins as LLM_STREAM_IN k @ x_0, made as large as x_0 is (its root mean square, that of the
- * product being 0.00316 at least). Around a layer's blocks, with modes m (n_streams,) = tanh(LLM_STREAM_ROUTER @ the norm
- * LLM_STREAM_NORM of x_0): before them x_k becomes p_k = x_k + sum over j and i of LLM_STREAM_PREDICT[k][j][i] m_i x_j;
- * after them, with the modes of what x_0 is then, p_k + (x_0 - p_0) (1 + sum over i of LLM_STREAM_CORRECT[k][i] m_i). The
- * block of LLM_PLE_GATE reads x_0 * LLM_STREAM_SCALE, and its output is added to all streams but the first. After the last
- * layer x_0 is the mean of itself and all LLM_STREAM_OUT k @ x_k, made as large as it is.
+/* With n_streams (Baykal et al. 2023, "Alternating Updates"; Gemma 3n) blocks read and write the first of several
+ * residual streams x_k. Stream k > 0 begins as LLM_STREAM_IN k @ x_0, made as large as x_0 is (its root mean
+ * square, that of the product being 0.00316 at least). Around a layer's blocks, with modes m (n_streams,) =
+ * tanh(LLM_STREAM_ROUTER @ the norm LLM_STREAM_NORM of x_0): before them x_k becomes p_k = x_k + sum over j and i
+ * of LLM_STREAM_PREDICT[k][j][i] m_i x_j; after them, with the modes of what x_0 is then, p_k + (x_0 - p_0) (1 +
+ * sum over i of LLM_STREAM_CORRECT[k][i] m_i). The block of LLM_PLE_GATE reads x_0 * LLM_STREAM_SCALE, and its
+ * output is added to all streams but the first. After the last layer x_0 becomes the mean of itself and all
+ * LLM_STREAM_OUT k @ x_k, made as large as it is.
  *
- * With low_rank (Menghani et al. 2024, "LAuReL"), of what attention reads, y: behind attention x becomes
- * (x + y + the norm LLM_LAUREL_NORM of LLM_LAUREL_RIGHT @ LLM_LAUREL_LEFT @ y) / sqrt(2). */
+ * With low_rank (Menghani et al. 2024, "LAuReL"), of what attention reads, y: behind attention x becomes (x + y +
+ * the norm LLM_LAUREL_NORM of LLM_LAUREL_RIGHT @ LLM_LAUREL_LEFT @ y) / sqrt(2). */
 
 /* The tensors in file order. Those before LLM_ATTN_NORM occur once; the rest once a layer, a layer's tensors
- * together; LLM_GATE_UP, LLM_DOWN and their biases once for each expert of a layer. q_dim = n_heads * head_dim; k_dim =
- * n_kv_heads * head_dim and v_dim = n_kv_heads * value_dim, or both 0 where the layer uses another one's keys and values
- * (v_dim also with LLM_V_IS_K); att_dim = n_heads * value_dim; gate_dim = att_dim with LLM_OUT_GATE, n_heads with
- * .._HEAD, else 0. A norm's vector has one row, with LLM_QK_NORM_EACH that of q and k one for each head, n_heads and
- * n_kv_heads; with LLM_NORM_BIAS as many rows of biases follow; those of LLM_ROUTER_NORM and behind it are RMSNorms
- * always. With latent_dim LLM_QKV has rows of q_rank numbers, or without that of q_dim, then of c and t; LLM_K_UP and
- * LLM_V_UP occur once for each query head. */
+ * together; LLM_GATE_UP, LLM_DOWN and their biases once for each expert of a layer. q_dim = n_heads * head_dim;
+ * k_dim = n_kv_heads * head_dim and v_dim = n_kv_heads * value_dim, or both 0 where the layer uses another one's
+ * keys and values (v_dim also with LLM_V_IS_K); att_dim = n_heads * value_dim; gate_dim = att_dim with
+ * LLM_OUT_GATE, n_heads with .._HEAD, else 0. A norm's vector has one row, with LLM_QK_NORM_EACH that of q and k
+ * one for each head, n_heads and n_kv_heads; with LLM_NORM_BIAS as many rows of biases follow; those of
+ * LLM_ROUTER_NORM and behind it are RMSNorms always. With latent_dim LLM_QKV has rows of q_rank numbers, or
+ * without that of q_dim, then of c and t; LLM_K_UP and LLM_V_UP occur once for each query head. */
 enum llm_tensor_id {
     LLM_EMBED = 0,      /* (vocab_size, dim)            matrix */
     LLM_OUT_NORM = 1,   /* (1, dim)                     vector */
