@@ -45,7 +45,7 @@ TYPES = (
 FAMILY_TYPES = """
     llama mistral mistral3 mixtral ministral qwen2 qwen2_moe qwen3 qwen3_moe smollm3 phi3 gemma gemma2 gemma3
     gemma3_text olmo2 olmo3 olmoe granite granitemoe granitemoeshared internlm2 internlm3 minicpm glm glm4
-    seed_oss ernie4_5 exaone4 minimax_m2
+    seed_oss ernie4_5 exaone4 minimax_m2 gemma3n gemma3n_text gemma4 gemma4_text gemma4_unified
     afmoe cwm deepseek dots1 ernie4_5_moe exaone_moe flex_olmo glm4_moe gpt_oss granite_swa granitemoe_swa
     hunyuan_v1_dense hunyuan_v1_moe hy_v3 laguna llama4 llama4_text mellum mimo_v2_flash ministral3 solar_open
 """.split()

@@ -41,6 +41,7 @@ TENSOR_IDS = sorted(
 )
 
 
+ONCE = {name for number, name in TENSOR_IDS if number < lib.LLM_ATTN_NORM}  # others are a layer's
 ROUTED = (  # flags of a layer with experts
     lib.LLM_ROUTER_NORMALIZE
     | lib.LLM_ROUTER_SIGMOID
@@ -227,19 +228,18 @@ FIRST = 12  # of so many layers the first one has a matrix of 8 bits in an int4 
 
 
 def dtype_of(tensor: str, dtype: str, layer: int, n_layers: int) -> int:
-    """The dtype of a matrix in a file of `dtype`. A router is small, and decides, and learned positions
-    are small, and in all that follows: they have 16 bits. In int4 files embeddings and output have 8, of
-    which a row is a token or a logit, and so have the last matrices of the first layers: what they get
-    wrong all others get. With all matrices of these layers the KL divergence of SmolLM2 135M is 6 % less
-    for 3 % more bytes, that of Gemma 3 270M 9 % less for 1 %, which makes its file larger than
-    llama.cpp's IQ4_NL."""
+    """The dtype of a matrix in a file of `dtype`. A router is small, and decides, and learned positions are
+    small, and in all that follows: they have 16 bits. In int4 files what occurs once has 8, embeddings and
+    output, of which a row is a token or a logit, and so have the last matrices of the first layers: what they
+    get wrong all others get. With all matrices of these layers the KL divergence of SmolLM2 135M is 6 % less
+    for 3 % more bytes, that of Gemma 3 270M 9 % less for 1 %, which makes its file larger than llama.cpp's
+    IQ4_NL."""
     number: int = DTYPES[dtype]
     if tensor in ("LLM_ROUTER", "LLM_STREAM_ROUTER", "LLM_POSITIONS"):
         number = lib.LLM_FP16
     elif dtype == "int4":
         last_of_first = tensor == "LLM_DOWN" and layer < n_layers // FIRST
-        once = dict(map(reversed, TENSOR_IDS))[tensor] < lib.LLM_ATTN_NORM
-        if once or last_of_first:
+        if tensor in ONCE or last_of_first:
             number = lib.LLM_INT8_ROTATED
     return number
 
