@@ -833,6 +833,7 @@ CASES: dict[str, Case] = {
             "num_key_value_heads": 1,
             "head_dim": 96,
             "v_head_dim": 64,
+            "attention_value_scale": 0.5,  # into the weights of values: fp16 holds them still
             "n_routed_experts": 6,
             "num_hidden_layers": 4,
             "sliding_window": 21,
