@@ -115,7 +115,7 @@ size_t reusable(const llm_session *session, const uint32_t *held, const uint32_t
     const size_t most = smaller(llm_length(session, 0), n - 1);
     while (same < most && held[same] == tokens[same])
         same++;
-    return same < llm_oldest(session, 0) ? 0 : same;
+    return llm_cut(session, 0, same);
 }
 
 int extend(run *r, const uint32_t *tokens, size_t n) {

@@ -123,6 +123,10 @@ static const char *const tensor_names[LLM_N_TENSORS] = {
     [LLM_Q_UP] = "q_up",
     [LLM_K_UP] = "k_up",
     [LLM_V_UP] = "v_up",
+    [LLM_CONV] = "conv",
+    [LLM_STATE_GATES] = "state_gates",
+    [LLM_DECAY] = "decay",
+    [LLM_STATE_NORM] = "state_norm",
 };
 
 const char *llm_tensor_name(uint32_t id) { return id < LLM_N_TENSORS ? tensor_names[id] : NULL; }
@@ -149,10 +153,46 @@ static const range header_ranges[] = {
     {"n_streams", offsetof(llm_header, n_streams), 0, MAX_STREAMS},
 };
 
-static const range layer_ranges[] = {
+static const range attention_ranges[] = {
     {"n_heads", offsetof(llm_layer, n_heads), 1, 1 << 12},
     {"n_kv_heads", offsetof(llm_layer, n_kv_heads), 1, 1 << 12},
     {"head_dim", offsetof(llm_layer, head_dim), 2, MAX_HEAD},
+    {"conv_kernel", offsetof(llm_layer, conv_kernel), 0, 0},
+};
+
+/* Of a layer without attention, */
+static const range state_ranges[] = {
+    {"n_heads", offsetof(llm_layer, n_heads), 0, 0},
+    {"n_kv_heads", offsetof(llm_layer, n_kv_heads), 0, 0},
+    {"head_dim", offsetof(llm_layer, head_dim), 0, 0},
+    {"window", offsetof(llm_layer, window), 0, 0},
+    {"rope", offsetof(llm_layer, rope), 0, 0},
+    {"value_dim", offsetof(llm_layer, value_dim), 0, 0},
+    {"query_span", offsetof(llm_layer, query_span), 0, 0},
+    {"query_shift", offsetof(llm_layer, query_shift), 0, 0},
+    {"low_rank", offsetof(llm_layer, low_rank), 0, 0},
+    {"latent_dim", offsetof(llm_layer, latent_dim), 0, 0},
+    {"turn_dim", offsetof(llm_layer, turn_dim), 0, 0},
+    {"q_rank", offsetof(llm_layer, q_rank), 0, 0},
+    {"conv_kernel", offsetof(llm_layer, conv_kernel), 2, MAX_KERNEL},
+};
+
+/* and of one with the delta rule, or without */
+static const range delta_ranges[] = {
+    {"delta_key_heads", offsetof(llm_layer, delta_key_heads), 1, 1 << 12},
+    {"delta_heads", offsetof(llm_layer, delta_heads), 1, 1 << 12},
+    {"delta_key_dim", offsetof(llm_layer, delta_key_dim), 1, MAX_HEAD},
+    {"delta_value_dim", offsetof(llm_layer, delta_value_dim), 1, MAX_HEAD},
+};
+
+static const range no_delta_ranges[] = {
+    {"delta_key_heads", offsetof(llm_layer, delta_key_heads), 0, 0},
+    {"delta_heads", offsetof(llm_layer, delta_heads), 0, 0},
+    {"delta_key_dim", offsetof(llm_layer, delta_key_dim), 0, 0},
+    {"delta_value_dim", offsetof(llm_layer, delta_value_dim), 0, 0},
+};
+
+static const range layer_ranges[] = {
     {"ffn_dim", offsetof(llm_layer, ffn_dim), 1, 1 << 20},
     {"n_experts", offsetof(llm_layer, n_experts), 0, MAX_EXPERTS},
     {"n_active", offsetof(llm_layer, n_active), 0, MAX_EXPERTS},
@@ -168,6 +208,9 @@ static const range layer_ranges[] = {
     {"q_rank", offsetof(llm_layer, q_rank), 0, 1 << 20},
 };
 
+#define CHECK_RANGES(where, fields, table) \
+    TRY(check_ranges(where, fields, table, sizeof table / sizeof *table, err, errlen))
+
 /* `where` is "header" or "layer 3", for the sentence. */
 static int check_ranges(
     const char *where, const void *fields, const range *ranges, size_t n, char *err, size_t errlen) {
@@ -175,6 +218,7 @@ static int check_ranges(
         const range *r = &ranges[i];
         uint32_t v;
         memcpy(&v, (const char *)fields + r->offset, sizeof v);
+        REQUIRE(r->max || !v, "%s: %s is %u, in a layer that has none", where, r->name, v);
         REQUIRE(v >= r->min && v <= r->max, "%s: %s is %u, not %u to %u", where, r->name, v, r->min, r->max);
     }
     return 0;
@@ -207,11 +251,10 @@ static int check_scale(const char *where, const char *name, float scale, char *e
 }
 
 static int check_header(const llm_header *h, char *err, size_t errlen) {
-    const size_t n = sizeof header_ranges / sizeof *header_ranges;
     TRY(check_bits("header", h->required, err, errlen));
     TRY(check_norm_bias("header", h->required, err, errlen));
     TRY(check_zeros("header", h->reserved, sizeof h->reserved, err, errlen));
-    TRY(check_ranges("header", h, header_ranges, n, err, errlen));
+    CHECK_RANGES("header", h, header_ranges);
     REQUIRE(h->rope_dim % 2 == 0, "header: rope_dim %u is odd", h->rope_dim);
     REQUIRE(h->text_size % 64 == 0 && h->text_size >> 40 == 0, "header: text_size is wrong");
     REQUIRE(h->norm_eps >= 0 && h->norm_eps < 1, "header: norm_eps is %g", h->norm_eps);
@@ -260,6 +303,8 @@ static int check_latent(const char *where, const llm_layer *l, size_t layer, cha
 static int check_attention(
     const char *where, const llm_header *h, const llm_layer *layers, size_t layer, char *err, size_t errlen) {
     const llm_layer *l = &layers[layer];
+    CHECK_RANGES(where, l, attention_ranges);
+    CHECK_RANGES(where, l, no_delta_ranges);
     REQUIRE(l->n_heads % l->n_kv_heads == 0, "%s: %u heads on %u kv heads", where, l->n_heads, l->n_kv_heads);
     REQUIRE(l->head_dim % 2 == 0, "%s: head_dim %u is odd", where, l->head_dim);
     TRY(check_latent(where, l, layer, err, errlen));
@@ -316,6 +361,30 @@ static int check_groups(const char *where, const llm_layer *l, char *err, size_t
     return 0;
 }
 
+/* A layer with a state */
+static int check_state(const char *where, const llm_layer *l, size_t layer, char *err, size_t errlen) {
+    const uint64_t of_attention = LLM_QKV_BIAS | LLM_QK_NORM | LLM_QK_NORM_WHOLE | LLM_QK_NORM_LATE |
+                                  LLM_ATTN_OUT_BIAS | LLM_SINK | LLM_CHUNKED | LLM_OUT_GATE |
+                                  LLM_OUT_GATE_HEAD | LLM_OUT_GATE_SOFTPLUS | LLM_V_NORM | LLM_V_IS_K |
+                                  LLM_QK_NORM_EACH | LLM_PARALLEL | LLM_ONE_NORM;
+    REQUIRE(l->mixer <= LLM_DELTA_RULE, "%s: positions mixed by kind %u: " NEWER, where, l->mixer);
+    CHECK_RANGES(where, l, state_ranges);
+    REQUIRE(!(l->flags & of_attention), "%s: a flag of attention, in a layer that has none", where);
+    REQUIRE(l->kv_layer == layer, "%s: keys and values of layer %u, and no attention", where, l->kv_layer);
+    REQUIRE(l->attn_cap == 0, "%s: attn_cap is %g, and no attention", where, l->attn_cap);
+    REQUIRE(l->qkv_clip == 0, "%s: qkv_clip is %g, and no attention", where, l->qkv_clip);
+    REQUIRE(l->query_growth == 0, "%s: query_growth is %g, and no attention", where, l->query_growth);
+    REQUIRE(l->latent_eps == 0, "%s: latent_eps is %g, and no attention", where, l->latent_eps);
+    TRY(check_scale(where, "attn_scale", l->attn_scale, err, errlen));
+    if (l->mixer == LLM_SHORT_CONV)
+        CHECK_RANGES(where, l, no_delta_ranges);
+    else
+        CHECK_RANGES(where, l, delta_ranges);
+    REQUIRE(l->mixer == LLM_SHORT_CONV || l->delta_heads % l->delta_key_heads == 0,
+        "%s: %u value heads on %u key heads", where, l->delta_heads, l->delta_key_heads);
+    return 0;
+}
+
 static int check_ffn(const char *where, const llm_layer *l, char *err, size_t errlen) {
     const uint64_t routed = LLM_ROUTER_NORMALIZE | LLM_ROUTER_SIGMOID | LLM_ROUTER_BIAS | LLM_SHARED_GATE |
                             LLM_ROUTER_BEST | LLM_ROUTER_LOGIT_BIAS | LLM_EXPERT_INPUT | LLM_SHARED_NORMS |
@@ -347,12 +416,11 @@ static int check_ffn(const char *where, const llm_layer *l, char *err, size_t er
 
 static int check_layer(const llm_header *h, const llm_layer *layers, size_t layer, char *err, size_t errlen) {
     const llm_layer *l = &layers[layer];
-    const size_t n = sizeof layer_ranges / sizeof *layer_ranges;
     char where[32];
     snprintf(where, sizeof where, "layer %zu", layer);
     TRY(check_bits(where, l->flags, err, errlen));
     TRY(check_zeros(where, l->reserved, sizeof l->reserved, err, errlen));
-    TRY(check_ranges(where, l, layer_ranges, n, err, errlen));
+    CHECK_RANGES(where, l, layer_ranges);
     REQUIRE(!(l->flags & OF_HEADER), "%s: a flag that is the header's", where);
     REQUIRE(!(l->flags & ~h->required), "%s: a flag that the header does not require", where);
     REQUIRE(
@@ -360,7 +428,10 @@ static int check_layer(const llm_header *h, const llm_layer *layers, size_t laye
     REQUIRE(
         !h->ple_dim || !(l->flags & LLM_NO_GATE), "%s: embeddings by layer, and blocks without gates", where);
     TRY(check_norm_bias(where, l->flags, err, errlen));
-    TRY(check_attention(where, h, layers, layer, err, errlen));
+    if (l->mixer == LLM_ATTENTION)
+        TRY(check_attention(where, h, layers, layer, err, errlen));
+    else
+        TRY(check_state(where, l, layer, err, errlen));
     TRY(check_ffn(where, l, err, errlen));
     return 0;
 }
@@ -424,6 +495,8 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     const int apart = (l->flags & LLM_SHARED_NORMS) != 0;
     const uint64_t ple_dim = h->ple_dim, all_layers = ple_dim * h->n_layers;
     const uint64_t rank = l->low_rank, streams = h->n_streams;
+    const int delta = l->mixer == LLM_DELTA_RULE;
+    const uint64_t channels = channels_of(h, l), values = (uint64_t)l->delta_heads * l->delta_value_dim;
     llm_tensor t;
     switch (id) {
     case LLM_EMBED:
@@ -454,7 +527,9 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     case LLM_FFN_NORM:
         return norm_weights(l->flags, pre_norm && !(l->flags & LLM_ONE_NORM), h->dim);
     case LLM_QKV:
-        return matrix_tensor(1, qkv_rows, h->dim, dtype);
+        if (l->mixer == LLM_SHORT_CONV)
+            return matrix_tensor(1, 3 * channels, h->dim, dtype);
+        return matrix_tensor(1, delta ? channels + values : qkv_rows, h->dim, dtype);
     case LLM_BIAS:
         return vector((l->flags & LLM_QKV_BIAS) != 0, qkv_rows);
     case LLM_Q_NORM:
@@ -462,7 +537,9 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
     case LLM_K_NORM:
         return l->latent_dim ? vector(1, l->latent_dim) : head_norm(l, kv_heads);
     case LLM_ATTN_OUT:
-        return matrix_tensor(1, h->dim, att_dim, dtype);
+        if (l->mixer == LLM_SHORT_CONV)
+            return matrix_tensor(1, h->dim, channels, dtype);
+        return matrix_tensor(1, h->dim, delta ? values : att_dim, dtype);
     case LLM_ATTN_POST_NORM:
     case LLM_FFN_POST_NORM:
         return norm_weights(l->flags, post_norm, h->dim);
@@ -531,6 +608,14 @@ static llm_tensor shape(const llm_header *h, const llm_layer *layers, size_t lay
                            : matrix_tensor(l->latent_dim > 0, value_dim_of(l), l->latent_dim, dtype);
         t.experts = l->latent_dim ? l->n_heads : 1;
         return t;
+    case LLM_CONV:
+        return vector(l->mixer != LLM_ATTENTION, l->conv_kernel * channels);
+    case LLM_STATE_GATES:
+        return matrix_tensor(delta, 2 * (uint64_t)l->delta_heads, h->dim, dtype);
+    case LLM_DECAY:
+        return vector(delta, 2 * (uint64_t)l->delta_heads);
+    case LLM_STATE_NORM:
+        return vector(delta, l->delta_value_dim);
     default: /* an id between those that occur once and a layer's */
         return matrix_tensor(0, 0, 0, dtype);
     }
@@ -660,9 +745,26 @@ uint32_t kv_window(const llm_header *h, const llm_layer *layers, size_t layer) {
     return widest;
 }
 
+size_t window_numbers(const llm_header *h, const llm_layer *l) {
+    return l->mixer == LLM_ATTENTION ? 0 : (l->conv_kernel - 1) * channels_of(h, l);
+}
+
+size_t head_numbers(const llm_layer *l) { return l->delta_key_dim * align(l->delta_value_dim, LLM_GROUP); }
+
+uint64_t state_bytes(const llm_header *h, const llm_layer *l) {
+    return align((window_numbers(h, l) + l->delta_heads * head_numbers(l)) * sizeof(float), 64);
+}
+
+uint64_t state_bytes_of(const llm_header *h, const llm_layer *layers) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < h->n_layers; i++)
+        bytes += state_bytes(h, &layers[i]);
+    return bytes;
+}
+
 uint64_t llm_kv_size(
     const llm_header *h, const llm_layer *layers, uint32_t kv, uint64_t length, uint64_t oldest) {
-    uint64_t bytes = 0;
+    uint64_t bytes = length ? state_bytes_of(h, layers) : 0;
     for (size_t i = 0; i < h->n_layers; i++) {
         const uint64_t skipped = first_page(kv_window(h, layers, i), oldest) * LLM_PAGE;
         if (layers[i].kv_layer == i)
@@ -692,11 +794,12 @@ int llm_count(const llm_header *h, const llm_layer *layers, llm_counts *counts, 
         }
     }
     counts->kv = kv_bytes_of(h, layers, LLM_KV_DEFAULT);
+    counts->state = state_bytes_of(h, layers);
     return 0;
 }
 
 uint64_t llm_kv_read(const llm_header *h, const llm_layer *layers, uint32_t kv, uint64_t context) {
-    uint64_t bytes = 0;
+    uint64_t bytes = state_bytes_of(h, layers);
     for (size_t i = 0; i < h->n_layers; i++) {
         const uint32_t window = layers[i].window;
         bytes +=

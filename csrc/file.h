@@ -14,6 +14,7 @@ _Static_assert(sizeof(size_t) == 8, "pyllm needs 64-bit sizes: model files are m
 #define MAX_HEAD LLM_MAX_HEAD
 #define MAX_EXPERTS 1024 /* n_experts at most */
 #define MAX_STREAMS 8    /* n_streams at most */
+#define MAX_KERNEL 16    /* conv_kernel at most */
 
 typedef struct dtype_info {
     const char *name;
@@ -71,6 +72,22 @@ size_t kv_head_bytes(const llm_layer *l, uint32_t kv, int is_value);
 /* How many of a layer's own keys and values the next token needs: the widest window of the layers that use them; 0:
  * all */
 uint32_t kv_window(const llm_header *h, const llm_layer *layers, size_t layer);
+
+/* The channels of a layer's convolution; 0: it has none */
+static inline uint64_t channels_of(const llm_header *h, const llm_layer *l) {
+    const uint64_t keys = (uint64_t)l->delta_key_heads * l->delta_key_dim;
+    const uint64_t values = (uint64_t)l->delta_heads * l->delta_value_dim;
+    return l->mixer == LLM_SHORT_CONV ? h->dim : 2 * keys + values;
+}
+
+/* Numbers of a layer's state: what its convolution has yet to see again, and of one head of the delta rule, whose
+ * columns are padded to groups of LLM_GROUP */
+size_t window_numbers(const llm_header *h, const llm_layer *l);
+size_t head_numbers(const llm_layer *l);
+
+/* The bytes of a layer's state, and of all layers' */
+uint64_t state_bytes(const llm_header *h, const llm_layer *l);
+uint64_t state_bytes_of(const llm_header *h, const llm_layer *layers);
 
 /* The first of the pages of LLM_PAGE positions that they need of sequences of `length` positions and more */
 static inline size_t first_page(uint32_t window, size_t length) {

@@ -216,12 +216,25 @@ static void cut_guesses(const run *r) {
             d->n_guesses = i;
 }
 
+/* Drops all but the first n tokens of sequence 0, and runs those again that had to be dropped with them, and the token
+ * behind. Fills r->logits (1, vocab_size). */
+static int run_again(run *r, size_t n, uint32_t token) {
+    size_t kept = llm_cut(r->session, 0, n);
+    if (llm_truncate(r->session, 0, kept, r->err, sizeof r->err))
+        return engine_failed(r);
+    r->cached[n] = token;
+    return extend(r, r->cached + kept, n + 1 - kept);
+}
+
 /* Runs the token behind the first n of sequence 0, all others of which are dropped, and at most `most` guesses at
  * what follows it. Fills r->logits (1 + guesses, vocab_size). */
 static int run_token(run *r, size_t n, uint32_t token, size_t most) {
     static const uint8_t want[MAX_STEP] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     drafts *d = r->drafts;
     uint32_t step[MAX_STEP] = {token};
+    d->n_guesses = 0;
+    if (llm_cut(r->session, 0, n) < n) /* guesses were wrong, and a state cannot be cut */
+        return run_again(r, n, token);
     if (llm_truncate(r->session, 0, n, r->err, sizeof r->err))
         return engine_failed(r);
     r->cached[n] = token;
@@ -296,7 +309,7 @@ int generate(run *r, size_t reused, uint64_t seed, writer *w) {
     if (status == OK) {
         size_t n = r->n;
         status = sample(r, sampler, &decoder, w, &n, &made);
-        llm_truncate(r->session, 0, n, NULL, 0); /* the guesses that never came */
+        llm_truncate(r->session, 0, llm_cut(r->session, 0, n), NULL, 0); /* the guesses that never came */
     }
     if (!w->stopped)
         show(w, r->o, r->piece, llm_decode_end(&decoder, r->piece, room), 1);

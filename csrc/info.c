@@ -198,8 +198,34 @@ static void print_shape(const llm_header *h, const llm_layer *layers) {
     putchar('\n');
 }
 
+static int same_state(const llm_layer *a, const llm_layer *b) {
+    return a->mixer == b->mixer && a->conv_kernel == b->conv_kernel &&
+           a->delta_key_heads == b->delta_key_heads && a->delta_heads == b->delta_heads &&
+           a->delta_key_dim == b->delta_key_dim && a->delta_value_dim == b->delta_value_dim;
+}
+
+/* What layers without attention have in its place */
+static void print_states(const llm_header *h, const llm_layer *layers) {
+    const char *label = "with a state";
+    for (uint32_t i = 0; i < h->n_layers; i++) {
+        const llm_layer *l = &layers[i];
+        const uint32_t alike = count_alike(h, layers, i, same_state);
+        if (l->mixer == LLM_ATTENTION || !alike)
+            continue;
+        printf("%-18s", label);
+        if (l->mixer == LLM_SHORT_CONV)
+            printf("gated convolutions over %u positions", l->conv_kernel);
+        else
+            printf("gated delta rule, %u heads of %u by %u, %u for keys, convolutions over %u positions",
+                l->delta_heads, l->delta_key_dim, l->delta_value_dim, l->delta_key_heads, l->conv_kernel);
+        printf(", in %u layers\n", alike);
+        label = "";
+    }
+}
+
 static void print_attention(const llm_header *h, const llm_layer *layers) {
     uint32_t with_window = 0, widest = 0, borrowing = 0;
+    const char *between = "";
     printf("%-18s", "attention");
     for (uint32_t i = 0; i < h->n_layers; i++) {
         const llm_layer *l = &layers[i];
@@ -208,9 +234,10 @@ static void print_attention(const llm_header *h, const llm_layer *layers) {
         if (l->window > widest)
             widest = l->window;
         const uint32_t alike = count_alike(h, layers, i, same_heads);
-        if (!alike)
+        if (!alike || l->mixer != LLM_ATTENTION)
             continue;
-        printf("%s%u heads of %u, ", i ? "; " : "", l->n_heads, l->head_dim);
+        printf("%s%u heads of %u, ", between, l->n_heads, l->head_dim);
+        between = "; ";
         if (l->latent_dim)
             printf("a latent of %u and %u that turn for keys and values", l->latent_dim, l->turn_dim);
         else
@@ -226,7 +253,7 @@ static void print_attention(const llm_header *h, const llm_layer *layers) {
         printf(", in %u layers over %u positions at most", with_window, widest);
     if (borrowing)
         printf(", in %u layers with those of another", borrowing);
-    putchar('\n');
+    printf("%s\n", *between ? "" : "none");
 }
 
 /* A number of a layer that is not what it usually is, once. */
@@ -362,7 +389,7 @@ static void print_chat(run *r) {
 
 typedef struct needs {
     double context; /* positions */
-    double kv;      /* bytes that keys and values take then */
+    double kv;      /* bytes that keys and values take then, and states */
     double weights; /* bytes of weights that are read for a token ... */
     double with_kv; /* ... and with the keys and values that are read for the last one */
 } needs;
@@ -373,7 +400,8 @@ static needs count_needs(const run *r, const llm_counts *n) {
     const llm_options *o = llm_session_options(r->session);
     const uint64_t context = r->o->context ? r->o->context : h->context, back = o->rewind + o->batch;
     const uint64_t oldest = context > back ? context - back : 0;
-    double kept = (double)llm_kv_size(h, layers, LLM_KV_DEFAULT, context, oldest);
+    double kept =
+        (double)(llm_kv_size(h, layers, LLM_KV_DEFAULT, context, oldest) + (LLM_STATES - 1) * n->state);
     double seen = (double)llm_kv_read(h, layers, LLM_KV_DEFAULT, context);
     return (needs){(double)context, kept, (double)n->read, (double)n->read + seen};
 }
@@ -381,7 +409,10 @@ static needs count_needs(const run *r, const llm_counts *n) {
 static void print_needs(const run *r, const llm_counts *n, const needs *x) {
     printf("%-18s%u\n", "context", r->h->context);
     printf("%-18s%" PRIu64 " bytes a token, %s at a context of %.0f\n", "keys and values", n->kv,
-        size_text(x->kv), x->context);
+        size_text(x->kv - (double)(LLM_STATES * n->state)), x->context);
+    if (n->state)
+        printf("%-18s%" PRIu64 " bytes each, %s for the %d that are kept\n", "states", n->state,
+            size_text((double)(LLM_STATES * n->state)), LLM_STATES);
     printf("%-18s%s with those\n", "memory", size_text((double)r->h->file_size + x->kv));
     printf("%-18s%s of weights a token, %s with those\n", "decode reads", size_text(x->weights),
         size_text(x->with_kv));
@@ -422,6 +453,7 @@ int run_info(run *r) {
     print_parameters(&n);
     print_shape(h, layers);
     print_attention(h, layers);
+    print_states(h, layers);
     print_variant(h, layers);
     if (print_tokenizer(r) != OK)
         return FAILED;

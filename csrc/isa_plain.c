@@ -250,6 +250,24 @@ static void plain_merge(float *out, const float *more, size_t width) {
     out[width] = max;
 }
 
+static void plain_delta_rule(float *state, const float *from, const float *key, const float *query,
+    const float *value, float decay, float strength, float *out, size_t n) {
+    float known[LLM_GROUP] = {0}, change[LLM_GROUP];
+    for (size_t r = 0; r < n; r++)
+        for (size_t c = 0; c < LLM_GROUP; c++)
+            known[c] = fmaf(from[r * LLM_GROUP + c] * decay, key[r], known[c]);
+    for (size_t c = 0; c < LLM_GROUP; c++) {
+        change[c] = (value[c] - known[c]) * strength;
+        out[c] = 0;
+    }
+    for (size_t r = 0; r < n; r++)
+        for (size_t c = 0; c < LLM_GROUP; c++) {
+            const float number = fmaf(key[r], change[c], from[r * LLM_GROUP + c] * decay);
+            state[r * LLM_GROUP + c] = number;
+            out[c] = fmaf(number, query[r], out[c]);
+        }
+}
+
 static int always(void) { return 1; }
 
 const kernels kernels_plain = {
@@ -258,12 +276,12 @@ const kernels kernels_plain = {
     .rows = LLM_TILE,
     .few =
         {
-            [LLM_FP16] = {NULL, 4, 0, plain_rows_fp16},
-            [LLM_INT8] = {plain_round_words, 2, 0, plain_rows_integers},
-            [LLM_INT8_ROTATED] = {plain_round_bytes, 2, 1, plain_rows_integers},
-            [LLM_INT4] = {plain_round_bytes, 2, 0, plain_rows_integers},
-            [QUERIED_KEYS] = {plain_round_int13, 2, 1, plain_rows_integers},
-            [WEIGHTED_VALUES] = {plain_round_positive, 2, 0, plain_rows_integers},
+            [LLM_FP16] = {NULL, 4, 0, plain_rows_fp16, 0},
+            [LLM_INT8] = {plain_round_words, 2, 0, plain_rows_integers, 0},
+            [LLM_INT8_ROTATED] = {plain_round_bytes, 2, 1, plain_rows_integers, 0},
+            [LLM_INT4] = {plain_round_bytes, 2, 0, plain_rows_integers, 0},
+            [QUERIED_KEYS] = {plain_round_int13, 2, 1, plain_rows_integers, 0},
+            [WEIGHTED_VALUES] = {plain_round_positive, 2, 0, plain_rows_integers, 0},
         },
     .hadamard = plain_hadamard,
     .rmsnorm = plain_rmsnorm,
@@ -276,4 +294,5 @@ const kernels kernels_plain = {
     .softcap = plain_softcap,
     .online_softmax = plain_online_softmax,
     .merge = plain_merge,
+    .delta_rule = plain_delta_rule,
 };

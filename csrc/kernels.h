@@ -127,6 +127,11 @@ typedef struct kernels {
     void (*online_softmax)(float *scores, size_t n, float *out, size_t width);
     /* Two such sums over different positions become one, in out. */
     void (*merge)(float *out, const float *more, size_t width);
+    /* One step of the gated delta rule (Yang et al. 2024) in 64 columns: state S (n, 64) = decay * from (n, 64); S +=
+     * key (n,) of strength * (value (64,) - S^T key); out (64,) = S^T query (n,). state may be from. Sums run over the
+     * n rows from the first one on. */
+    void (*delta_rule)(float *state, const float *from, const float *key, const float *query,
+        const float *value, float decay, float strength, float *out, size_t n);
 } kernels;
 
 /* The tables of this build, the best first. LLM_PLAIN leaves the plain kernels alone. */

@@ -4,7 +4,7 @@
  * and the layers' numbers and flags. It allocates nothing, and never prints or exits.
  *
  * Read session.h first, what a session owns; then this from top to bottom: llm_forward(); the forward pass in the
- * order of the papers - embed, attention, feed-forward or experts, logits; and products. What the numbers of a file mean
+ * order of the papers - embed, attention or what stands for it, feed-forward or experts, logits; and products. What the numbers of a file mean
  * is in numbers.c; the kernels are in isa_plain.c, and those for one instruction set in the other isa_*.c, which only
  * make it faster. */
 #include "session.h"
@@ -50,6 +50,8 @@ static void place_token(llm_session *s, size_t i, uint32_t seq) {
     s->seqs[i] = seq;
     s->pos[i] = (uint32_t)s->length[seq]++;
     forget(s, seq);
+    s->before[i] = s->latest[seq];
+    s->latest[seq] = (uint32_t)i;
     const int follows = i > 0 && seq == s->seqs[i - 1];
     if (!follows || i == s->runs[s->n_runs - 1] + s->run) {
         s->runs[s->n_runs] = (uint32_t)i;
@@ -75,6 +77,8 @@ static batch next_batch(llm_session *s, size_t n, const uint32_t *tokens, const 
     batch b = {
         .s = s, .n = n < s->o.batch ? n : s->o.batch, .tokens = tokens, .logits = logits, .states = states};
     s->n_runs = 0;
+    for (size_t i = 0; i < b.n; i++)
+        s->latest[seqs ? seqs[i] : 0] = NONE;
     for (size_t i = 0; i < b.n; i++) {
         place_token(s, i, seqs ? seqs[i] : 0);
         const int wanted = want ? want[i] : i + 1 == n ? LLM_WANT_LOGITS : 0;
@@ -104,6 +108,14 @@ static size_t first_bad_token(const batch *b) {
 /* Once it is, a pass leaves out what takes long, and its result is nobody's. */
 static int stopped(const llm_session *s) { return atomic_load_explicit(&s->stopped, memory_order_relaxed); }
 
+/* The states of n tokens' sequences are read where they were written, from now on. */
+static void go_on_with_states(llm_session *s, size_t n) {
+    if (!s->slot_size)
+        return;
+    for (size_t i = 0; i < n; i++)
+        s->slot_in[s->seqs[i]] = s->slot_out[s->seqs[i]];
+}
+
 /* Takes n tokens back; sequences that they took too far for that are dropped. */
 static void take_back(llm_session *s, size_t n, const uint32_t *seqs) {
     for (size_t i = 0; i < n; i++)
@@ -116,6 +128,7 @@ static void take_back(llm_session *s, size_t n, const uint32_t *seqs) {
 int llm_forward_states(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t *seqs,
     const uint8_t *want, float *logits, float *states, char *err, size_t errlen) {
     TRY(check_tokens(s, n, tokens, seqs, err, errlen));
+    plan_states(s);
     for (size_t at = 0; at < n; at += s->o.batch) {
         const uint32_t *next_seqs = seqs ? seqs + at : NULL;
         const uint8_t *next_want = want ? want + at : NULL;
@@ -133,7 +146,9 @@ int llm_forward_states(llm_session *s, size_t n, const uint32_t *tokens, const u
             logits += b.n_rows * s->m->h.vocab_size;
         if (states)
             states += b.n_states * s->m->h.dim;
+        go_on_with_states(s, b.n);
     }
+    mark_states(s);
     return 0;
 }
 
@@ -155,6 +170,8 @@ int llm_forward(llm_session *s, size_t n, const uint32_t *tokens, const uint32_t
 
 static void embed(llm_session *s, size_t n, const uint32_t *tokens);
 static void attention(llm_session *s, size_t layer, size_t n);
+static void short_convolution(llm_session *s, size_t layer, size_t n);
+static void delta_rule(llm_session *s, size_t layer, size_t n);
 static void feed_forward(llm_session *s, size_t layer, size_t n);
 static void moe(llm_session *s, size_t layer, size_t n);
 static void ple_block(llm_session *s, size_t layer, size_t n);
@@ -182,7 +199,12 @@ static void forward(void *context) {
     for (size_t layer = 0; layer < s->m->h.n_layers; layer++) {
         if (several)
             predict_streams(s, layer, b->n);
-        attention(s, layer, b->n);
+        if (s->m->layers[layer].mixer == LLM_ATTENTION)
+            attention(s, layer, b->n);
+        else if (s->m->layers[layer].mixer == LLM_SHORT_CONV)
+            short_convolution(s, layer, b->n);
+        else
+            delta_rule(s, layer, b->n);
         if (s->m->layers[layer].ffn == LLM_EXPERTS)
             moe(s, layer, b->n);
         else
@@ -907,6 +929,201 @@ static void store_latents(llm_session *s, size_t layer, size_t n) {
         store_latent_queries(s, layer, i);
         store_latent(s, layer, i);
     }
+}
+
+/* ------------------------------------------------------------------------------------------------------
+ * States: a gated short convolution ("LFM2"), or the gated delta rule (Yang et al. 2024), in its recurrent form: token
+ * by token, in the one order that does not depend on how they came. What is parallel is heads, and columns of theirs. */
+
+/* What a convolution sees of `back` positions before token i: x (n, channels) of this batch, or what is kept; NULL: it
+ * is before the first position */
+static const float *conv_input(const llm_session *s, size_t layer, size_t i, size_t back, vectors x) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t seq = s->seqs[i];
+    if (back > s->pos[i])
+        return NULL;
+    const size_t row = (s->pos[i] - back) % (l->conv_kernel - 1);
+    while (back && s->before[i] != NONE) {
+        i = s->before[i];
+        back--;
+    }
+    return back ? window_of(s, seq, s->slot_in[seq], layer) + row * channels_of(&s->m->h, l) : row_of(x, i);
+}
+
+/* out (n,) += w * x */
+static void add_product(float *out, const float *w, const float *x, size_t n) {
+    for (size_t c = 0; c < n; c++)
+        out[c] += w[c] * x[c];
+}
+
+/* out (channels,) = the convolution of x at token i */
+static void convolve(const llm_session *s, size_t layer, size_t i, vectors x, float *out) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t channels = channels_of(&s->m->h, l);
+    const float *w = floats(s, tensor(s->m, layer, LLM_CONV)); /* (conv_kernel, channels) */
+    memset(out, 0, channels * sizeof *out);
+    for (size_t back = l->conv_kernel; back > 0; back--) {
+        const float *input = conv_input(s, layer, i, back - 1, x);
+        if (input)
+            add_product(out, w, input, channels);
+        w += channels;
+    }
+}
+
+/* What the convolution has to see again once token i was the last one, to a slot */
+static void keep_window(const llm_session *s, size_t layer, size_t i, size_t slot, vectors x) {
+    const size_t rows = s->m->layers[layer].conv_kernel - 1, pos = s->pos[i];
+    const size_t channels = channels_of(&s->m->h, &s->m->layers[layer]);
+    float *window = window_of(s, s->seqs[i], slot, layer);
+    for (size_t back = 0; back < rows; back++) {
+        const float *input = conv_input(s, layer, i, back, x);
+        float *row = window + (pos + rows - back) % rows * channels;
+        if (!input)
+            memset(row, 0, channels * sizeof *row);
+        else if (input != row)
+            memcpy(row, input, channels * sizeof *row);
+    }
+}
+
+/* Whether a sequence's state is to be kept as it is behind token i */
+static int keeps(const llm_session *s, size_t i) {
+    const size_t seq = s->seqs[i];
+    return s->slot_keep[seq] != NONE && s->pos[i] + 1 == s->keep_at[seq];
+}
+
+/* The windows behind this batch; one thread does all of a sequence. */
+static void keep_windows(const llm_session *s, size_t layer, size_t n, vectors x) {
+    EACH(i, n) {
+        const size_t seq = s->seqs[i];
+        if (s->latest[seq] != i)
+            continue;
+        for (uint32_t at = (uint32_t)i; at != NONE; at = s->before[at])
+            if (keeps(s, at))
+                keep_window(s, layer, at, s->slot_keep[seq], x);
+        keep_window(s, layer, i, s->slot_out[seq], x);
+    }
+}
+
+static void short_convolution(llm_session *s, size_t layer, size_t n) {
+    const size_t dim = s->m->h.dim;
+    const llm_tensor *w_out = tensor(s->m, layer, LLM_ATTN_OUT);
+    const vectors x = block_input(s, layer, LLM_ATTN_NORM, n);
+    const vectors input = {s->qkv.data + 2 * dim, s->qkv.stride};
+    /* b, c, x (n, 3 dim) = x (n, dim) @ W (3 dim, dim)^T */
+    matmul(s, tensor(s->m, layer, LLM_QKV), 0, n, x, s->qkv);
+    EACH(i, n)
+        for (size_t c = 0; c < dim; c++)
+            row_of(input, i)[c] *= row_of(s->qkv, i)[c];
+    barrier(&s->barrier);
+    EACH(i, n) {
+        float *att = row_of(s->att, i);
+        convolve(s, layer, i, input, att);
+        for (size_t c = 0; c < dim; c++)
+            att[c] *= row_of(s->qkv, i)[dim + c];
+        memset(att + dim, 0, (w_out->stride - dim) * sizeof *att);
+    }
+    barrier(&s->barrier);
+    keep_windows(s, layer, n, input);
+    /* out (n, dim) = att (n, dim) @ W (dim, dim)^T */
+    matmul(s, w_out, 0, n, s->att, s->out);
+    add_block(s, layer, LLM_ATTN_POST_NORM, n);
+}
+
+static void mix_delta(llm_session *s, size_t layer, size_t i);
+static void recur(llm_session *s, size_t layer, size_t unit, size_t n);
+static void gate_delta(llm_session *s, size_t layer, size_t i);
+
+/* Groups of columns of a head's state */
+static size_t blocks_of(const llm_layer *l) { return align(l->delta_value_dim, LLM_GROUP) / LLM_GROUP; }
+
+static void delta_rule(llm_session *s, size_t layer, size_t n) {
+    const llm_layer *l = &s->m->layers[layer];
+    const vectors x = block_input(s, layer, LLM_ATTN_NORM, n);
+    /* qkv (n, channels + v_dim) = x (n, dim) @ W (channels + v_dim, dim)^T: q, k, v, z */
+    matmul(s, tensor(s->m, layer, LLM_QKV), 0, n, x, s->qkv);
+    /* gates (n, 2 delta_heads) = x (n, dim) @ W (2 delta_heads, dim)^T: b, a */
+    matmul_exact(s, tensor(s->m, layer, LLM_STATE_GATES), n, x, s->gates);
+    EACH(i, n)
+        mix_delta(s, layer, i);
+    barrier(&s->barrier);
+    keep_windows(s, layer, n, s->qkv);
+    DEAL(unit, l->delta_heads * blocks_of(l))
+        if (!stopped(s))
+            recur(s, layer, unit, n);
+    barrier(&s->barrier);
+    EACH(i, n)
+        gate_delta(s, layer, i);
+    barrier(&s->barrier);
+    /* out (n, dim) = att (n, v_dim) @ W (dim, v_dim)^T */
+    matmul(s, tensor(s->m, layer, LLM_ATTN_OUT), 0, n, s->att, s->out);
+    add_block(s, layer, LLM_ATTN_POST_NORM, n);
+}
+
+static const float ones[MAX_HEAD] = {[0 ... MAX_HEAD - 1] = 1};
+
+/* Heads (size,) of queries or keys, each times `scale` over its length (Yang et al. 2024) */
+static void to_length(llm_session *s, const llm_layer *l, float *x, size_t size, float scale) {
+    const float by = scale / sqrtf((float)l->delta_key_dim);
+    for (size_t c = 0; c < size; c += l->delta_key_dim)
+        s->k->rmsnorm(x + c, x + c, ones, l->delta_key_dim, 1e-6f / (float)l->delta_key_dim);
+    for (size_t c = 0; c < size; c++)
+        x[c] *= by;
+}
+
+/* mixed = q, k, v of token i behind their convolution, and its gates as the state takes them */
+static void mix_delta(llm_session *s, size_t layer, size_t i) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t channels = channels_of(&s->m->h, l), k_dim = delta_keys_of(l), heads = l->delta_heads;
+    const float *biases = floats(s, tensor(s->m, layer, LLM_DECAY)), *rates = biases + heads;
+    float *mixed = row_of(s->mixed, i), *gates = row_of(s->gates, i);
+    convolve(s, layer, i, s->qkv, mixed);
+    for (size_t c = 0; c < channels; c += LLM_GROUP)
+        s->k->glu(mixed + c, mixed + c, ones, 1, LLM_SILU);
+    to_length(s, l, mixed, k_dim, l->attn_scale);
+    to_length(s, l, mixed + k_dim, k_dim, 1);
+    for (size_t h = 0; h < heads; h++) {
+        gates[h] = sigmoid(gates[h]);
+        gates[heads + h] = expf(rates[h] * softplus(gates[heads + h] + biases[h]));
+    }
+}
+
+/* A group of columns of one head, through all tokens of the batch: their states, and what these answer */
+static void recur(llm_session *s, size_t layer, size_t unit, size_t n) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t head = unit / blocks_of(l), c = unit % blocks_of(l) * LLM_GROUP;
+    const size_t key = head / (l->delta_heads / l->delta_key_heads) * l->delta_key_dim;
+    const size_t width = l->delta_value_dim - c < LLM_GROUP ? l->delta_value_dim - c : LLM_GROUP;
+    const size_t size = l->delta_key_dim * LLM_GROUP; /* numbers of the state */
+    float value[LLM_GROUP] = {0}, out[LLM_GROUP];
+    for (size_t i = 0; i < n; i++) {
+        const size_t seq = s->seqs[i];
+        const float *queries = row_of(s->mixed, i), *keys = queries + delta_keys_of(l);
+        const float *gates = row_of(s->gates, i);
+        float *state = heads_of(s, seq, s->slot_out[seq], layer) + unit * size;
+        const float *from = state;
+        if (!s->pos[i])
+            memset(state, 0, size * sizeof *state);
+        else if (s->before[i] == NONE)
+            from = heads_of(s, seq, s->slot_in[seq], layer) + unit * size;
+        memcpy(value, keys + delta_keys_of(l) + head * l->delta_value_dim + c, width * sizeof *value);
+        s->k->delta_rule(state, from, keys + key, queries + key, value, gates[l->delta_heads + head],
+            gates[head], out, l->delta_key_dim);
+        memcpy(row_of(s->att, i) + head * l->delta_value_dim + c, out, width * sizeof *out);
+        if (keeps(s, i))
+            memcpy(heads_of(s, seq, s->slot_keep[seq], layer) + unit * size, state, size * sizeof *state);
+    }
+}
+
+/* att (delta_heads, delta_value_dim) of token i: normalised by head, and times its gate */
+static void gate_delta(llm_session *s, size_t layer, size_t i) {
+    const llm_layer *l = &s->m->layers[layer];
+    const size_t v_dim = delta_values_of(l), padding = tensor(s->m, layer, LLM_ATTN_OUT)->stride - v_dim;
+    const float *z = row_of(s->qkv, i) + channels_of(&s->m->h, l);
+    float *att = row_of(s->att, i);
+    norm_heads(s, 0, tensor(s->m, layer, LLM_STATE_NORM), att, v_dim);
+    for (size_t c = 0; c < v_dim; c += LLM_GROUP)
+        s->k->glu(att + c, z + c, att + c, 1, LLM_SILU);
+    memset(att + v_dim, 0, padding * sizeof *att);
 }
 
 /* ------------------------------------------------------------------------------------------------------

@@ -67,7 +67,8 @@ enum {
     LLM_PAGE = 64,     /* positions that a sequence's memory grows by, see llm_state() */
     LLM_REWIND = 4096, /* the default of llm_options.rewind */
     LLM_MAX_LAYERS = 1024,
-    LLM_MAX_HEAD = 1024 /* head_dim at most */
+    LLM_MAX_HEAD = 1024, /* head_dim, delta_key_dim and delta_value_dim at most */
+    LLM_STATES = 6       /* states of a sequence that a session keeps, see llm_cut() */
 };
 
 /* What a matrix is multiplied with is rounded: to 16 bits for int8 (a scale for 64 numbers), to 8 bits for int8r
@@ -86,6 +87,10 @@ const char *llm_dtype_name(uint32_t dtype);
 
 /* What a file requires of its reader: the bits of header.required, which are LLM_TIED and others that are the
  * header's alone, and all bits that its layers' flags have. A reader refuses bits that it does not know. */
+#ifdef __GNUC__ /* C before C23 has enumerators that are greater than int as an extension */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpedantic"
+#endif
 enum llm_feature {
     LLM_TIED = 1,              /* the output matrix is the embedding: there is no LLM_OUTPUT tensor */
     LLM_QKV_BIAS = 2,          /* q, k and v have a bias (Qwen2) */
@@ -99,33 +104,32 @@ enum llm_feature {
     LLM_ROUTER_BIAS = 256,     /* experts are chosen by weight + bias, and weighted without (DeepSeek V3) */
     LLM_SHARED_GATE = 512,     /* the shared expert's output is multiplied by the sigmoid of one more row of
                                   the router (Qwen2-MoE) */
-    LLM_ROUTER_BEST = 1
-        << 10, /* a group of experts is as good as its best one (DeepSeek V2), not as the sum of its
-                                  best two (V3); with n_groups */
+    /* a group of experts is as good as its best one (DeepSeek V2), not as the sum of its best two (V3); with
+     * n_groups */
+    LLM_ROUTER_BEST = 1 << 10,
     LLM_ROUTER_LOGIT_BIAS = 1 << 11, /* the router's logits have a bias (gpt-oss) */
     LLM_EXPERT_INPUT = 1 << 12, /* a chosen expert's weight multiplies its input, not its output (Llama 4) */
-    LLM_FFN_BIAS = 1
-        << 13, /* what is multiplied with LLM_GATE_UP and LLM_DOWN has a bias, each expert its own
-                               (gpt-oss), the shared one none */
+    /* what is multiplied with LLM_GATE_UP and LLM_DOWN has a bias, each expert its own (gpt-oss), the shared one
+     * none */
+    LLM_FFN_BIAS = 1 << 13,
     LLM_ATTN_OUT_BIAS = 1 << 14, /* what is multiplied with LLM_ATTN_OUT has a bias (gpt-oss) */
     LLM_SINK = 1 << 15, /* each query head has one more score, whose value is 0 (gpt-oss; Xiao et al. 2023) */
-    LLM_QK_NORM_LATE = 1
-        << 16,             /* the RMSNorm over each head comes after the rotation (HunYuan); with LLM_QK_NORM,
-                                         without .._WHOLE */
-    LLM_CHUNKED = 1 << 17, /* positions come in chunks of `window`, and a token attends to those of its own
+    /* the RMSNorm over each head comes after the rotation (HunYuan); with LLM_QK_NORM, without .._WHOLE */
+    LLM_QK_NORM_LATE = 1 << 16,
+    LLM_CHUNKED = 1 << 17,  /* positions come in chunks of `window`, and a token attends to those of its own
                                          (Llama 4) */
-    LLM_OUT_GATE = 1 << 18,      /* attention's numbers are multiplied by the sigmoid of as many more rows of
+    LLM_OUT_GATE = 1 << 18, /* attention's numbers are multiplied by the sigmoid of as many more rows of
                                          LLM_QKV (AFMoE, Qwen3-Next), */
     LLM_OUT_GATE_HEAD = 1 << 19, /* ... of one row for each query head; with LLM_OUT_GATE (Laguna) */
-    LLM_OUT_GATE_SOFTPLUS = 1
-        << 20,            /* ... by ln(1 + exp(x)) instead of the sigmoid; with LLM_OUT_GATE (Laguna) */
+    /* ... by ln(1 + exp(x)) instead of the sigmoid; with LLM_OUT_GATE (Laguna) */
+    LLM_OUT_GATE_SOFTPLUS = 1 << 20,
     LLM_V_NORM = 1 << 21, /* RMSNorm over each head of v, without weights (Gemma 3n) */
     LLM_V_IS_K = 1 << 22, /* there are no rows of v: it is k, before its norm and rotation (Gemma 4) */
     /* router and shared expert read norms of their own of the residual stream; the shared one's output and the sum
      * of the others get a norm each, and are added then (Gemma 4) */
     LLM_SHARED_NORMS = 1 << 23,
-    LLM_ROUTER_SCALED = 1
-        << 24, /* an expert's weight is multiplied by a number of its own at last (Gemma 4) */
+    /* an expert's weight is multiplied by a number of its own at last (Gemma 4) */
+    LLM_ROUTER_SCALED = 1 << 24,
     LLM_LAYER_SCALED = 1 << 25, /* the residual stream is multiplied by a number behind the layer (Gemma 4) */
     LLM_LAYER_NORM = 1 << 26,   /* every norm is LayerNorm (Ba et al. 2016): the mean is subtracted too. In
                                    header.required it and the next one say what norms that occur once are */
@@ -138,9 +142,12 @@ enum llm_feature {
     LLM_OUTPUT_BIAS = 1ll << 32,    /* logits have a bias (Phi-2); the header's */
     LLM_INPUT_NORM = 1ll << 33, /* a norm of the embedding, scaled, is what the first layer reads (nanochat);
                                    the header's */
-    LLM_ONE_NORM = 1ll
-        << 34 /* the feed-forward block reads what attention reads (Phi-2); with LLM_PARALLEL */
+    /* the feed-forward block reads what attention reads (Phi-2); with LLM_PARALLEL */
+    LLM_ONE_NORM = 1ll << 34
 };
+#ifdef __GNUC__
+#pragma GCC diagnostic pop
+#endif
 
 /* "tied", "qkv_bias" and so on, of the feature with this bit (0: LLM_TIED); NULL: there is no such feature. */
 const char *llm_feature_name(uint32_t bit);
@@ -191,6 +198,25 @@ enum llm_activation {
                          a and b are LLM_XIELU_NUMBERS */
 };
 
+/* How a layer brings positions together. Attention looks at all keys and values so far; the others keep a state
+ * of a fixed size, which each token changes. s is the block's input, W is LLM_QKV, t a position.
+ *
+ *     LLM_SHORT_CONV  A gated convolution of each channel by itself (LFM2): b, c, x = W s, each (dim,);
+ *                     y(t) = c(t) * the sum over j < conv_kernel of conv[j] * (b * x)(t - (conv_kernel - 1) + j).
+ *                     The state: b * x of the last conv_kernel - 1 positions.
+ *     LLM_DELTA_RULE  The gated delta rule (Yang et al. 2024): each of delta_heads value heads has a matrix S
+ *                     (delta_key_dim, delta_value_dim). q, k, v, z = W s; q, k and v together go through a
+ *                     convolution, as above without gates, and SiLU; q and k of each of delta_key_heads key
+ *                     heads are divided by sqrt(their sum of squares + 1e-6), and q is multiplied by attn_scale.
+ *                     Value head h uses key head h / (delta_heads / delta_key_heads). With b, a =
+ *                     LLM_STATE_GATES s, and the rates and biases of LLM_DECAY:
+ *                         S = exp(rate * softplus(a + bias)) S;  S += k (sigmoid(b) (v - S^T k))^T;  y = S^T q
+ *                     and then y = RMSNorm(y) * SiLU(z), the norm over each head. The state: S of all heads, and
+ *                     q, k, v of the last conv_kernel - 1 positions as they go into the convolution.
+ *
+ * y goes through LLM_ATTN_OUT. Before the first position all is 0. */
+enum llm_mixer { LLM_ATTENTION = 0, LLM_SHORT_CONV = 1, LLM_DELTA_RULE = 2 };
+
 /* A layer, attention and feed-forward, described by itself. */
 typedef struct llm_layer {
     uint64_t flags;      /* enum llm_feature, but for LLM_TIED */
@@ -217,20 +243,29 @@ typedef struct llm_layer {
     float gate_limit;         /* c: gate becomes min(gate, c), up min(max(up, -c), c) (gpt-oss); 0: none */
     float gate_slope;         /* a of gate * sigmoid(a * gate) (gpt-oss); with LLM_SILU; 0: it is 1 */
     float up_shift;           /* added to up (gpt-oss) */
-    float
-        query_growth; /* b: at position p queries are multiplied by 1 + b * ln(1 + floor((p + query_shift) / */
-    uint32_t query_span; /*    query_span)) (Llama 4, Ministral 3); both 0: they are not */
+    /* b: at position p queries are multiplied by 1 + b * ln(1 + floor((p + query_shift) / query_span)) (Llama 4,
+     * Ministral 3); both 0: they are not */
+    float query_growth;
+    uint32_t query_span;
     uint32_t query_shift;
     uint32_t low_rank; /* rank of a product that goes past attention, see below; 0: none */
     float gate_cut;    /* c: gates become max(gate - mean - c * standard deviation, 0); 0: they stay */
     float qkv_clip;    /* c: numbers of q, k and v are cut to -c to c, before their norm (OLMo); 0: not */
-    uint32_t
-        latent_dim; /* numbers of the latent that keys and values are made of, see below; 0: there is none, and the
-                            three below are 0 */
-    uint32_t turn_dim;    /* the last numbers of a query head, and of a key, which turn; even */
-    uint32_t q_rank;      /* numbers that queries are made of; 0: the residual stream's */
-    float latent_eps;     /* of the RMSNorm of these numbers, and of the latent */
-    uint8_t reserved[76]; /* zeros */
+    /* numbers of the latent that keys and values are made of, see below; 0: there is none, and the three below are
+     * 0 */
+    uint32_t latent_dim;
+    uint32_t turn_dim; /* the last numbers of a query head, and of a key, which turn; even */
+    uint32_t q_rank;   /* numbers that queries are made of; 0: the residual stream's */
+    float latent_eps;  /* of the RMSNorm of these numbers, and of the latent */
+    /* enum llm_mixer; in a layer without attention its numbers and flags are 0, but for attn_scale and kv_layer,
+     * which is the layer itself */
+    uint32_t mixer;
+    uint32_t conv_kernel; /* positions that a convolution sees, itself the last: 2 to 16; 0: there is none */
+    uint32_t delta_key_heads; /* of LLM_DELTA_RULE, else 0, and so are the three below */
+    uint32_t delta_heads;     /* value heads, a multiple of delta_key_heads */
+    uint32_t delta_key_dim;   /* width of a head of q and k, */
+    uint32_t delta_value_dim; /* and of v and z */
+    uint8_t reserved[52];     /* zeros */
 } llm_layer;
 
 /* Latent attention (DeepSeek-AI 2024, "DeepSeek-V2", 2.1; MLA), of layers with latent_dim. All heads share one
@@ -269,10 +304,12 @@ typedef struct llm_angle {
  * together; LLM_GATE_UP, LLM_DOWN and their biases once for each expert of a layer. q_dim = n_heads * head_dim;
  * k_dim = n_kv_heads * head_dim and v_dim = n_kv_heads * value_dim, or both 0 where the layer uses another one's
  * keys and values (v_dim also with LLM_V_IS_K); att_dim = n_heads * value_dim; gate_dim = att_dim with
- * LLM_OUT_GATE, n_heads with .._HEAD, else 0. A norm's vector has one row, with LLM_QK_NORM_EACH that of q and k
- * one for each head, n_heads and n_kv_heads; with LLM_NORM_BIAS as many rows of biases follow; those of
- * LLM_ROUTER_NORM and behind it are RMSNorms always. With latent_dim LLM_QKV has rows of q_rank numbers, or
- * without that of q_dim, then of c and t; LLM_K_UP and LLM_V_UP occur once for each query head. */
+ * LLM_OUT_GATE, n_heads with .._HEAD, else 0. With LLM_SHORT_CONV channels = dim; with LLM_DELTA_RULE keys =
+ * delta_key_heads * delta_key_dim, values = delta_heads * delta_value_dim, channels = 2 * keys + values. A norm's
+ * vector has one row, with LLM_QK_NORM_EACH that of q and k one for each head, n_heads and n_kv_heads; with
+ * LLM_NORM_BIAS as many rows of biases follow; those of LLM_ROUTER_NORM and behind it are RMSNorms always. With
+ * latent_dim LLM_QKV has rows of q_rank numbers, or without that of q_dim, then of c and t; LLM_K_UP and LLM_V_UP
+ * occur once for each query head. */
 enum llm_tensor_id {
     LLM_EMBED = 0,      /* (vocab_size, dim)            matrix */
     LLM_OUT_NORM = 1,   /* (1, dim)                     vector */
@@ -286,13 +323,17 @@ enum llm_tensor_id {
     LLM_OUTPUT_ADD = 9, /* (1, vocab_size)              vector; only with LLM_OUTPUT_BIAS */
     LLM_EMBED_NORM = 10, /* (1, dim)                     vector; only with LLM_INPUT_NORM */
     LLM_ATTN_NORM = 16,  /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM */
-    LLM_QKV,             /* (q_dim + k_dim + v_dim + gate_dim, dim) matrix; rows of q, then k, v, gates */
+    LLM_QKV,             /* (q_dim + k_dim + v_dim + gate_dim, dim) matrix; rows of q, then k, v, gates.
+                                                        LLM_SHORT_CONV: (3 * dim, dim), rows of b, c, x.
+                                                        LLM_DELTA_RULE: (channels + values, dim), rows of q, k,
+                                                        v, z */
     LLM_BIAS,            /* (1, rows of LLM_QKV)         vector; only with LLM_QKV_BIAS */
     LLM_Q_NORM,          /* (1, head_dim)                vector; only with LLM_QK_NORM; q_dim with .._WHOLE;
                                                         with latent_dim (1, q_rank), absent where that is 0 */
     LLM_K_NORM,          /* (1, head_dim)                vector; only with LLM_QK_NORM; k_dim with .._WHOLE;
                                                         absent where k_dim is 0; with latent_dim (1, latent_dim) */
-    LLM_ATTN_OUT,        /* (dim, att_dim)               matrix */
+    LLM_ATTN_OUT,        /* (dim, att_dim)               matrix; LLM_SHORT_CONV: (dim, dim); LLM_DELTA_RULE:
+                                                        (dim, values) */
     LLM_ATTN_POST_NORM,  /* (1, dim)                     vector; only with LLM_POST_NORM */
     LLM_FFN_NORM,       /* (1, dim)                     vector; absent with LLM_NO_PRE_NORM or LLM_ONE_NORM */
     LLM_ROUTER,         /* (n_experts, dim)             matrix; only with experts; one row more with
@@ -331,6 +372,11 @@ enum llm_tensor_id {
     LLM_Q_UP,           /* (q_dim, q_rank)              matrix; only with q_rank */
     LLM_K_UP,           /* (latent_dim, head_dim - turn_dim) matrix; only with latent_dim */
     LLM_V_UP,           /* (value_dim, latent_dim)      matrix; only with latent_dim */
+    LLM_CONV,           /* (1, conv_kernel * channels)  vector; absent with LLM_ATTENTION; all channels of the
+                                                        oldest position, then of the next */
+    LLM_STATE_GATES,    /* (2 * delta_heads, dim)       matrix; only with LLM_DELTA_RULE; rows of b, then a */
+    LLM_DECAY,      /* (1, 2 * delta_heads)         vector; only with LLM_DELTA_RULE; biases, then rates */
+    LLM_STATE_NORM, /* (1, delta_value_dim)         vector; only with LLM_DELTA_RULE */
     LLM_N_TENSORS
 };
 
@@ -362,6 +408,7 @@ typedef struct llm_counts {
     uint64_t active;     /* those of them that are not in experts which a token does not go through */
     uint64_t read;       /* bytes of weights read for one token: of an embedding beside LLM_OUTPUT one row */
     uint64_t kv;         /* bytes of keys and values that a token adds to its sequence, of LLM_KV_DEFAULT */
+    uint64_t state; /* bytes of a state of a sequence, whatever its length, over all layers that have one */
 } llm_counts;
 
 /* What a model is and needs. Returns 0; or -1 with a reason in err as llm_layout. */
@@ -382,13 +429,14 @@ const char *llm_kv_name(uint32_t kv);
 /* The kind that LLM_KV_DEFAULT stands for; another one is returned as it is. */
 uint32_t llm_kv_kind(const llm_layer *layers, uint32_t kv);
 
-/* The bytes of keys and values that are read for the last token of a context: in each layer all of them, or
- * those in its window. Header and layers are ones that llm_layout takes. */
+/* The bytes of keys and values, and of the state, that are read for the last token of a context: in each layer all
+ * of them, or those in its window. Header and layers are ones that llm_layout takes. */
 uint64_t llm_kv_read(const llm_header *header, const llm_layer *layers, uint32_t kv, uint64_t context);
 
 /* The bytes of keys and values, in whole pages of LLM_PAGE positions, of a sequence of `length` positions that
  * can be cut back to `oldest` and more, at most length: of layers with a window those before it are not kept. A
  * session takes as much as with oldest = length - rewind - batch, see llm_options, and a page or two a head more.
+ * One state is counted, of which a session keeps up to LLM_STATES; none where length is 0.
  * Header and layers are ones that llm_layout takes. */
 uint64_t llm_kv_size(
     const llm_header *header, const llm_layer *layers, uint32_t kv, uint64_t length, uint64_t oldest);
@@ -577,12 +625,20 @@ size_t llm_length(const llm_session *session, uint32_t seq);
 
 /* The least length besides 0 that sequence `seq` can be cut back to: layers with a window keep no more than what
  * it needs from there on. At most options.rewind less than the greatest length that it had, but for what
- * llm_state() sets; 0 in a model without windows. */
+ * llm_state() sets; 0 in a model without windows and states. */
 size_t llm_oldest(const llm_session *session, uint32_t seq);
 
+/* The greatest length, `length` at most, that sequence `seq` can be cut back to: what is behind it has to be
+ * computed again. In a model whose layers have keys and values only it is `length`, or 0 below llm_oldest(). A
+ * state cannot be cut, so it is one of LLM_STATES lengths of which states are kept: that after the last call of
+ * llm_forward(), that before it, and others at ends of pages of LLM_PAGE positions: always the last such end,
+ * so that of a text that is the same but for its last tokens no more than a page is computed again; the others
+ * lie the farther apart the farther they lie back. */
+size_t llm_cut(const llm_session *session, uint32_t seq, size_t length);
+
 /* Shortens sequence `seq` to its first `length` positions; 0 drops it and gives its memory back.
- * Returns -1 and changes nothing when it is shorter than that, length is neither 0 nor at least llm_oldest(), or
- * there is no such sequence. */
+ * Returns -1 and changes nothing when llm_cut() says another length, it is shorter than that, or there is no such
+ * sequence. */
 int llm_truncate(llm_session *session, uint32_t seq, size_t length, char *err, size_t errlen);
 
 /* Makes sequence `to` a copy of the first `length` positions of sequence `from`; what `to` held is dropped.
@@ -596,8 +652,9 @@ size_t llm_kv_bytes(const llm_model *model, uint32_t kv);
 
 /* Copies the keys and values of the first `length` positions of sequence `seq` out to `state` (set = 0), or
  * makes the sequence those in `state` (set = 1). `state` has llm_kv_size(length, oldest) bytes of the session's
- * kind: what lengths from `oldest` on need, [layer][k, v][kv head][page], each as session.h describes it. A
- * sequence that is set can be cut back to `oldest`, as far as the session keeps so much.
+ * kind: what lengths from `oldest` on need, [layer][k, v][kv head][page], each as session.h describes it, and
+ * the state of `length`. A sequence that is set can be cut back to `oldest`, as far as the session keeps so
+ * much; if it has a state, to `length` only.
  * Returns -1 and changes nothing when there is no such sequence; it cannot be cut to length, or not to oldest
  * (set = 0); oldest is more than length; or length is more than the session's context. */
 int llm_state(llm_session *session, uint32_t seq, size_t length, size_t oldest, void *state, int set,

@@ -2,6 +2,7 @@
  * are cut, copied, moved out and moved in. */
 #include "session.h"
 #include "fail.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,11 +22,26 @@
 
 /* The most that any layer needs: numbers of a row of each buffer */
 typedef struct widths {
-    size_t qkv, q, att, parts, ffn, per_token, experts, group, width, low_rank, low, plain, latents;
+    size_t qkv, q, att, parts, ffn, per_token, experts, group, width, low_rank, low, plain, latents, mixed,
+        gates;
 } widths;
 
+/* ... of those with a state */
+static void measure_state(const llm_header *h, const llm_layer *l, widths *w) {
+    const size_t channels = channels_of(h, l), v_dim = delta_values_of(l);
+    if (l->mixer == LLM_SHORT_CONV) {
+        w->qkv = larger(w->qkv, align(3 * channels, LLM_GROUP));
+        w->att = larger(w->att, align(channels, LLM_GROUP));
+    } else {
+        w->qkv = larger(w->qkv, align(channels, LLM_GROUP) + align(v_dim, LLM_GROUP));
+        w->att = larger(w->att, align(v_dim, LLM_GROUP));
+        w->mixed = larger(w->mixed, align(channels, LLM_GROUP));
+        w->gates = larger(w->gates, 2 * (size_t)l->delta_heads);
+    }
+}
+
 static widths measure(const llm_model *m) {
-    widths w = {0};
+    widths w = {.group = 1};
     for (size_t i = 0; i < m->h.n_layers; i++) {
         const llm_layer *l = &m->layers[i];
         const size_t qkv = q_dim_of(l) + k_dim_of(l) + v_dim_of(l) + gate_dim_of(l);
@@ -45,6 +61,8 @@ static widths measure(const llm_model *m) {
         w.per_token = larger(w.per_token, experts_per_token(l));
         w.experts = larger(w.experts, l->n_experts);
         w.group = larger(w.group, group_of(l));
+        if (l->mixer != LLM_ATTENTION)
+            measure_state(&m->h, l, &w);
     }
     return w;
 }
@@ -83,6 +101,17 @@ static size_t place_layers(llm_session *s) {
     return size;
 }
 
+/* Where each layer's state begins in a slot, once there is memory to write it to; returns how many bytes all take. */
+static size_t place_states(llm_session *s) {
+    size_t size = 0;
+    for (size_t i = 0; i < s->m->h.n_layers; i++) {
+        if (s->layer_state)
+            s->layer_state[i] = size;
+        size += state_bytes(&s->m->h, &s->m->layers[i]);
+    }
+    return size;
+}
+
 /* Reserves the buffers; memory is taken as they are first written. */
 static int open_buffers(llm_session *s, char *err, size_t errlen) {
     const llm_header *h = &s->m->h;
@@ -102,9 +131,13 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     s->gate.stride = 2 * w.ffn;
     s->hidden.stride = w.ffn;
     s->router.stride = w.experts + 1;
+    s->mixed.stride = w.mixed;
+    s->gates.stride = w.gates;
     s->span = align(s->o.context, SPAN);
     find_back(s);
-    s->seq_size = align(place_layers(s), 1 << 16);
+    s->slots_at = align(place_layers(s), 64);
+    s->slot_size = place_states(s);
+    s->seq_size = align(s->slots_at + LLM_STATES * s->slot_size, 1 << 16);
     s->run = align((48 + w.group - 1) / w.group, 8);
     s->unit_rows = s->run * w.group;
     s->unit_groups = larger(align(w.width, LLM_GROUP), SCORES) / LLM_GROUP;
@@ -115,6 +148,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
     const size_t latent = larger(w.low, larger(w.plain, w.latents));
     const size_t columns = larger(larger(dim, latent), larger(w.att, w.ffn));
     const size_t mixed = w.per_token ? b : 0; /* tokens of an expert */
+    const size_t stateful = s->slot_size ? n_seqs : 0;
     const struct {
         void *slot;
         size_t size;
@@ -125,6 +159,14 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->length, n_seqs * sizeof(size_t)},
         {&s->oldest, n_seqs * sizeof(size_t)},
         {&s->new_length, n_seqs * sizeof(size_t)},
+        {&s->layer_state, h->n_layers * sizeof(size_t)},
+        {&s->marks, stateful * LLM_STATES * sizeof(size_t)},
+        {&s->slot_in, stateful * f},
+        {&s->slot_out, stateful * f},
+        {&s->slot_keep, stateful * f},
+        {&s->keep_at, stateful * sizeof(size_t)},
+        {&s->before, b * f},
+        {&s->latest, n_seqs * f},
         {&s->seqs, b * f},
         {&s->pos, b * f},
         {&s->rows, b * f},
@@ -149,6 +191,8 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         {&s->low.data, b * w.low * f},
         {&s->plain.data, b * w.plain * f},
         {&s->latents.data, b * w.latents * f},
+        {&s->mixed.data, b * w.mixed * f},
+        {&s->gates.data, b * w.gates * f},
         {&s->gate.data, b * 2 * w.ffn * f},
         {&s->hidden.data, b * w.ffn * f},
         {&s->router.data, b * (w.experts + 1) * f},
@@ -179,6 +223,7 @@ static int open_buffers(llm_session *s, char *err, size_t errlen) {
         at += GUARD;
     }
     place_layers(s);
+    place_states(s);
     return 0;
 }
 
@@ -270,7 +315,48 @@ const char *llm_session_isa(const llm_session *s) { return s->k->name; }
 
 size_t llm_length(const llm_session *s, uint32_t seq) { return seq < s->o.n_seqs ? s->length[seq] : 0; }
 
-size_t llm_oldest(const llm_session *s, uint32_t seq) { return seq < s->o.n_seqs ? s->oldest[seq] : 0; }
+/* The slot that has the state of a length; NONE */
+static uint32_t slot_of(const llm_session *s, size_t seq, size_t length) {
+    for (uint32_t slot = 0; slot < LLM_STATES; slot++)
+        if (length && s->marks[seq * LLM_STATES + slot] == length)
+            return slot;
+    return NONE;
+}
+
+/* The greatest of a sequence's marks up to a length, and the least above it; 0, or `length`, where there is none */
+static size_t mark_upto(const llm_session *s, size_t seq, size_t length) {
+    size_t best = 0;
+    for (size_t slot = 0; slot < LLM_STATES; slot++) {
+        const size_t mark = s->marks[seq * LLM_STATES + slot];
+        best = mark <= length ? larger(best, mark) : best;
+    }
+    return best;
+}
+
+static size_t mark_above(const llm_session *s, size_t seq, size_t length) {
+    size_t best = 0;
+    for (size_t slot = 0; slot < LLM_STATES; slot++) {
+        const size_t mark = s->marks[seq * LLM_STATES + slot];
+        best = mark > length && (!best || mark < best) ? mark : best;
+    }
+    return best ? best : length;
+}
+
+size_t llm_cut(const llm_session *s, uint32_t seq, size_t length) {
+    if (seq >= s->o.n_seqs)
+        return 0;
+    length = length < s->length[seq] ? length : s->length[seq];
+    if (s->slot_size)
+        length = mark_upto(s, seq, length);
+    return length >= s->oldest[seq] ? length : 0;
+}
+
+size_t llm_oldest(const llm_session *s, uint32_t seq) {
+    if (seq >= s->o.n_seqs || !s->length[seq])
+        return 0;
+    const size_t least = larger(s->oldest[seq], 1);
+    return s->slot_size ? mark_above(s, seq, least - 1) : s->oldest[seq];
+}
 
 static int check_sequence(const llm_session *s, uint32_t seq, size_t length, char *err, size_t errlen) {
     REQUIRE(seq < s->o.n_seqs, "there is no sequence %u: the session has %u", seq, s->o.n_seqs);
@@ -278,7 +364,89 @@ static int check_sequence(const llm_session *s, uint32_t seq, size_t length, cha
     REQUIRE(!length || length >= s->oldest[seq],
         "sequence %u can be cut to 0 or to %zu positions and more, not to %zu: its windows have moved on",
         seq, s->oldest[seq], length);
+    const size_t cut = llm_cut(s, seq, length);
+    REQUIRE(cut == length,
+        "sequence %u can be cut to 0 or to %zu positions, not to %zu: there is no state of those", seq, cut,
+        length);
     return 0;
+}
+
+/* What it costs to lose the state of length `mark`, a page's end: the positions that more are computed again, by
+ * everyone who cuts from here up to the next one; who does so a long way back is rarer. The last one is not lost. */
+static double worth(const llm_session *s, size_t seq, size_t mark) {
+    size_t below = 0, above = 0;
+    for (size_t slot = 0; slot < LLM_STATES; slot++) {
+        const size_t other = s->marks[seq * LLM_STATES + slot];
+        if (other % LLM_PAGE == 0 && other < mark)
+            below = larger(below, other);
+        if (other % LLM_PAGE == 0 && other > mark && (!above || other < above))
+            above = other;
+    }
+    if (!above)
+        return INFINITY;
+    return (double)(mark - below) * (double)(above - mark) / (double)(s->length[seq] - mark + LLM_PAGE);
+}
+
+/* A slot of a sequence, other than two, for another state: one that is not at a page's end, else an empty one, else
+ * the one that is worth least */
+static uint32_t pick_slot(const llm_session *s, size_t seq, uint32_t not, uint32_t nor) {
+    uint32_t best = NONE;
+    double least = 0;
+    for (uint32_t slot = 0; slot < LLM_STATES; slot++) {
+        const size_t mark = s->marks[seq * LLM_STATES + slot];
+        if (slot == not || slot == nor)
+            continue;
+        double this = -2;
+        if (mark % LLM_PAGE == 0)
+            this = mark ? worth(s, seq, mark) : -1;
+        if (best == NONE || this < least) {
+            best = slot;
+            least = this;
+        }
+    }
+    return best;
+}
+
+void plan_states(llm_session *s) {
+    if (!s->slot_size)
+        return;
+    for (size_t seq = 0; seq < s->o.n_seqs; seq++) {
+        const size_t start = s->length[seq], end = s->new_length[seq];
+        const size_t page_end = end ? (end - 1) / LLM_PAGE * LLM_PAGE : 0;
+        s->slot_out[seq] = NONE;
+        if (start == end)
+            continue;
+        s->slot_in[seq] = slot_of(s, seq, start);
+        s->slot_out[seq] = pick_slot(s, seq, s->slot_in[seq], NONE);
+        s->marks[seq * LLM_STATES + s->slot_out[seq]] = 0;
+        s->slot_keep[seq] = NONE;
+        s->keep_at[seq] = page_end;
+        if (page_end > start) {
+            s->slot_keep[seq] = pick_slot(s, seq, s->slot_in[seq], s->slot_out[seq]);
+            s->marks[seq * LLM_STATES + s->slot_keep[seq]] = 0;
+        }
+    }
+}
+
+void mark_states(llm_session *s) {
+    if (!s->slot_size)
+        return;
+    for (size_t seq = 0; seq < s->o.n_seqs; seq++) {
+        if (s->slot_out[seq] == NONE)
+            continue;
+        s->marks[seq * LLM_STATES + s->slot_out[seq]] = s->length[seq];
+        if (s->slot_keep[seq] != NONE)
+            s->marks[seq * LLM_STATES + s->slot_keep[seq]] = s->keep_at[seq];
+    }
+}
+
+/* Forgets the states of lengths beyond this one. */
+static void drop_states(llm_session *s, size_t seq, size_t length) {
+    if (!s->slot_size)
+        return;
+    for (size_t slot = 0; slot < LLM_STATES; slot++)
+        if (s->marks[seq * LLM_STATES + slot] > length)
+            s->marks[seq * LLM_STATES + slot] = 0;
 }
 
 int llm_truncate(llm_session *s, uint32_t seq, size_t length, char *err, size_t errlen) {
@@ -288,6 +456,7 @@ int llm_truncate(llm_session *s, uint32_t seq, size_t length, char *err, size_t 
             madvise(s->kv + seq * s->seq_size, s->seq_size, MADV_DONTNEED);
         s->oldest[seq] = 0;
     }
+    drop_states(s, seq, length);
     s->length[seq] = length;
     return 0;
 }
@@ -307,6 +476,10 @@ int llm_copy(llm_session *s, uint32_t from, uint32_t to, size_t length, char *er
             memcpy(cache(s, to, layer, kind, a % l->n_kv_heads, 0),
                 cache(s, from, layer, kind, a % l->n_kv_heads, 0), size);
         }
+    }
+    if (s->slot_size) {
+        memcpy(window_of(s, to, 0, 0), window_of(s, from, slot_of(s, from, length), 0), s->slot_size);
+        s->marks[to * LLM_STATES] = length;
     }
     s->length[to] = length;
     s->oldest[to] = s->oldest[from];
@@ -341,7 +514,13 @@ int llm_state(llm_session *s, uint32_t seq, size_t length, size_t oldest, void *
         for (size_t a = 0; a < 2 * heads; a++)
             at = move_pages(s, seq, layer, a < heads ? KEYS : VALUES, a % heads, length, oldest, at, set);
     }
+    if (s->slot_size && length) {
+        float *own = window_of(s, seq, set ? 0 : slot_of(s, seq, length), 0);
+        memcpy(set ? (void *)own : at, set ? at : (void *)own, s->slot_size);
+    }
     if (set) {
+        if (s->slot_size && length)
+            s->marks[seq * LLM_STATES] = length;
         s->length[seq] = length;
         s->oldest[seq] = oldest;
         forget(s, seq);

@@ -33,14 +33,31 @@ struct llm_session {
     size_t *length;     /* (n_seqs,) positions of each sequence */
     size_t *oldest;     /* (n_seqs,) the least length besides 0 whose windows are whole */
     size_t *new_length; /* (n_seqs,) to count ahead in */
-    size_t seq_size;    /* bytes of a sequence */
-    size_t span;        /* positions that a sequence may have: the context in whole pages */
-    size_t back;        /* how far before the end of its last page a sequence can be cut back */
+    size_t seq_size;    /* bytes of a sequence: its pages, and then its states */
+
+    /* states: behind the pages of each sequence, LLM_STATES slots; in a slot of each layer that has a state, float32:
+     *     (conv_kernel - 1, channels)  what the convolution has yet to see, position p in row p % (conv_kernel - 1)
+     *     (delta_heads, delta_value_dim / 64 rounded up, delta_key_dim, 64)  S of each head, 64 columns at a time: columns
+     *                                  do not depend on each other, and so many stay in a cache
+     * A call of llm_forward() reads the state that its sequence is at and writes another slot, so that a call that
+     * fails, or guesses that were wrong, are taken back; see llm_cut(). Which one is given up for it: pick_slot(). */
+    size_t slots_at;     /* where its slots begin in a sequence */
+    size_t slot_size;    /* bytes of a slot; 0: no layer has a state */
+    size_t *layer_state; /* (n_layers,) where a layer's state begins in a slot */
+    size_t *marks;       /* (n_seqs, LLM_STATES) the length whose state a slot has; 0: none */
+    /* of this call, (n_seqs,): slots that are read from and written to, and the one that takes the state of length
+     * keep_at on the way; NONE: none does. A batch later, what was written is read. */
+    uint32_t *slot_in, *slot_out, *slot_keep;
+    size_t *keep_at;
+    size_t span; /* positions that a sequence may have: the context in whole pages */
+    size_t back; /* how far before the end of its last page a sequence can be cut back */
 
     /* the batch */
     uint32_t *seqs, *pos; /* (B,) sequence and position of each token */
     uint32_t *rows;       /* (n_rows,) tokens whose logits are wanted, */
     uint32_t *state_rows; /* (n_states,) and those whose states are */
+    uint32_t *before;     /* (B,) the token before in the same sequence and batch, or NONE; */
+    uint32_t *latest;     /* (n_seqs,) the last one of a sequence that has any */
     uint32_t *runs; /* (n_runs + 1,) tokens at which runs begin: neighbours in a sequence, at most `run` */
     size_t n_runs, run;
 
@@ -68,12 +85,16 @@ struct llm_session {
     int32_t *unit_offsets; /* (threads, 2, unit_rows + BEYOND, unit_groups) */
     float *parts; /* (n_parts, n_kv_heads, B, group, width + 2) attention over a part of the positions each: a
                       weighted sum of values (width: a value head's, padded to 16), the largest score, the sum of weights */
-    vectors att;  /* (B, att_dim) attention over all of them */
+    vectors att;  /* (B, att_dim) attention over all of them; or what a layer with a state makes */
     vectors low;  /* (B, q_rank) what queries are made of there, normalised */
     vectors plain;        /* (B, n_heads, plain_width) what does not turn of them */
     vectors latents;      /* (B, n_heads, latent_width) queries for latents, then what they sum of these */
     size_t part_size;     /* numbers of a part */
     size_t part, n_parts; /* positions in a part, and how many parts there are at most */
+
+    /* the delta rule */
+    vectors mixed; /* (B, channels) queries, keys, values behind their convolution */
+    vectors gates; /* (B, 2 * delta_heads) strengths of the values, then by how much the state decays */
 
     /* feed-forward */
     vectors gate;   /* (B, 2 * ffn_dim) gates, then ups */
@@ -102,9 +123,9 @@ static inline size_t value_width(const llm_layer *l) { return align(kept_value_d
 
 /* Query heads that are attended with together, which share a key and value; and how many times so many there are */
 static inline size_t group_of(const llm_layer *l) {
-    size_t most = 8; /* of those that share a latent, which are all: so that several threads have some */
-    if (!l->latent_dim)
-        return l->n_heads / l->n_kv_heads;
+    size_t most = 8;    /* of those that share a latent, which are all: so that several threads have some */
+    if (!l->latent_dim) /* 1 without attention */
+        return l->n_kv_heads ? l->n_heads / l->n_kv_heads : 1;
     while (l->n_heads % most)
         most--;
     return most;
@@ -127,6 +148,30 @@ static inline size_t v_dim_of(const llm_layer *l) { return l->n_kv_heads * value
 static inline size_t experts_per_token(const llm_layer *l) {
     return l->n_active + (l->shared_dim && !(l->flags & LLM_SHARED_NORMS));
 }
+
+static inline size_t delta_keys_of(const llm_layer *l) {
+    return (size_t)l->delta_key_heads * l->delta_key_dim;
+}
+
+static inline size_t delta_values_of(const llm_layer *l) {
+    return (size_t)l->delta_heads * l->delta_value_dim;
+}
+
+#define NONE UINT32_MAX
+
+/* A layer's state in a slot of a sequence: the window of its convolution, and the heads' matrices */
+static inline float *window_of(const llm_session *s, size_t seq, size_t slot, size_t layer) {
+    return (float *)(s->kv + seq * s->seq_size + s->slots_at + slot * s->slot_size + s->layer_state[layer]);
+}
+
+static inline float *heads_of(const llm_session *s, size_t seq, size_t slot, size_t layer) {
+    return window_of(s, seq, slot, layer) + window_numbers(&s->m->h, &s->m->layers[layer]);
+}
+
+/* Decides where the states of all sequences go that have tokens in this call, from length to new_length; and once the
+ * call is done, that they are there. */
+void plan_states(llm_session *s);
+void mark_states(llm_session *s);
 
 enum { KEYS, VALUES };
 

@@ -215,13 +215,15 @@ class Model:
         return ControlTexts(self.control_tokens)
 
     def kv_size(self, length: int) -> int:
-        """The bytes of keys and values of a sequence of that many tokens, in whole pages."""
+        """The bytes of keys and values of a sequence of that many tokens, in whole pages, and its states'."""
         pages = -(-length // lib.LLM_PAGE)
         if pages not in self._kv_sizes:
             whole = pages * lib.LLM_PAGE
             oldest = max(0, whole - (self.rewind or lib.LLM_REWIND) - CHUNK)
             kind = lib.llm_kv_kind(self.layers, self.kv)
-            self._kv_sizes[pages] = lib.llm_kv_size(self.header, self.layers, kind, whole, oldest)
+            size = lib.llm_kv_size(self.header, self.layers, kind, whole, oldest)
+            states = min(lib.LLM_STATES, 2 + pages) - 1 if pages else 0  # beside the one that counts already
+            self._kv_sizes[pages] = size + states * self.counts.state
         return self._kv_sizes[pages]
 
     @cached_property
@@ -323,7 +325,7 @@ class Cache:
         """Makes tokens and the engine agree after an exception."""
         for seq, tokens in enumerate(self.tokens):
             del tokens[lib.llm_length(self.ptr, seq) :]
-            call(lib.llm_truncate, self.ptr, seq, len(tokens))
+            self.truncate(seq, self.cut(seq, len(tokens)))
 
     def forward(self, tokens: list[int], seqs: list[int], want: Sequence[int]) -> np.ndarray:
         """Appends tokens (n,), n <= CHUNK, to their sequences. want (n,): of enum llm_want. Returns the
@@ -374,10 +376,14 @@ class Cache:
         length: int = lib.llm_oldest(self.ptr, seq)
         return length
 
+    def cut(self, seq: int, length: int) -> int:
+        """The greatest length, `length` at most, that a sequence can be cut back to."""
+        length = lib.llm_cut(self.ptr, seq, length)
+        return length
+
     def reusable(self, seq: int, ids: Sequence[int], most: int) -> int:
         """How many of the first `most` ids a sequence, cut back, holds."""
-        n = min(shared_prefix(self.tokens[seq], ids), most)
-        return n if n >= self.oldest(seq) else 0
+        return self.cut(seq, min(shared_prefix(self.tokens[seq], ids), most))
 
     def truncate(self, seq: int, length: int) -> None:
         call(lib.llm_truncate, self.ptr, seq, length)
@@ -395,9 +401,14 @@ class Cache:
         kind: int = lib.llm_session_options(self.ptr).kv
         return kind
 
-    def save(self, seq: int) -> Saved:
-        """A copy of a sequence."""
-        tokens, oldest = list(self.tokens[seq]), self.oldest(seq)
+    @property
+    def whole(self) -> bool:
+        """Whether a copy of a sequence can only be taken as a whole, since it has a state."""
+        return bool(self._model.counts.state)
+
+    def save(self, seq: int, length: int | None = None) -> Saved:
+        """A copy of a sequence, or of its first `length` tokens."""
+        tokens, oldest = self.tokens[seq][:length], self.oldest(seq)
         shape = self._model.header, self._model.layers, self.kv
         state = np.empty(lib.llm_kv_size(*shape, len(tokens), oldest), np.uint8)
         call(lib.llm_state, self.ptr, seq, len(tokens), oldest, ffi.from_buffer(state), 0)

@@ -24,12 +24,14 @@ class Entry:
 
     partition  whose it is: others do not share it
     uses       how many requests have begun with it
+    shared     how many of its tokens another one has begun with, too
     worth      by GreedyDual-Size-Frequency (Cherkasova 1998): what was let go last was worth, and what it
                would cost to compute it again, a byte, for each of its uses
     """
 
     partition: Any
     uses: int
+    shared: int
     worth: float
 
 
@@ -105,10 +107,12 @@ class Places:
             self._empty(seq)
 
     def _shelve(self, seq: int) -> None:
-        """Puts what is kept on the shelf, if it was of use to more than one."""
+        """Puts what is kept on the shelf, if it was of use to more than one; only what was, where it can
+        only be taken as a whole."""
         entry = self.idle[seq]
-        if self.shelf is not None and entry.uses > 1 and len(self.tokens(seq)) >= MIN_SHELVED:
-            self.shelf.put(entry.partition, self.cache.save(seq))
+        length = self.cache.cut(seq, entry.shared) if self.cache.whole else len(self.tokens(seq))
+        if self.shelf is not None and entry.uses > 1 and length >= MIN_SHELVED:
+            self.shelf.put(entry.partition, self.cache.save(seq, length))
 
     def shelve_all(self) -> None:
         """The same with all that is kept."""
@@ -187,7 +191,7 @@ class Places:
         request.uses = 1
         if copied in self.idle:
             request.uses += self.idle[best].uses
-            self._touch(best)
+            self._touch(best, length)
         if copied >= 0 and length >= request.fresh and not request.started:
             request.known = list(self.tokens(best))
         if seq in self.idle and seq != copied:
@@ -203,15 +207,15 @@ class Places:
         request.seq = seq
         self.make_room()
 
-    def _touch(self, seq: int) -> None:
+    def _touch(self, seq: int, shared: int) -> None:
         """Counts a use of what is kept, and makes it the last that was used."""
         entry = self.idle.pop(seq)
-        self.idle[seq] = self._entry(seq, entry.partition, entry.uses + 1)
+        self.idle[seq] = self._entry(seq, entry.partition, entry.uses + 1, max(entry.shared, shared))
 
-    def _entry(self, seq: int, partition: Any, uses: int) -> Entry:
+    def _entry(self, seq: int, partition: Any, uses: int, shared: int) -> Entry:
         length = len(self.tokens(seq))
         cost = length * (1 + length / (2 * DEEP))
-        return Entry(partition, uses, self._clock + uses * cost / self.cache.size(length))
+        return Entry(partition, uses, shared, self._clock + uses * cost / self.cache.size(length))
 
     def leave(self, request: Request) -> None:
         """Takes a request's sequence from it; what it has computed is kept for a while."""
@@ -228,5 +232,5 @@ class Places:
         for other, entry in list(self.idle.items()):
             if entry.partition == partition and tokens[: len(self.tokens(other))] == self.tokens(other):
                 self._empty(other)  # this one has all of it
-        self.idle[seq] = self._entry(seq, partition, request.uses)
+        self.idle[seq] = self._entry(seq, partition, request.uses, request.cached)
         self.make_room()

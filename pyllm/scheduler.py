@@ -658,7 +658,14 @@ class Scheduler:
         finally:
             request.guesses = []
             if right < len(guesses):
-                self._batch.cache.truncate(request.seq, start + right)
+                self._take_back(request, start + right)
+
+    def _take_back(self, request: Request, length: int) -> None:
+        """Cuts a request's sequence to its first tokens. Where a state cannot be cut, more are, and run again
+        in the next step; the logits that it has got it does not get again."""
+        cache = self._batch.cache
+        request.first = max(request.first, length)
+        cache.truncate(request.seq, cache.cut(request.seq, length))
 
     # ------------------------------------------------------------------------------------------------------
     # The process forks, or ends

@@ -98,14 +98,13 @@ class Session:
     @_locked
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens. In a model with sliding windows these are computed anew
-        when more tokens are cut than LLM's `rewind`."""
+        when more tokens are cut than LLM's `rewind`; in one whose layers have a state (LFM2, Qwen3-Next),
+        those behind the last state that is kept."""
         tokens = self._cache.tokens[0]
         length = integer("length", length, 0, len(tokens))
-        if length >= self._cache.oldest(0):
-            self._cache.truncate(0, length)
-            return
-        again = tokens[:length]
-        self._cache.truncate(0, 0)
+        kept = self._cache.cut(0, length)
+        again = tokens[kept:length]
+        self._cache.truncate(0, kept)
         self._cache.extend(again)
 
     @_locked

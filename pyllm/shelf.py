@@ -55,6 +55,8 @@ class Shelf:
         with self._lock:
             own = [(name, tokens) for name, tokens in self._known.items() if name.startswith(owner)]
         shared = [(min(shared_prefix(tokens, ids), most), name) for name, tokens in own]
+        if self._model.counts.state:  # it can only be taken as a whole
+            shared = [(n, name) for n, name in shared if n == len(self._known.get(name, ()))]
         length, name = max(shared, default=(0, ""))
         return name, length
 

@@ -156,6 +156,26 @@ static void make_latent(dice *d, llm_layer *l) {
     l->latent_eps = chance(d, 4) ? 0 : 1e-6f;
 }
 
+/* A state takes the place of attention. */
+static void make_state(dice *d, llm_layer *l) {
+    l->n_heads = l->n_kv_heads = l->head_dim = 0;
+    l->attn_cap = 0;
+    l->query_growth = 0;
+    l->value_dim = l->query_span = l->query_shift = l->low_rank = 0;
+    l->flags &= ~(uint64_t)(LLM_QKV_BIAS | LLM_QK_NORM | LLM_QK_NORM_WHOLE | LLM_QK_NORM_LATE | LLM_SINK |
+                            LLM_ATTN_OUT_BIAS | LLM_OUT_GATE | LLM_OUT_GATE_HEAD | LLM_OUT_GATE_SOFTPLUS |
+                            LLM_V_NORM | LLM_V_IS_K | LLM_QK_NORM_EACH | LLM_PARALLEL | LLM_ONE_NORM);
+    l->qkv_clip = 0;
+    l->mixer = from_to(d, LLM_SHORT_CONV, LLM_DELTA_RULE);
+    l->conv_kernel = from_to(d, 2, chance(d, 8) ? 16 : 5);
+    if (l->mixer == LLM_SHORT_CONV)
+        return;
+    l->delta_key_heads = from_to(d, 1, 3);
+    l->delta_heads = l->delta_key_heads * from_to(d, 1, 3);
+    l->delta_key_dim = from_to(d, 1, chance(d, 8) ? 100 : 20);
+    l->delta_value_dim = size(d, chance(d, 8) ? 100 : 20);
+}
+
 static llm_layer make_layer(dice *d) {
     llm_layer l = {0};
     l.n_kv_heads = from_to(d, 1, 3);
@@ -185,13 +205,16 @@ static llm_layer make_layer(dice *d) {
         make_small_print(d, &l);
     if (chance(d, 4))
         make_latent(d, &l);
+    else if (chance(d, 4))
+        make_state(d, &l);
     return l;
 }
 
 /* Layer i uses the keys and values of an earlier one, if one that makes its own is hit. */
 static void borrow(dice *d, llm_layer *layers, uint32_t i) {
     const uint32_t from = from_to(d, 0, i - 1);
-    if (layers[from].kv_layer != from || layers[from].latent_dim || layers[i].latent_dim)
+    if (layers[from].kv_layer != from || layers[from].latent_dim || layers[i].latent_dim ||
+        layers[from].mixer || layers[i].mixer)
         return;
     layers[i].kv_layer = from;
     layers[i].flags &= ~(uint64_t)(LLM_V_NORM | LLM_V_IS_K);
@@ -245,14 +268,15 @@ static void make_description(dice *d, model *m) {
     h->required = from_to(d, 0, 1) ? LLM_TIED : 0;
     if (chance(d, 2))
         h->required |= bits(d) & (LLM_POSITION_TABLE | LLM_OUTPUT_BIAS | LLM_INPUT_NORM);
+    h->rope_dim = 2;
     h->optional = chance(d, 9) ? bits(d) & ~(uint64_t)LLM_HAS_CHECKSUMS : 0;
     const int differ = chance(d, 2);
     for (uint32_t i = 0; i < h->n_layers; i++) {
         llm_layer *l = &m->layers[i];
         *l = i && !differ ? m->layers[0] : make_layer(d);
         l->kv_layer = i;
-        l->rope = from_to(d, 0, h->n_rope - 1);
-        l->window = chance(d, 2) ? from_to(d, 0, 90) : 0;
+        l->rope = l->mixer ? 0 : from_to(d, 0, h->n_rope - 1);
+        l->window = chance(d, 2) && !l->mixer ? from_to(d, 0, 90) : 0;
         l->flags &= ~(uint64_t)LLM_CHUNKED;
         l->flags |= l->window && chance(d, 3) ? LLM_CHUNKED : 0;
         if (i && chance(d, 3))
@@ -339,7 +363,8 @@ static void damage(dice *d, uint8_t *data) {
  * Runs */
 
 typedef struct counts {
-    unsigned long runs, forwards, refused, states, tokens, experts, shared, damaged, unsound, gone, dropped;
+    unsigned long runs, forwards, refused, states, tokens, experts, shared, stateful, damaged, unsound, gone,
+        dropped;
 } counts;
 
 static int has_isa(const llm_model *m, const char *name) {
@@ -400,9 +425,17 @@ static void load_state(dice *d, llm_session *s, const llm_model *m, uint32_t seq
     free(again);
 }
 
-/* Whether sequence seq can be cut to a length, as llm_oldest() says */
+/* Whether sequence seq can be cut to a length, as llm_cut() and llm_oldest() say */
 static int is_there(const llm_session *s, uint32_t seq, size_t length) {
-    return !length || length >= llm_oldest(s, seq);
+    const size_t cut = llm_cut(s, seq, length);
+    CHECK(cut <= length && (!cut || cut >= llm_oldest(s, seq)));
+    return cut == length;
+}
+
+static int has_states(const llm_model *m) {
+    llm_counts of_model;
+    CHECK(!llm_count(llm_model_header(m), llm_model_layers(m), &of_model, NULL, 0));
+    return of_model.state > 0;
 }
 
 static void forward(dice *d, llm_session *s, const llm_model *m, size_t *length, float *logits, counts *c) {
@@ -433,7 +466,8 @@ static void forward(dice *d, llm_session *s, const llm_model *m, size_t *length,
     CHECK(failed || fits);
     for (uint32_t q = 0; q < o->n_seqs; q++) {
         const size_t most = ahead[q] > o->rewind ? ahead[q] - o->rewind : 0;
-        CHECK(llm_oldest(s, q) <= (most > oldest[q] ? most : oldest[q]));
+        CHECK(llm_oldest(s, q) <= (most > oldest[q] ? most : oldest[q]) || has_states(m));
+        CHECK(llm_cut(s, q, SIZE_MAX) == llm_length(s, q));
         CHECK(llm_oldest(s, q) <= llm_length(s, q));
     }
     for (size_t i = 0; !failed && i < n_want * vocab; i++)
@@ -517,9 +551,11 @@ static void one_run(counts *c, int setup_isa) {
     llm_close(m);
     munmap(data - (mapped - GUARD - bytes), mapped);
     c->runs++;
-    for (uint32_t i = 0, experts = 0, shared = 0; i < h.n_layers; i++) {
+    for (uint32_t i = 0, experts = 0, shared = 0, stateful = 0; i < h.n_layers; i++) {
         c->experts += made.layers[i].n_experts && !experts;
         c->shared += made.layers[i].kv_layer != i && !shared;
+        c->stateful += made.layers[i].mixer && !stateful;
+        stateful |= made.layers[i].mixer;
         experts |= made.layers[i].n_experts;
         shared |= made.layers[i].kv_layer != i;
     }
@@ -570,13 +606,15 @@ int main(int argc, char **argv) {
         const counts *c = &shares[i].c;
         all.runs += c->runs, all.forwards += c->forwards, all.refused += c->refused, all.states += c->states;
         all.tokens += c->tokens, all.experts += c->experts, all.shared += c->shared;
+        all.stateful += c->stateful;
         all.damaged += c->damaged, all.unsound += c->unsound;
         all.gone += c->gone, all.dropped += c->dropped;
     }
-    printf("%lu runs (%lu with experts, %lu with shared keys), %lu of %lu damaged files refused, %lu states, "
+    printf("%lu runs (%lu with experts, %lu with shared keys, %lu with states), %lu of %lu damaged files "
+           "refused, %lu states, "
            "%lu lengths gone, %lu calls with %lu tokens, %lu of them not finite (%lu sequences dropped);",
-        all.runs, all.experts, all.shared, all.unsound, all.damaged, all.states, all.gone, all.forwards,
-        all.tokens, all.refused, all.dropped);
+        all.runs, all.experts, all.shared, all.stateful, all.unsound, all.damaged, all.states, all.gone,
+        all.forwards, all.tokens, all.refused, all.dropped);
     for (uint32_t i = 0; i < n_isas; i++)
         printf(" %s", isas[i]);
     putchar('\n');

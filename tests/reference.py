@@ -23,12 +23,13 @@ FIELDS = (
     "magic version n_layers file_size text_size required optional dim vocab_size context n_rope rope_dim"
     " norm_eps embed_scale residual_scale logit_cap dtype ple_dim ple_scale n_streams reserved checksum"
 ).split()
-LAYER = struct.Struct("<Q6I2f6If48s3I4f3I2f3If76s")
+LAYER = struct.Struct("<Q6I2f6If48s3I4f3I2f3If6I52s")
 LAYER_FIELDS = (
     "flags n_heads n_kv_heads head_dim window rope kv_layer attn_scale attn_cap ffn activation ffn_dim"
     " n_experts n_active shared_dim expert_scale dtype value_dim n_groups n_active_groups gate_limit"
-    " gate_slope up_shift query_growth query_span query_shift low_rank gate_cut qkv_clip"
-    " latent_dim turn_dim q_rank latent_eps reserved"
+    " gate_slope up_shift query_growth query_span query_shift low_rank gate_cut qkv_clip latent_dim"
+    " turn_dim q_rank latent_eps mixer conv_kernel"
+    " delta_key_heads delta_heads delta_key_dim delta_value_dim reserved"
 ).split()
 TIED, QKV_BIAS, QK_NORM, QK_NORM_WHOLE, NO_PRE_NORM, POST_NORM = 1, 2, 4, 8, 16, 32
 ROUTER_NORMALIZE, ROUTER_SIGMOID, ROUTER_BIAS, SHARED_GATE = 64, 128, 256, 512
@@ -52,8 +53,27 @@ LAYER_NORM, NORM_BIAS, QK_NORM_EACH, PARALLEL, NO_GATE, POSITION_TABLE, OUTPUT_B
     1 << bit for bit in range(26, 35)
 )
 OF_HEADER = TIED | POSITION_TABLE | OUTPUT_BIAS | INPUT_NORM
+OF_ATTENTION = (
+    QKV_BIAS
+    | QK_NORM
+    | QK_NORM_WHOLE
+    | QK_NORM_LATE
+    | ATTN_OUT_BIAS
+    | SINK
+    | CHUNKED
+    | OUT_GATE
+    | OUT_GATE_HEAD
+    | OUT_GATE_SOFTPLUS
+    | V_NORM
+    | V_IS_K
+    | QK_NORM_EACH
+    | PARALLEL
+    | ONE_NORM
+)
 HAS_CHECKSUMS = 1  # of header.optional
 DENSE, EXPERTS = 0, 1
+ATTENTION, SHORT_CONV, DELTA_RULE = 0, 1, 2
+STATE_DIMS = (("_key", "key"), ("", "value"))  # delta_key_heads of delta_key_dim, delta_heads of ...
 SILU, GELU, GELU_ERF, RELU2, XIELU = 0, 1, 2, 3, 4
 FP16, INT8, FP32, INT8R, INT4 = 0, 1, 2, 3, 4
 CHECKSUMS = 32  # the tag of that section
@@ -66,7 +86,7 @@ NAMES = (
     " router_norm shared_norm shared_post experts_post router_scale layer_scale"
     " ple_gate ple_out ple_post_norm laurel_left laurel_right laurel_norm"
     " stream_norm stream_router stream_predict stream_correct stream_scale xielu_numbers"
-    " q_up k_up v_up"
+    " q_up k_up v_up conv state_gates decay state_norm"
 ).split()
 IDS |= {name: 16 + i for i, name in enumerate(NAMES)}
 
@@ -157,7 +177,20 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
         vector("attn_norm", dim)
     if not flags & (NO_PRE_NORM | ONE_NORM):
         vector("ffn_norm", dim)
-    matrix("qkv", qkv, dim)
+    keys, values = (about[f"delta{key}_heads"] * about[f"delta_{kind}_dim"] for key, kind in STATE_DIMS)
+    if about["mixer"] == SHORT_CONV:
+        matrix("qkv", 3 * dim, dim)
+        vector("conv", about["conv_kernel"] * dim)
+        matrix("attn_out", dim, dim)
+    elif about["mixer"] == DELTA_RULE:
+        matrix("qkv", 2 * keys + 2 * values, dim)
+        vector("conv", about["conv_kernel"] * (2 * keys + values))
+        matrix("state_gates", 2 * about["delta_heads"], dim)
+        vector("decay", 2 * about["delta_heads"])
+        vector("state_norm", about["delta_value_dim"])
+        matrix("attn_out", dim, values)
+    else:
+        matrix("qkv", qkv, dim)
     if flags & QKV_BIAS:
         vector("bias", qkv)
     if flags & QK_NORM:
@@ -171,7 +204,8 @@ def layer_shapes(h: dict, about: dict, number: int) -> list[Item]:
         found.append(("k_norm", 1, latent, FP32, 1))
         matrix("k_up", latent, plain, about["n_heads"])
         matrix("v_up", value_dim(about), latent, about["n_heads"])
-    matrix("attn_out", dim, att)
+    if not about["mixer"]:
+        matrix("attn_out", dim, att)
     if flags & SINK:
         vector("sinks", about["n_heads"])
     if flags & ATTN_OUT_BIAS:
@@ -665,6 +699,42 @@ class Reference:
         result = self.product(out.reshape(n, -1), layer["attn_out"][0])
         return result + layer["out_bias"][0][0] if about["flags"] & ATTN_OUT_BIAS else result
 
+    def convolved(self, x: np.ndarray, number: int) -> np.ndarray:
+        """x (n, channels), each channel with its own kernel over this position and those before."""
+        w = self.layers[number]["conv"][0][0].reshape(-1, x.shape[1])
+        padded = np.concatenate([np.zeros((len(w) - 1, x.shape[1])), x])
+        return sum(w[j] * padded[j : j + len(x)] for j in range(len(w)))
+
+    def short_conv(self, x: np.ndarray, number: int) -> np.ndarray:
+        """The gated short convolution for x (n, dim) of one sequence."""
+        layer = self.layers[number]
+        b, c, inner = np.split(self.product(x, layer["qkv"][0]), 3, axis=1)
+        return self.product(c * self.convolved(b * inner, number), layer["attn_out"][0])
+
+    def delta_rule(self, x: np.ndarray, number: int) -> np.ndarray:
+        """The gated delta rule for x (n, dim) of one sequence, token by token."""
+        about, layer, n = self.about[number], self.layers[number], len(x)
+        key, value, heads = about["delta_key_dim"], about["delta_value_dim"], about["delta_heads"]
+        k_dim, each = about["delta_key_heads"] * key, heads // about["delta_key_heads"]
+        qkv, z = np.split(self.product(x, layer["qkv"][0]), [2 * k_dim + heads * value], axis=1)
+        qkv = self.convolved(qkv, number)
+        q, k, v = np.split(qkv * sigmoid(qkv), [k_dim, 2 * k_dim], axis=1)
+        q, k = (np.repeat(part.reshape(n, -1, key), each, axis=1) for part in (q, k))
+        q, k = (part / np.sqrt((part * part).sum(-1, keepdims=True) + 1e-6) for part in (q, k))
+        q, v = q * about["attn_scale"], v.reshape(n, heads, value)
+        b, a = np.split(x @ layer["state_gates"][0].w.T, 2, axis=1)
+        bias, rate = np.split(layer["decay"][0][0], 2)
+        decay, strength = np.exp(rate * np.logaddexp(0, a + bias)), sigmoid(b)
+        state, out = np.zeros((heads, key, value)), np.zeros((n, heads, value))
+        for t in range(n):
+            state *= decay[t][:, None, None]
+            change = (v[t] - np.einsum("hkv,hk->hv", state, k[t])) * strength[t][:, None]
+            state += np.einsum("hk,hv->hkv", k[t], change)
+            out[t] = np.einsum("hkv,hk->hv", state, q[t])
+        z = z.reshape(n, heads, value)
+        out = self.norm(out, layer["state_norm"][0][0]) * z * sigmoid(z)
+        return self.product(out.reshape(n, -1), layer["attn_out"][0])
+
     def logits(self, ids: list[int]) -> np.ndarray:
         """(len(ids), vocab_size) float64 logits of one sequence."""
         out = self.once["embed" if self.h["required"] & TIED else "output"][0]
@@ -706,7 +776,12 @@ class Reference:
             if others:
                 x, *others = first, *_ = self.predicted(x, others, layer)
             before = x
-            x = add(x, x, number, "attn", lambda y, i, _: self.attention(y, i, kept))
+            if about["mixer"] == SHORT_CONV:
+                x = add(x, x, number, "attn", lambda y, i, _: self.short_conv(y, i))
+            elif about["mixer"] == DELTA_RULE:
+                x = add(x, x, number, "attn", lambda y, i, _: self.delta_rule(y, i))
+            else:
+                x = add(x, x, number, "attn", lambda y, i, _: self.attention(y, i, kept))
             x = add(x, before if about["flags"] & PARALLEL else x, number, "ffn", self.feed_forward)
             if others:
                 x, *others = self.corrected(x, [first, *others], layer)
@@ -768,17 +843,25 @@ def pack_sections(sections: Mapping[int, bytes]) -> bytes:
 
 
 def dtypes_of(names: list[str], kind: int, others: Mapping[str, int], first: int, size: int) -> bytes:
-    """The dtypes of these matrices: `kind` but for the router, which is fp16, or what `others` says."""
+    """The dtypes of these matrices: `kind` but for the router and a state's gates, which are fp16, or what
+    `others` says."""
     out = bytearray(size)
     for name in names:
-        out[IDS[name] - first] = others.get(name, FP16 if name.endswith("router") else kind)
+        precise = name.endswith("router") or name == "state_gates"
+        out[IDS[name] - first] = others.get(name, FP16 if precise else kind)
     return bytes(out)
 
 
 def describe(number: int, given: dict[str, Any]) -> dict[str, Any]:
     """An llm_layer: the fields that are given, what follows from them, zeros."""
-    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(76)}
+    about = dict.fromkeys(LAYER_FIELDS, 0) | {"kv_layer": number, "reserved": bytes(52)}
     about |= {key: value for key, value in given.items() if key in about and value is not None}
+    if about["mixer"]:
+        about |= dict.fromkeys(("n_heads", "n_kv_heads", "head_dim", "window", "rope", "attn_cap"), 0)
+        about |= dict.fromkeys(
+            ("value_dim", "query_growth", "query_span", "query_shift", "low_rank", "qkv_clip"), 0
+        )
+        about["flags"] &= ~OF_ATTENTION
     if not about["n_experts"]:
         about |= {"n_active": 0, "shared_dim": 0, "expert_scale": 1.0, "n_groups": 0, "n_active_groups": 0}
         about["flags"] &= ~OF_EXPERTS
@@ -787,13 +870,14 @@ def describe(number: int, given: dict[str, Any]) -> dict[str, Any]:
     about["flags"] &= ~OF_HEADER
     about["ffn"] = EXPERTS if about["n_experts"] else DENSE
     if given["attn_scale"] is None:
-        about["attn_scale"] = about["head_dim"] ** -0.5
+        about["attn_scale"] = max(1, about["head_dim"], about["delta_key_dim"]) ** -0.5
     matrices = ["qkv", "attn_out", "gate_up", "down"] + ["router"] * bool(about["n_experts"])
     matrices += ["shared_gate_up", "shared_down"] * bool(about["shared_dim"])
     matrices += ["ple_gate", "ple_out"] * bool(given["ple_dim"])
     matrices += ["laurel_left", "laurel_right"] * bool(about["low_rank"])
     matrices += ["stream_router"] * (given["n_streams"] > 1)
     matrices += ["k_up", "v_up"] * bool(about["latent_dim"]) + ["q_up"] * bool(about["q_rank"])
+    matrices += ["state_gates"] * (about["mixer"] == DELTA_RULE)
     about["dtype"] = dtypes_of(matrices, given["dtype"], given["dtypes"], 16, 48)
     return about
 
@@ -894,7 +978,7 @@ def make_model(
     required = flags & OF_HEADER
     for about in abouts:
         required |= about["flags"]
-    rope_dim = max(about["turn_dim"] or about["head_dim"] for about in abouts)
+    rope_dim = max(2, *(about["turn_dim"] or about["head_dim"] for about in abouts))
     once = once_matrices(flags)
     once += ["ple_embed", "ple_proj"] * bool(ple_dim)
     once += ["stream_in", "stream_out"] * (n_streams > 1)
@@ -936,6 +1020,8 @@ def make_model(
                 random = rng.standard_normal((rows, cols))
                 shrunk = gain * random / (1 if name in GAINS and name != "router" else cols**0.5)
                 w[:, :cols] = 1 + 0.3 * random if name.endswith(ONES) else shrunk
+                if name == "decay":  # the rates are negative
+                    w[:, cols // 2 : cols] = -abs(w[:, cols // 2 : cols]) - 0.1
                 tensors.append(encode(w, kind))
 
     write(once_shapes(h))

@@ -38,6 +38,7 @@ needs_command = pytest.mark.skipif(not COMMAND or EMULATED, reason="the command 
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
 LLAMA3 = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>"]
+LFM2 = [*CHATML, *(f"<|tool_{kind}_{end}|>" for kind in ("list", "response") for end in ("start", "end"))]
 PHI = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 MISTRAL = [f"[{end}{name}]" for name in ("INST", "AVAILABLE_TOOLS", "TOOL_RESULTS") for end in ("", "/")]
 GEMMA = ["<start_of_turn>", "<end_of_turn>"]
@@ -64,6 +65,8 @@ FAMILIES = {
     "qwen25": ("bytes", None, "<|im_end|>", CHATML, False),
     "qwen3": ("bytes", None, "<|im_end|>", CHATML, False),
     "qwq": ("bytes", None, "<|im_end|>", CHATML, False),
+    "qwen35": ("bytes", None, "<|im_end|>", CHATML, False),
+    "lfm2": ("bytes", "<|startoftext|>", "<|im_end|>", LFM2, True),
     "smollm2": ("bytes", "<|im_start|>", "<|im_end|>", CHATML, False),
     "smollm3": ("bytes", "<|im_start|>", "<|im_end|>", CHATML, False),
     "zephyr": ("spm", "<s>", "</s>", [], True),

@@ -1432,12 +1432,12 @@ def unknown_keys(report):
 
 
 def test_a_key_that_no_family_knows_is_named_in_a_note(tmp_path):
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "xpos_section": [2, 3, 3]}
     config = LLAMA | {"attn_gate_scale": 2.0, "rope_parameters": rope, "dtype": "float32", "other": None}
     config |= {"rope_interleaved": False, "mask_token_id": 3, "residual_dropout": 0.1}
     source = save(tmp_path / "src", config, make_tensors("llama", LLAMA))
     flat, report = run(source, tmp_path)
-    assert unknown_keys(report) == "attn_gate_scale, rope_parameters.mrope_section"
+    assert unknown_keys(report) == "attn_gate_scale, rope_parameters.xpos_section"
     assert flat.data == run(save(source, LLAMA, make_tensors("llama", LLAMA)), tmp_path)[0].data
     save(source, LLAMA | {"rope_interleaved": True}, make_tensors("llama", LLAMA))
     assert unknown_keys(run(source, tmp_path)[1]) == "rope_interleaved"

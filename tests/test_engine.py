@@ -25,6 +25,7 @@ from pyllm._llm import ffi, lib
 from reference import (
     ATTN_OUT_BIAS,
     CHUNKED,
+    DELTA_RULE,
     EXPERT_INPUT,
     FFN_BIAS,
     FIELDS,
@@ -63,6 +64,7 @@ from reference import (
     ROUTER_SIGMOID,
     SHARED_GATE,
     SHARED_NORMS,
+    SHORT_CONV,
     SILU,
     SINK,
     TIED,
@@ -321,6 +323,46 @@ MODELS = {
 }
 
 
+MODELS |= {
+    "short convolutions": dict(
+        n_layers=3,
+        dim=100,
+        flags=QK_NORM | POST_NORM,
+        layers=[
+            dict(mixer=SHORT_CONV, conv_kernel=3),
+            {},
+            dict(mixer=SHORT_CONV, conv_kernel=6, activation=GELU),
+        ],
+    ),
+    "gated delta rule": dict(
+        n_layers=3,
+        n_experts=4,
+        n_active=2,
+        shared_dim=30,
+        flags=QK_NORM | SHARED_GATE | ROUTER_NORMALIZE,
+        layers=[
+            dict(
+                mixer=DELTA_RULE,
+                conv_kernel=4,
+                delta_key_heads=2,
+                delta_heads=6,
+                delta_key_dim=20,
+                delta_value_dim=70,
+            ),
+            {},
+            dict(
+                mixer=DELTA_RULE,
+                conv_kernel=2,
+                delta_key_heads=3,
+                delta_heads=3,
+                delta_key_dim=9,
+                delta_value_dim=16,
+            ),
+        ],
+    ),
+}
+
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 plain = pytest.mark.skipif(
     "san" in os.environ.get("PYLLM_CFLAGS", ""), reason="sanitizers shadow memory, and no other build"
@@ -571,7 +613,7 @@ def test_prompts_of_fp16_files_are_rounded_to_13_bits_unless_exact(name):
 def with_router_of(dtype: int, name: str) -> dict:
     """The model's arguments, with routers of this dtype too: one in fp16 would be the only matrix that the
     plain kernels multiply with other bits."""
-    return {"dtypes": {"router": dtype, "stream_router": dtype}} | MODELS[name]
+    return {"dtypes": dict.fromkeys(("router", "stream_router", "state_gates"), dtype)} | MODELS[name]
 
 
 def is_same_everywhere(name: str, dtype: int, kv: str) -> bool:
@@ -632,6 +674,8 @@ def test_vector_instruction_sets_give_the_same_bits(name, dtype, isa):
         "dense and experts",
         "latents",
         "a dtype a tensor",
+        "short convolutions",
+        "gated delta rule",
     ],
 )
 def test_results_do_not_depend_on_batch_or_threads(name, dtype, kv, isa):

@@ -245,6 +245,43 @@ def test_layers_with_a_window_read_no_more_than_that():
     assert found.needs["int8"].seen == (4 * 4096 + 22 * 512) * head
 
 
+def test_states_are_counted_whatever_the_context():
+    """LFM2-1.2B: 10 layers keep two positions of 2,048 numbers, in float32. Qwen3-Next: 36 keep three
+    positions of 16 query and key heads and 32 value heads of 128, and 32 matrices of 128 by 128; the other 12
+    have two heads of 256 for keys and for values."""
+    states = {"LFM2-1.2B": 10 * 2 * 2048, "Qwen3-Next-80B-A3B": 36 * (3 * 64 * 128 + 32 * 128 * 128)}
+    kv = {"LFM2-1.2B": 6 * 2 * 8 * 64 * 2, "Qwen3-Next-80B-A3B": 12 * 2 * 2 * 256 * 2}
+    for name, numbers in states.items():
+        found = plan.make(PUBLISHED[name]["config"], context=4096).needs["fp16"]
+        assert (found.state, found.kv) == (6 * 4 * numbers, kv[name])
+        assert found.kept == found.state + 4096 * kv[name]
+        assert found.seen == 4 * numbers + 4096 * kv[name]
+        text = plan.report(plan.make(PUBLISHED[name]["config"]), 1e11, 4)
+        assert re.search(r"\nstates +[\d.]+ [KM]iB .* of a text, 6 that are kept\n", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("LFM2-1.2B", {"conv_bias": True}, "conv_bias is True; of LFM2 only None or False"),
+        ("LFM2-1.2B", {"block_use_swiglu": False}, "block_use_swiglu is False; of LFM2 only"),
+        ("LFM2-1.2B", {"conv_L_cache": 1}, "conv_kernel is 1, not 2 to 16"),
+        ("LFM2-1.2B", {"full_attn_idxs": 3}, "full_attn_idxs is 3, not a list of layers"),
+        ("LFM2-1.2B", {"layer_types": ["conv"] * 15 + ["mamba"]}, "layer_types has 'mamba'"),
+        ("Qwen3-Next-80B-A3B", {"attention_bias": True}, "attention_bias is True; of Qwen3-Next only"),
+        ("Qwen3-Next-80B-A3B", {"attn_output_gate": False}, "attn_output_gate is False; of Qwen3-Next only"),
+        ("Qwen3-Next-80B-A3B", {"linear_num_key_heads": 5}, "32 value heads on 5 key heads"),
+        ("Llama-3.2-1B", {"layer_types": ["conv"] * 16}, "layer_types has 'conv'"),
+    ],
+)
+def test_variants_of_layers_with_a_state_are_refused_by_name(name, change, why):
+    known = {"layer_types": None}
+    if name == "Llama-3.2-1B":
+        change = change | {"architectures": ["Exaone4ForCausalLM"]}  # which reads them
+    with pytest.raises(ConvertError, match=re.escape(why)):
+        plan.make(known | PUBLISHED[name]["config"] | change)
+
+
 def test_a_token_reads_all_but_the_other_rows_of_the_embedding_and_the_other_experts():
     dim, norms = 4096, 65 * 4096  # of 32 layers and the output, in fp32
     llama = plan.make(CONFIGS["Llama-3.1-8B"])

@@ -198,7 +198,7 @@ def byte_level(regex: bool = False, prefix: bool = False) -> pre.PreTokenizer:
 
 LLAMA2_DECODER = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
 BYTES = [f"<0x{b:02X}>" for b in range(256)]
-LLAMA3, QWEN2 = pre_tokenizers.LLAMA3, pre_tokenizers.QWEN2
+LLAMA3, QWEN2, QWEN35 = pre_tokenizers.LLAMA3, pre_tokenizers.QWEN2, pre_tokenizers.QWEN35
 DEEPSEEK = {
     name: pre_tokenizers.PRE_TOKENIZERS[name] for name in ("deepseek-v3", "deepseek-coder", "deepseek-llm")
 }

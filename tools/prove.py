@@ -243,6 +243,17 @@ LAGUNA = {
 HEADS = {"num_attention_heads": 3}  # and as many for keys and values
 GPT2 = {**HEADS, "n_inner": 212, "tie_word_embeddings": True}
 GPT2_DROP = ("intermediate_size",)
+DELTA = {
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 48,
+    "num_hidden_layers": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 20,
+    "linear_value_head_dim": 20,
+}
+QWEN_TEXT = {**DELTA, "model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"] * 2}
 CASES: dict[str, Case] = {
     "Llama": Case(
         "Llama",
@@ -953,6 +964,91 @@ CASES: dict[str, Case] = {
         },
         gguf="mellum",
     ),
+    "LFM2": Case(
+        "Lfm2",
+        "LFM2 350M, 700M, 1.2B, 2.6B",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 4,
+            "full_attn_idxs": [1, 3],
+            "intermediate_size": 300,
+            "block_multiple_of": 24,
+            "block_ffn_dim_multiplier": 1.1,
+            "conv_L_cache": 4,
+            "tie_word_embeddings": True,
+        },
+        gguf="lfm2",
+    ),
+    "LFM2 MoE": Case(
+        "Lfm2Moe",
+        "LFM2 8B-A1B",
+        {
+            **MOE,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 5,
+            "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"],
+            "num_dense_layers": 1,
+            "num_experts": 6,
+            "routed_scaling_factor": 1.5,
+            "tie_word_embeddings": True,
+        },
+        gguf="lfm2moe",
+    ),
+    "Qwen3-Next": Case(
+        "Qwen3Next",
+        "Qwen3-Next 80B-A3B",
+        {
+            **DELTA,
+            **MOE,
+            "num_experts": 6,
+            "shared_expert_intermediate_size": 100,
+            "norm_topk_prob": True,
+        },
+        gguf="qwen3next",
+    ),
+    "Qwen3-Next with dense layers": Case(
+        "Qwen3Next",
+        "variants with mlp_only_layers and heads of other widths",
+        {
+            **DELTA,
+            **MOE,
+            "num_experts": 6,
+            "shared_expert_intermediate_size": 100,
+            "mlp_only_layers": [1],
+            "linear_value_head_dim": 44,
+            "linear_num_value_heads": 2,
+            "linear_conv_kernel_dim": 3,
+            "layer_types": ["full_attention", *["linear_attention"] * 3],
+        },
+    ),
+    "Qwen 3.5": Case(
+        "Qwen3_5",
+        "Qwen 3.5 0.8B to 27B, its text part alone",
+        DELTA,
+        embed=8.0,
+        gguf="qwen35",
+    ),
+    "Qwen 3.5 of texts and pictures": Case("Qwen3_5", "Qwen 3.5 0.8B to 27B (text)", text=QWEN_TEXT),
+    "Qwen 3.5 MoE": Case(
+        "Qwen3_5Moe",
+        "Qwen 3.5 35B-A3B, 122B-A10B, 397B-A17B, their text parts alone",
+        {**DELTA, **MOE, "num_experts": 6, "shared_expert_intermediate_size": 100},
+        embed=12.0,
+        gguf="qwen35moe",
+    ),
+    "Qwen 3.5 MoE of texts and pictures": Case(
+        "Qwen3_5Moe",
+        "Qwen 3.5 35B-A3B, 122B-A10B, 397B-A17B (text)",
+        text={
+            **QWEN_TEXT,
+            **MOE,
+            "model_type": "qwen3_5_moe_text",
+            "num_experts": 6,
+            "shared_expert_intermediate_size": 100,
+        },
+    ),
     "MiniMax-M2": Case(
         "MiniMaxM2",
         "MiniMax-M2 in bf16",
@@ -1339,17 +1435,17 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
         )
         kind = getattr(transformers, f"{case.kind}ForConditionalGeneration")
     else:
-        has_text = case.kind in ("Gemma3", "Gemma3n", "Gemma4", "Gemma4Unified", "Llama4")
-        name = f"{case.kind}TextConfig" if has_text else f"{case.kind}Config"
+        texts = ("Gemma3", "Gemma3n", "Gemma4", "Gemma4Unified", "Llama4", "Qwen3_5", "Qwen3_5Moe")
+        name = f"{case.kind}TextConfig" if case.kind in texts else f"{case.kind}Config"
         config = getattr(transformers, name)(**sizes | case.config)
         kind = getattr(transformers, "GPT2LMHeadModel" if case.kind == "GPT2" else f"{case.kind}ForCausalLM")
     model = kind._from_config(config, attn_implementation="eager").to(torch.float32).eval()
-    # of a norm's weights
-    middle = 0.0 if case.kind in ("Gemma", "Gemma2", "Gemma3", "Nemotron") else 1.0
+    # 1 is added to a norm's weights
+    offset = case.kind in (*("Gemma", "Gemma2", "Gemma3", "Nemotron", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe"),)
     unscaled = case.kind.startswith(("Gemma3n", "Gemma4"))  # q . k is not divided by the root of head_dim
     with torch.no_grad():
         for name, weight in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "expert_bias")):
                 weight.copy_(0.3 * torch.randn_like(weight))
             if name.endswith("layer_scalar"):
                 weight.copy_((1 + 0.3 * torch.randn_like(weight)).half().float())
@@ -1358,7 +1454,7 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
             if name.endswith("bias"):
                 weight.copy_(0.5 * random * (case.out_bias or "o_proj" not in name))
             elif "norm" in name or ".ln_" in name:
-                weight.copy_(middle + 0.3 * random)
+                weight.copy_(0.3 * random + (not offset or "linear_attn" in name))
                 if unscaled and name.endswith(("q_norm.weight", "k_norm.weight")):
                     weight.mul_(weight.shape[0] ** -0.25)
             elif name.endswith("sinks"):
@@ -1382,6 +1478,10 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
             else:
                 router = name.endswith((".gate.weight", "router.weight", ".wg.weight"))
                 weight.copy_((2.0 if router else 1.2) * random / weight.shape[-1] ** 0.5)
+                if name.endswith((".conv.conv.weight", ".conv1d.weight")):
+                    weight.copy_(random / 2)
+                if name.endswith(".A_log"):
+                    weight.copy_(random - 1)
             if name.endswith("shared_expert_gate.weight") and case.rewrite is as_deepseek:
                 weight.zero_()
             weight.copy_(weight.half().float())  # what fp16 can hold: no rounding at conversion
@@ -1432,7 +1532,7 @@ SIGMOID = ("glm4moe", "exaone-moe", "afmoe", "dots1", "laguna", "hy_v3")
 STAND_INS = {"laguna": "exaone-moe", "hy_v3": "exaone-moe", "mellum": "qwen3moe", "granite_swa": "llama"}
 
 
-def of_layers(arch: str, h: dict[str, Any]) -> dict[str, Any]:
+def of_layers(arch: str, h: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     """What the converter writes for all architectures, of those that have another number there."""
     rope, ahead = h["rope_parameters"], h.get("num_nextn_predict_layers") or 0
     if "kv_lora_rank" in h:
@@ -1442,6 +1542,12 @@ def of_layers(arch: str, h: dict[str, Any]) -> dict[str, Any]:
     if rope.get("alpha"):
         power = h["head_dim"] / (h["head_dim"] - 2)
         return {"rope_parameters": rope | {"rope_theta": rope["rope_theta"] * rope["alpha"] ** power}}
+    if arch.startswith("lfm2"):
+        return {
+            "num_key_value_heads": [h["num_key_value_heads"] * (kind != "conv") for kind in h["layer_types"]],
+            "intermediate_size": len(tensors["model.layers.0.feed_forward.w1.weight"]),
+            "rms_norm_eps": h["norm_eps"],
+        }
     if arch == "llama4":
         return {"intermediate_size": h["intermediate_size_mlp"]}
     if arch == "laguna":
@@ -1533,7 +1639,7 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
     full = rope.get("full_attention", rope)
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(known[STAND_INS.get(arch, arch)], layers)
-    w = gguf_writer(path, arch, "tiny", h | of_layers(arch, h))
+    w = gguf_writer(path, arch, "tiny", h | of_layers(arch, h, tensors))
     if first(h, *EXPERTS):
         w.add_expert_count(first(h, *EXPERTS))
         w.add_expert_used_count(first(h, *USED))
@@ -1564,6 +1670,23 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
         w.add_embedding_scale(float(h["scale_emb"]))
         w.add_residual_scale(h["scale_depth"] / layers**0.5)
         w.add_logit_scale(dim / h["dim_model_base"])
+    if arch.startswith("lfm2"):
+        w.add_shortconv_l_cache(h["conv_L_cache"])
+    if arch == "lfm2moe":
+        w.add_leading_dense_block_count(h["num_dense_layers"])
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        w.add_expert_weights_scale(h["routed_scaling_factor"])
+    if arch.startswith("qwen3next") or arch.startswith("qwen35"):
+        w.add_ssm_conv_kernel(h["linear_conv_kernel_dim"])
+        w.add_ssm_state_size(h["linear_key_head_dim"])
+        w.add_ssm_group_count(h["linear_num_key_heads"])
+        w.add_ssm_time_step_rank(h["linear_num_value_heads"])
+        w.add_ssm_inner_size(h["linear_value_head_dim"] * h["linear_num_value_heads"])
+        linear = [kind == "linear_attention" for kind in h["layer_types"]]
+        w.add_array(f"{arch}.attention.recurrent_layers", linear)
+        w.add_uint32(f"{arch}.full_attention_interval", 4)
+    if arch.startswith("qwen35"):
+        w.add_rope_dimension_sections([11, 11, 10, 0])
     if arch == "minimax-m2":
         w.add_expert_feed_forward_length(h["intermediate_size"])
         w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
@@ -1616,7 +1739,8 @@ def save_gguf(path: Path, folder: Path, arch: str) -> Path:
             w.add_tensor(gguf_name(names, stem, end), tensor)
     for stem, found in stacks.items():
         mixtral = stem.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
-        w.add_tensor(gguf_name(names, mixtral if "moe" in stem else stem, "weight"), np.stack(found))
+        plain = "moe" in stem or ".feed_forward.experts." in stem
+        w.add_tensor(gguf_name(names, mixtral if plain else stem, "weight"), np.stack(found))
     for name in XIELU:
         numbers = [float(tensors[key].reshape(-1)[0]) for key in sorted(tensors) if key.endswith(name)]
         if numbers:
@@ -1821,7 +1945,10 @@ def gguf_tensors(arch: str, h: dict[str, Any], head: int, tensors: dict[str, Any
                 tensor = interleaved(tensor, heads)
             if ".k_proj." in name:
                 tensor = interleaved(tensor, kv)
-        if arch in ("gemma", "gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
+        if arch.startswith("qwen35"):
+            name = name.replace("model.language_model.", "model.")
+        shifted = arch in ("gemma", "gemma2", "gemma3", "nemotron", "qwen3next", "qwen35", "qwen35moe")
+        if shifted and name.endswith("norm.weight") and "linear_attn" not in name:
             tensor = tensor + 1
         if name.endswith("correct_output_scale"):
             name += ".weight"
@@ -1857,9 +1984,44 @@ def gguf_tensors(arch: str, h: dict[str, Any], head: int, tensors: dict[str, Any
             result[f"{prefix}.mlp.experts.up_proj.weight"] = up
         elif name.endswith("shared_expert_gate.weight"):
             result[name] = tensor.reshape(-1)
+        elif ".linear_attn." in name:
+            result |= delta_tensors(arch, h, name, tensor)
+        elif name.endswith(".conv.conv.weight"):
+            result[name] = tensor[:, 0]
         else:
             result[name.replace("correction_bias", "correction.bias")] = tensor
     return result
+
+
+def delta_tensors(arch: str, h: dict[str, Any], name: str, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    """Qwen3NextModel.modify_tensors and _LinearAttentionVReorderBase of a tensor of the gated delta rule."""
+    keys, heads, width = (
+        h[f"linear_{kind}"] for kind in ("num_key_heads", "num_value_heads", "key_head_dim")
+    )
+    layer, _, part = name.partition(".linear_attn.")
+
+    def tiled(x: np.ndarray, each: int) -> np.ndarray:
+        """The rows of value heads: of each key head the first one, then the second, ..."""
+        return np.reshape(x.reshape(keys, -1, each, *x.shape[1:]).swapaxes(0, 1), x.shape)
+
+    if part == "in_proj_qkvz.weight":
+        groups = tensor.reshape(keys, -1, tensor.shape[1])
+        cuts = np.cumsum([width, width, heads // keys * width])
+        q, k, v, z = (some.reshape(-1, tensor.shape[1]) for some in np.split(groups, cuts, axis=1))
+        inner = f"{layer}.linear_attn.in_proj"
+        return {f"{inner}_qkv.weight": np.concatenate([q, k, v]), f"{inner}_z.weight": z}
+    if part == "conv1d.weight":
+        tensor = tensor[:, 0]
+    if arch != "qwen3next":
+        before = 2 * keys * width if part.startswith(("in_proj_qkv", "conv1d")) else 0
+        each = 1 if part.startswith(("in_proj_a", "in_proj_b", "A_log", "dt_bias")) else width
+        if part == "out_proj.weight":
+            tensor = tiled(tensor.T, width).T
+        elif part != "norm.weight":
+            tensor = np.concatenate([tensor[:before], tiled(tensor[before:], each)])
+    if part == "A_log":
+        return {f"blk.{layer.rpartition('.')[2]}.ssm_a": -np.exp(tensor)}
+    return {name.replace(".dt_bias", ".dt_proj.bias"): np.ascontiguousarray(tensor)}
 
 
 # ---------------------------------------------------------------------------------------------------------

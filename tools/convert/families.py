@@ -347,6 +347,68 @@ def with_own_ropes(config: Config) -> Config:
     return config | {"rope_scaling": None, "rope_parameters": own or rope}
 
 
+def convolving(config: Config) -> list[str]:
+    """Lfm2Config: layers that are not in full_attn_idxs are convolutions."""
+    kinds, attending = config.get("layer_types"), config.get("full_attn_idxs")
+    if kinds is not None:
+        found: list[str] = kinds
+        return found
+    if not isinstance(attending, (list, type(None))):
+        raise ConvertError(f"configuration: full_attn_idxs is {shown(attending)}, not a list of layers")
+    layers = range(layer_count(config))
+    attends = set(layers if attending is None else attending)
+    return ["full_attention" if i in attends else "conv" for i in layers]
+
+
+def every_other(config: Config) -> list[str]:
+    """Qwen3NextConfig: every so many-th layer has attention."""
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        found: list[str] = kinds
+        return found
+    step = integer(config, "full_attention_interval")
+    linear = [
+        "full_attention" if (i + 1) % step == 0 else "linear_attention" for i in range(layer_count(config))
+    ]
+    return linear
+
+
+def short_conv(config: Config) -> dict[str, Any]:
+    """Lfm2ShortConv."""
+    return {"mixer": lib.LLM_SHORT_CONV, "conv_kernel": integer(config, "conv_L_cache")}
+
+
+def delta_rule(config: Config) -> dict[str, Any]:
+    """Qwen3NextGatedDeltaNet."""
+    width = integer(config, "linear_key_head_dim")
+    return {
+        "mixer": lib.LLM_DELTA_RULE,
+        "conv_kernel": integer(config, "linear_conv_kernel_dim"),
+        "delta_key_heads": integer(config, "linear_num_key_heads"),
+        "delta_heads": integer(config, "linear_num_value_heads"),
+        "delta_key_dim": width,
+        "delta_value_dim": integer(config, "linear_value_head_dim"),
+        "attn_scale": width**-0.5,
+    }
+
+
+def lfm2_widths(config: Config) -> Config:
+    """Lfm2Config and Lfm2MLP: older names, and a width that is made smaller."""
+    own = {
+        "tie_word_embeddings": config.get("tie_embedding", config["tie_word_embeddings"]),
+        "intermediate_size": config.get("block_ff_dim", config.get("intermediate_size")),
+    }
+    config = config | own
+    if "block_multiple_of" in config and switch(config, "block_auto_adjust_ff_dim"):
+        width = int(2 * integer(config, "intermediate_size") / 3)
+        if config["block_ffn_dim_multiplier"] is not None:
+            step = integer(config, "block_multiple_of")
+            width = int(number(config, "block_ffn_dim_multiplier") * width)
+            width = -(-width // step) * step
+        config["intermediate_size"] = width
+    return config
+
+
 @dataclass(frozen=True)
 class Family:
     """One row of the table. `defaults` are transformers' own, for keys that config.json may leave out."""
@@ -393,6 +455,9 @@ class Family:
     by_input: tuple[str, ...] = ("(none)",)  # ends of names of matrices with a row for each input
     one_norm: Callable[[Config], bool] = lambda config: False  # whether blocks side by side read the same
     latent: bool = False  # keys and values are made of a latent (DeepSeek V2)
+    # of kinds of layers that have a state in place of attention: their fields of llm_layer
+    mixers: Mapping[str, Callable[[Config], dict[str, Any]]] = field(default_factory=dict)
+    norm_eps: str = "rms_norm_eps"  # the key of it
     # key -> the values of it that are supported
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
@@ -473,6 +538,46 @@ GRANITE_MOE_NAMES = (
     (".shared_mlp.input_linear.", ".mlp.shared_expert.gate_up_proj."),
     (".shared_mlp.output_linear.", ".mlp.shared_expert.down_proj."),
 )
+LFM2 = {
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "rope_theta": 1e6,
+    "norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "conv_L_cache": 3,
+}
+LFM2_NAMES = (
+    ("model.embedding_norm.", "model.norm."),
+    (".operator_norm.", ".input_layernorm."),
+    (".ffn_norm.", ".post_attention_layernorm."),
+    (".self_attn.out_proj.", ".self_attn.o_proj."),
+    (".q_layernorm.", ".q_norm."),
+    (".k_layernorm.", ".k_norm."),
+    (".feed_forward.expert_bias", ".mlp.e_score_correction_bias"),
+    (".feed_forward.", ".mlp."),
+    *MIXTRAL_NAMES[1:],
+)
+LFM2_ONLY = {
+    "conv_bias": (None, False),
+    "use_pos_enc": (None, True),
+    "block_use_swiglu": (None, True),
+}
+DELTA = {
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
+DELTA_NAMES = (
+    (".linear_attn.norm.", ".linear_attn.gain."),  # a norm to which no 1 is added
+    (".self_attn.q_proj.", ".self_attn.qg_proj."),
+)
+DELTA_FLAGS = lib.LLM_QK_NORM | lib.LLM_OUT_GATE
+DELTA_ONLY = {"attention_bias": (None, False), "attn_output_gate": (None, True)}
 INTERNLM2_NAMES = (
     ("model.tok_embeddings.", "model.embed_tokens."),
     (".attention.wqkv.", ".self_attn.grouped_qkv_proj."),
@@ -1813,6 +1918,98 @@ FAMILIES["MiniCPM3ForCausalLM"] = replace(
     absent=NO_BIAS,
     latent=True,
 )
+FAMILIES["Lfm2ForCausalLM"] = Family(
+    "LFM2",
+    defaults={
+        **LFM2,
+        "block_multiple_of": 256,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": True,
+    },
+    rename=LFM2_NAMES,
+    flags=lib.LLM_QK_NORM,
+    switches={},
+    kinds=convolving,
+    mixers={"conv": short_conv},
+    norm_eps="norm_eps",
+    prepare=lfm2_widths,
+    only=LFM2_ONLY,
+)
+FAMILIES["Qwen3NextForCausalLM"] = Family(
+    "Qwen3-Next",
+    defaults={
+        **DELTA,
+        "num_key_value_heads": 2,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "norm_topk_prob": True,
+    },
+    rename=DELTA_NAMES,
+    flags=DELTA_FLAGS | lib.LLM_SHARED_GATE,
+    switches=NORMALIZE,
+    norm_offset=1.0,
+    ffn="moe_intermediate_size",
+    experts=True,
+    sparse=sparse_by_step,
+    shared="shared_expert_intermediate_size",
+    kinds=every_other,
+    mixers={"linear_attention": delta_rule},
+    partial=True,
+    only=DELTA_ONLY,
+)
+FAMILIES["Qwen3_5MoeForCausalLM"] = replace(
+    FAMILIES["Qwen3NextForCausalLM"],
+    name="Qwen 3.5 MoE",
+    rename=(("model.language_model.", "model."), *DELTA_NAMES),
+    defaults={
+        **DELTA,
+        "num_key_value_heads": 2,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+    },
+    flags=DELTA_FLAGS | lib.LLM_SHARED_GATE | lib.LLM_ROUTER_NORMALIZE,
+    switches={},
+    sparse=lambda config, i: True,
+    only=DELTA_ONLY | {"norm_topk_prob": (None, True)},
+)
+FAMILIES["Qwen3_5ForCausalLM"] = Family(
+    "Qwen 3.5",
+    defaults={**DELTA, "num_key_value_heads": 4},
+    rename=(("model.language_model.", "model."), *DELTA_NAMES),
+    flags=DELTA_FLAGS,
+    switches={},
+    norm_offset=1.0,
+    kinds=every_other,
+    mixers={"linear_attention": delta_rule},
+    partial=True,
+    only=DELTA_ONLY,
+)
+FAMILIES["Lfm2MoeForCausalLM"] = Family(
+    "LFM2 MoE",
+    defaults={
+        **LFM2,
+        "moe_intermediate_size": 1792,
+        "num_dense_layers": 2,
+        "num_experts_per_tok": 4,
+        "norm_topk_prob": True,
+        "use_expert_bias": True,
+    },
+    rename=LFM2_NAMES,
+    flags=lib.LLM_QK_NORM | lib.LLM_ROUTER_SIGMOID,
+    switches=NORMALIZE | {"use_expert_bias": lib.LLM_ROUTER_BIAS},
+    ffn="moe_intermediate_size",
+    experts=True,
+    sparse=lambda config, i: i >= integer(config, "num_dense_layers", zero=True),
+    kinds=convolving,
+    mixers={"conv": short_conv},
+    norm_eps="norm_eps",
+    prepare=lfm2_widths,
+    only=LFM2_ONLY,
+)
 FAMILIES["GraniteMoeSharedForCausalLM"] = replace(
     FAMILIES["GraniteMoeForCausalLM"], name="Granite MoE with a shared expert"
 )
@@ -1880,6 +2077,8 @@ MODEL_TYPES = {
     "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
     "hy_v3": "HYV3ForCausalLM",
     "internlm2": "InternLM2ForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM",
     "internlm3": "InternLM3ForCausalLM",
     "kimi_k2": "DeepseekV3ForCausalLM",
     "kimi_k25": "KimiK25ForConditionalGeneration",
@@ -1910,6 +2109,9 @@ MODEL_TYPES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
@@ -1935,7 +2137,11 @@ WRAPPED: dict[str, dict[str, str]] = {
         "ministral3": "Ministral3ForCausalLM",
         "mistral4": "Mistral4ForCausalLM",
     },
+    "Qwen3_5ForConditionalGeneration": {"qwen3_5_text": "Qwen3_5ForCausalLM"},
+    "Qwen3_5MoeForConditionalGeneration": {"qwen3_5_moe_text": "Qwen3_5MoeForCausalLM"},
 }
+# Those whose output is not the embedding when nothing says so
+UNTIED = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 WRAPPED_NAMES = (
     ("language_model.model.", "model."),
     ("model.language_model.", "model."),
@@ -1945,6 +2151,7 @@ PICTURES = (
     *("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
     *("mm_projector.", "model.mm_projector."),
     *("model.audio_tower.", "model.vision_embedder.", "model.embed_vision.", "model.embed_audio."),
+    "model.visual.",
 )
 
 # Why an architecture that people ask for is not in the table
@@ -1969,14 +2176,8 @@ REASONS: dict[str, str] = {
     "Zamba2ForCausalLM": RECURRENT,
     "NemotronHForCausalLM": RECURRENT,
     "GraniteMoeHybridForCausalLM": RECURRENT,
-    "Lfm2ForCausalLM": "some of its layers are convolutions, not attention",
-    "Lfm2MoeForCausalLM": "some of its layers are convolutions, not attention",
     "RwkvForCausalLM": RECURRENT,
     "RecurrentGemmaForCausalLM": RECURRENT,
-    "Qwen3NextForCausalLM": "some of its layers are linear attention (gated delta rule)",
-    "Qwen3_5ForCausalLM": "some of its layers are linear attention (gated delta rule)",
-    "Qwen3_5MoeForCausalLM": "some of its layers are linear attention (gated delta rule)",
-    "Qwen3_5ForConditionalGeneration": "some of its layers are linear attention (gated delta rule)",
     "Phi3SmallForCausalLM": "its attention is block-sparse",
     "PhiMoEForCausalLM": "its experts are chosen one after the other, each by a softmax of its own",
     "PhimoeForCausalLM": "its experts are chosen one after the other, each by a softmax of its own",

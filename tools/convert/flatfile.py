@@ -53,6 +53,23 @@ ROUTED = (  # flags of a layer with experts
     | lib.LLM_SHARED_NORMS
     | lib.LLM_ROUTER_SCALED
 )
+OF_ATTENTION = (  # flags of a layer with attention
+    lib.LLM_QKV_BIAS
+    | lib.LLM_QK_NORM
+    | lib.LLM_QK_NORM_WHOLE
+    | lib.LLM_QK_NORM_LATE
+    | lib.LLM_ATTN_OUT_BIAS
+    | lib.LLM_SINK
+    | lib.LLM_CHUNKED
+    | lib.LLM_OUT_GATE
+    | lib.LLM_OUT_GATE_HEAD
+    | lib.LLM_OUT_GATE_SOFTPLUS
+    | lib.LLM_V_NORM
+    | lib.LLM_V_IS_K
+    | lib.LLM_QK_NORM_EACH
+    | lib.LLM_PARALLEL
+    | lib.LLM_ONE_NORM
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,12 @@ class Layer:
     q_rank: int = 0
     turn_dim: int = 0
     latent_eps: float = 0.0
+    mixer: int = lib.LLM_ATTENTION
+    conv_kernel: int = 0
+    delta_key_heads: int = 0
+    delta_heads: int = 0
+    delta_key_dim: int = 0
+    delta_value_dim: int = 0
 
     @property
     def ffn(self) -> int:
@@ -214,7 +237,7 @@ def inventory(
     Asked of small models, because llm_layout looks at all layers for each answer."""
     own = replace(layer, kv_layer=None, rope=0)
     last = replace(own, kv_layer=None if layer.kv_layer is None else 0)
-    sizes = {"rope_dim": layer.head_dim, "ple_dim": ple_dim, "n_streams": n_streams}
+    sizes = {"rope_dim": max(2, layer.head_dim), "ple_dim": ple_dim, "n_streams": n_streams}
     layout = make_layout(Shape(tied=tied, flags=flags, layers=(own, last), **sizes))
     found = {}
     for number, name in TENSOR_IDS:
@@ -228,14 +251,14 @@ FIRST = 12  # of so many layers the first one has a matrix of 8 bits in an int4 
 
 
 def dtype_of(tensor: str, dtype: str, layer: int, n_layers: int) -> int:
-    """The dtype of a matrix in a file of `dtype`. A router is small, and decides, and learned positions are
-    small, and in all that follows: they have 16 bits. In int4 files what occurs once has 8, embeddings and
-    output, of which a row is a token or a logit, and so have the last matrices of the first layers: what they
-    get wrong all others get. With all matrices of these layers the KL divergence of SmolLM2 135M is 6 % less
-    for 3 % more bytes, that of Gemma 3 270M 9 % less for 1 %, which makes its file larger than llama.cpp's
-    IQ4_NL."""
+    """The dtype of a matrix in a file of `dtype`. A router is small, and decides; learned positions are
+    small, and in all that follows; the gates of a state are, and say what it keeps: they have 16 bits. In
+    int4 files what occurs once has 8, embeddings and output, of which a row is a token or a logit, and so
+    have the last matrices of the first layers: what they get wrong all others get. With all matrices of these
+    layers the KL divergence of SmolLM2 135M is 6 % less for 3 % more bytes, that of Gemma 3 270M 9 % less for
+    1 %, which makes its file larger than llama.cpp's IQ4_NL."""
     number: int = DTYPES[dtype]
-    if tensor in ("LLM_ROUTER", "LLM_STREAM_ROUTER", "LLM_POSITIONS"):
+    if tensor in ("LLM_ROUTER", "LLM_STREAM_ROUTER", "LLM_POSITIONS", "LLM_STATE_GATES"):
         number = lib.LLM_FP16
     elif dtype == "int4":
         last_of_first = tensor == "LLM_DOWN" and layer < n_layers // FIRST

@@ -132,6 +132,31 @@ def gemma3n(get: Get) -> Config:
     }
 
 
+DELTA_KEYS = {
+    "ssm.conv_kernel": "linear_conv_kernel_dim",
+    "ssm.state_size": "linear_key_head_dim",
+    "ssm.group_count": "linear_num_key_heads",
+    "ssm.time_step_rank": "linear_num_value_heads",
+    "rope.dimension_sections": "mrope_section",
+}
+DELTA_NAMES = {
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "attn_q.weight": "self_attn.qg_proj.weight",
+    "attn_qkv.weight": "linear_attn.in_proj_qkv.weight",
+    "attn_gate.weight": "linear_attn.in_proj_z.weight",
+}
+
+
+def delta_widths(config: Config) -> Config:
+    """llama_model_qwen3next: values are as wide as keys."""
+    return {"linear_value_head_dim": integer(config, "linear_key_head_dim")}
+
+
+def lfm2_width(config: Config) -> Config:
+    """LFM2Model._add_feed_forward_length: the width is the one that Lfm2MLP makes of the configuration's."""
+    return {"block_auto_adjust_ff_dim": False}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What a GGUF architecture is: Hugging Face's when it is dense, with experts, with a sliding window, with
@@ -146,6 +171,8 @@ class Architecture:
     shifted: bool = False  # norms have 1 added
     fused: bool = False  # ffn_up is gate and up
     normalize: bool = True  # the weights of the chosen experts add up to 1, if the metadata does not say
+    state: str | None = None  # the kind of the layers without attention
+    tiled: bool = False  # their value heads: the first one of each key head, then the second, ...
     fill: Callable[[Config], Config] = lambda config: {}  # keys that the metadata may lack
     names: Mapping[str, str] = field(default_factory=dict)  # of tensors, where they differ from LAYER
     rope: Mapping[str, Any] = field(default_factory=dict)  # of rope_parameters, what the metadata lacks
@@ -262,6 +289,36 @@ ARCHITECTURES: dict[str, Architecture] = {
         "YoutuForCausalLM", "DeepseekV3ForCausalLM", softmax="DeepseekV2ForCausalLM", normalize=False
     ),
     "minicpm3": Architecture("MiniCPM3ForCausalLM", fill=minicpm3_scales),
+    "lfm2": Architecture("Lfm2ForCausalLM", state="conv", fill=lfm2_width),
+    "qwen3next": Architecture(
+        None,
+        "Qwen3NextForCausalLM",
+        shifted=True,
+        state="linear_attention",
+        keys=DELTA_KEYS,
+        names=DELTA_NAMES,
+        fill=delta_widths,
+    ),
+    "qwen35": Architecture(
+        "Qwen3_5ForCausalLM",
+        shifted=True,
+        state="linear_attention",
+        tiled=True,
+        keys=DELTA_KEYS,
+        names=DELTA_NAMES,
+        fill=delta_widths,
+    ),
+    "qwen35moe": Architecture(
+        None,
+        "Qwen3_5MoeForCausalLM",
+        shifted=True,
+        state="linear_attention",
+        tiled=True,
+        keys=DELTA_KEYS,
+        names=DELTA_NAMES,
+        fill=delta_widths,
+    ),
+    "lfm2moe": Architecture(None, "Lfm2MoeForCausalLM", state="conv"),
 }
 
 # Why others are not: as the Hugging Face architecture that they are
@@ -273,14 +330,9 @@ OTHERS = {
     "falcon-h1": "FalconH1ForCausalLM",
     "nemotron_h": "NemotronHForCausalLM",
     "granitehybrid": "GraniteMoeHybridForCausalLM",
-    "lfm2": "Lfm2ForCausalLM",
-    "lfm2moe": "Lfm2MoeForCausalLM",
     "rwkv6": "RwkvForCausalLM",
     "rwkv7": "RwkvForCausalLM",
     "qwen": "QWenLMHeadModel",
-    "qwen3next": "Qwen3NextForCausalLM",
-    "qwen35": "Qwen3_5ForCausalLM",
-    "qwen35moe": "Qwen3_5MoeForCausalLM",
     "phimoe": "PhimoeForCausalLM",
     "mpt": "MptForCausalLM",
     "bloom": "BloomForCausalLM",
@@ -314,6 +366,7 @@ KEYS = {
     "residual_scale": "residual_multiplier",
     "logit_scale": "logits_scaling",
     "context_length": "max_position_embeddings",
+    "shortconv.l_cache": "conv_L_cache",
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
     "interleave_moe_layer_step": "moe_layer_interval",
@@ -341,11 +394,13 @@ UNASKED = (
     "rope.scale_linear",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
+    "full_attention_interval",
 )
 
 # Tensors, after "blk.N.", and what tensors.TENSORS and FUSED call them after "model.layers.N.".
 ONCE = {
     "token_embd.weight": "model.embed_tokens.weight",
+    "token_embd_norm.weight": "model.norm.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
     "per_layer_token_embd.weight": "model.embed_tokens_per_layer.weight",
@@ -411,6 +466,17 @@ LAYER = {
     "ffn_norm.bias": "post_attention_layernorm.bias",
     "ffn_up.bias": "mlp.up_proj.bias",
     "ffn_down.bias": "mlp.down_proj.bias",
+    "shortconv.conv.weight": "conv.conv.weight",
+    "shortconv.in_proj.weight": "conv.in_proj.weight",
+    "shortconv.out_proj.weight": "conv.out_proj.weight",
+    "ssm_conv1d.weight": "linear_attn.conv1d.weight",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "ssm_a": "linear_attn.A_log",
+    "ssm_ba.weight": "linear_attn.in_proj_ba.weight",
+    "ssm_beta.weight": "linear_attn.in_proj_b.weight",
+    "ssm_alpha.weight": "linear_attn.in_proj_a.weight",
+    "ssm_norm.weight": "linear_attn.gain.weight",
+    "ssm_out.weight": "linear_attn.out_proj.weight",
 }
 # Tensors of factors of the rotary frequencies, all (turning elements of a head / 2,)
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -631,6 +697,69 @@ def shared_experts(get: Callable[[str], Any], architecture: str, family: Family,
     return {family.n_shared: count or 0}
 
 
+def kinds_of(get: Callable[[str], Any], row: Architecture, n_layers: int) -> list[str] | None:
+    """The kinds of layers of an architecture with a state: those that a list names have it, or those without
+    key heads, or all but every so many-th."""
+    if row.state is None:
+        return None
+    heads, listed, step = get("attention.head_count_kv"), get("attention.recurrent_layers"), None
+    if row.state == "conv":
+        listed = [not n for n in heads] if isinstance(heads, list) else None
+    elif listed is None:
+        step = get("full_attention_interval") or 4
+        listed = [(i + 1) % integer({"step": step}, "step") != 0 for i in range(n_layers)]
+    if not isinstance(listed, list) or len(listed) != n_layers:
+        raise ConvertError(f"the metadata does not say which of {n_layers} layers have attention")
+    return [row.state if has_state else "full_attention" for has_state in listed]
+
+
+def check_state(get: Callable[[str], Any]) -> None:
+    """The widths of value heads and of key heads, which are one number."""
+    size, heads, inner = (get(f"ssm.{key}") for key in ("state_size", "time_step_rank", "inner_size"))
+    if inner is not None and inner != size * heads:
+        raise ConvertError(f"ssm.inner_size is {inner}, not {heads} heads of ssm.state_size {size}")
+
+
+class Columns(sources.Tensor):
+    """The columns of another tensor in this order."""
+
+    def __init__(self, base: sources.Tensor, order: np.ndarray) -> None:
+        super().__init__(base.name, base.shape)
+        self.base, self.order = base, order
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.take(self.base.read(start, stop), self.order, axis=1)
+
+
+def untiled(name: str, tensor: sources.Tensor, config: Config) -> sources.Tensor:
+    """A tensor of a state whose value heads are in Hugging Face's order: all of the first key head, then of
+    the second, ... Undoes _LinearAttentionVReorderBase of llama.cpp's converter."""
+    keys, heads = (integer(config, f"linear_num_{kind}_heads") for kind in ("key", "value"))
+    width, part = integer(config, "linear_key_head_dim"), name.rpartition("linear_attn.")[2]
+    if heads % keys:  # the format refuses it
+        return tensor
+    each = 1 if part.startswith(("in_proj_a", "in_proj_b", "dt_bias", "A_log")) else width
+    order = np.arange(heads).reshape(-1, keys).T.reshape(-1, 1) * each + np.arange(each)
+    before = 2 * keys * width if part.startswith(("in_proj_qkv", "conv1d")) else 0
+    order = np.concatenate([np.arange(before), before + order.reshape(-1)])
+    if part.startswith("out_proj"):
+        return Columns(tensor, order) if tensor.cols == len(order) else tensor
+    known = part.startswith(("in_proj", "conv1d", "dt_bias", "A_log"))
+    if not known or tensor.rows != len(order):  # as above
+        return tensor
+    return sources.Rows(tensor, tensor.shape, order=order)
+
+
+def logarithms_of_rates(tensor: sources.Tensor) -> sources.Tensor:
+    """A_log of what llama.cpp's converter makes of it, -exp(A_log)."""
+
+    def undo(x: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):  # what is not finite is refused when it is written
+            return np.log(-x.astype(np.float64))
+
+    return sources.Mapped(tensor, undo)
+
+
 def configuration(get: Callable[[str], Any], architecture: str) -> Config:
     """config.json's keys from the metadata; get(key) is the value of "architecture.key", None when it is
     missing."""
@@ -649,7 +778,9 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
         if ours in own or (row.own and ours == "rotary_dim"):
             continue
         found = by_layer.get(ours, get(key))
-        if isinstance(found, list):
+        if isinstance(found, list) and row.state and key == "attention.head_count_kv":
+            found = [n for n in found if n]
+        if isinstance(found, list) and ours != "mrope_section":  # that one is not of layers
             found = only_value(found, f"{architecture}.{key}")
         if found is not None and not (ours in ZERO_IS_NONE and not found):
             config[ours] = found
@@ -682,8 +813,13 @@ def configuration(get: Callable[[str], Any], architecture: str) -> Config:
         types = ["full_attention"] * n_layers
     elif types is None and row.windows is not None:
         types = layer_types([row.windows(i) for i in range(n_layers)], n_layers)
+    types = kinds_of(get, row, n_layers) or types
+    if row.state == "linear_attention":
+        check_state(get)
     if types is not None:
         config["layer_types"] = types
+    if "rms_norm_eps" in config:
+        config[family.norm_eps] = config["rms_norm_eps"]
     base = get("rope.freq_base") or 10000.0
     if config.get("rope_local_base_freq", base) != base and not (family.local_rope or row.local):
         raise ConvertError(f"{architecture}.rope.freq_base_swa is not supported")
@@ -916,6 +1052,10 @@ def parse(metadata: Config, infos: list[gguf_header.Info], path: Path, file: Fil
             tensor = sources.Linear(tensor, offset=-1.0)
         if "{e}" in name and name.endswith(".bias"):
             tensor = sources.Stack(tensor)
+        if name.endswith(".A_log"):
+            tensor = logarithms_of_rates(tensor)
+        if row.tiled and ".linear_attn." in name:
+            tensor = untiled(name, tensor, config)
         if "{e}" in name:
             streams = name.startswith("model.altup_")
             count = integer(config, "altup_num_inputs") - 1 if streams else expert_count(config)

@@ -31,13 +31,17 @@ READ = frozenset(
     use_double_wide_mlp enable_moe_block top_k_experts vocab_size_per_layer_input
     activation_sparsity_pattern laurel_rank
     clip_qkv model_max_length new_decoder_architecture num_ln_in_parallel_attn
+    full_attn_idxs full_attention_interval tie_embedding block_ff_dim
+    linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads
+    linear_num_value_heads
     """.split()
 )
 READ_OF_ROPE = frozenset(
     """
     rope_type type rope_theta factor low_freq_factor high_freq_factor original_max_position_embeddings
     beta_fast beta_slow mscale mscale_all_dim attention_factor truncate short_factor long_factor
-    partial_rotary_factor rotary_dim frequency_factors alpha llama_4_scaling_beta
+    partial_rotary_factor rotary_dim frequency_factors alpha llama_4_scaling_beta mrope_section
+    mrope_interleaved
     """.split()
 )
 
@@ -67,6 +71,10 @@ WITHOUT_INFLUENCE = frozenset(
     n_ctx reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32
     summary_type summary_use_proj summary_activation summary_proj_to_labels
     use_parallel_embedding
+
+    mtp_num_hidden_layers mtp_use_dedicated_embeddings mamba_ssm_dtype mrope_section
+    block_dim block_norm_eps block_mlp_init_scale block_out_init_scale block_use_xavier_init
+    conv_dim conv_dim_out conv_use_xavier_init num_heads
     """.split()
 )
 # Ids of tokens, which the tokenizer's files have too, and training
@@ -87,6 +95,7 @@ def named_in_rows() -> set[str]:
     keys = {*DEFAULTS, *ONLY}
     for family in FAMILIES.values():
         keys |= {*family.defaults, *family.switches, *family.only, family.ffn, family.dense, *family.keys}
+        keys |= {family.norm_eps}
         keys |= {key for key in (family.shared, family.n_shared, family.ple) if key}
     return keys
 

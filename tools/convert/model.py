@@ -18,6 +18,7 @@ from .families import (
     MODEL_TYPES,
     ONLY,
     REASONS,
+    UNTIED,
     WRAPPED,
     WRAPPED_NAMES,
     Family,
@@ -104,6 +105,22 @@ class Model:
             "streams": self.shape.n_streams,
             "predict": self.shape.n_streams**3,
             "correct": self.shape.n_streams**2,
+            **self.sizes_of_state(layer),
+        }
+
+    def sizes_of_state(self, layer: flatfile.Layer) -> dict[str, int]:
+        """The same of what stands for attention in a layer; 0 in others."""
+        conv = self.shape.dim if layer.mixer == lib.LLM_SHORT_CONV else 0
+        key, value = layer.delta_key_heads * layer.delta_key_dim, layer.delta_heads * layer.delta_value_dim
+        return {
+            "conv": conv,
+            "bcx": 3 * conv,
+            "taps": layer.conv_kernel * conv,
+            "skey": key,
+            "svalue": value,
+            "sheads": layer.delta_heads,
+            "svwidth": layer.delta_value_dim,
+            "staps": layer.conv_kernel * (2 * key + value),
         }
 
 
@@ -140,7 +157,8 @@ def unwrap(config: Config) -> tuple[Config, bool]:
         known = " or ".join(texts)
         raise ConvertError(f"the text part of {name} is {shown(kind)}; {known} can be converted")
     above = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
-    return {"tie_word_embeddings": True} | text | above | {"architectures": [texts[kind]]}, True
+    usual = {"tie_word_embeddings": name not in UNTIED}
+    return usual | text | above | {"architectures": [texts[kind]]}, True
 
 
 def find(config: Config) -> tuple[str, Family]:
@@ -161,7 +179,7 @@ def layers_of(config: Config, family: Family) -> tuple[list[str], list[str | Non
     kinds = family.kinds(config)
     if not isinstance(kinds, list) or len(kinds) != n_layers:
         raise ConvertError(f"configuration: layer_types has not {n_layers} entries")
-    strange = [kind for kind in kinds if kind not in KINDS]
+    strange = [kind for kind in kinds if kind not in KINDS and kind not in family.mixers]
     if strange:
         raise ConvertError(f"configuration: layer_types has {shown(strange[0])}, which is not supported")
     windows = dict.fromkeys(KINDS, 0)
@@ -169,7 +187,16 @@ def layers_of(config: Config, family: Family) -> tuple[list[str], list[str | Non
         windows["sliding_attention"] = integer(config, "sliding_window")
     if "chunked_attention" in kinds:
         windows["chunked_attention"] = integer(config, "attention_chunk_size")
-    return kinds, family.ropes(config, kinds), [windows[kind] for kind in kinds]
+    return kinds, family.ropes(config, kinds), [windows.get(kind, 0) for kind in kinds]
+
+
+def with_state(common: flatfile.Layer, fields: dict[str, Any]) -> flatfile.Layer:
+    """A layer that has a state in place of attention, with these fields."""
+    flags = common.flags & ~flatfile.OF_ATTENTION
+    none = dict.fromkeys(("n_heads", "n_kv_heads", "head_dim", "value_dim", "attn_cap"), 0)
+    none |= dict.fromkeys(("query_growth", "query_span", "query_shift", "low_rank", "qkv_clip"), 0)
+    none |= dict.fromkeys(("latent_dim", "turn_dim", "q_rank", "latent_eps"), 0)
+    return replace(common, **none, flags=flags, **fields)
 
 
 def flags_of(config: Config, family: Family) -> int:
@@ -297,9 +324,11 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     layers = []
     for i, window in enumerate(windows):
         ffn = sparse if sparse and family.sparse(config, i) else dense
-        flags = common.flags | ffn.get("flags", 0)
+        make = family.mixers.get(kinds[i])
+        mixer = with_state(common, make(config)) if make else common
+        flags = mixer.flags | ffn.get("flags", 0)
         flags |= lib.LLM_CHUNKED if kinds[i] == "chunked_attention" else 0
-        layer = replace(common, **ffn | {"flags": flags, "window": window})
+        layer = replace(mixer, **ffn | {"flags": flags, "window": window})
         layers.append(family.vary(config, i, kinds[i], layer))
     numbers = family.numbers
     ple_dim = integer(config, family.ple) if family.ple and config.get(family.ple) else 0
@@ -314,7 +343,7 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         rope_dim=max(layer.turn_dim or layer.head_dim for layer in layers),
         ple_dim=ple_dim,
         n_streams=integer(config, family.streams) if family.streams else 0,
-        norm_eps=number(config, "rms_norm_eps", zero=True),
+        norm_eps=number(config, family.norm_eps, zero=True),
         layers=tuple(layers),
         **scales,
     )
@@ -322,22 +351,29 @@ def describe(source_config: Config, context: int | None = None) -> Model:
     for layer in dict.fromkeys(layers):
         flatfile.check_layer(layer)
     flatfile.make_layout(model.shape)
-    turning = []
-    for layer, kind in zip(layers, ropes, strict=True):
-        turning.append(layer.turn_dim or rope.rotary_dim(config, layer.head_dim, kind))
-        if turning[-1] != (layer.turn_dim or layer.head_dim) and not family.partial:
+    attending = [i for i, layer in enumerate(layers) if layer.mixer == lib.LLM_ATTENTION]
+    turning = {
+        i: layers[i].turn_dim or rope.rotary_dim(config, layers[i].head_dim, ropes[i]) for i in attending
+    }
+    for i, dim in turning.items():
+        if dim != (layers[i].turn_dim or layers[i].head_dim) and not family.partial:
             raise ConvertError(
-                f"partial_rotary_factor: {turning[-1]} of a head's {layer.head_dim} elements turn; of "
+                f"partial_rotary_factor: {dim} of a head's {layers[i].head_dim} elements turn; of "
                 f"{family.name} all do"
             )
-    tables = rope.tables(config, ropes, model.shape.rope_dim, turning, family.local_rope, context)
+    kinds_that_turn = [ropes[i] for i in attending]
+    tables = rope.tables(
+        config, kinds_that_turn, model.shape.rope_dim, [*turning.values()], family.local_rope, context
+    )
+    for i, number_of_table in zip(attending, tables.layers, strict=True):
+        layers[i] = replace(layers[i], rope=number_of_table)
     model.notes += quantization + tables.notes + known_keys.note(source_config)
     model.angles = tables.angles * np.array([-1 if family.backwards else 1, 1], np.float32)
     model.shape = replace(
         model.shape,
         context=context or tables.context,
         n_rope=len(tables.angles),
-        layers=tuple(replace(layer, rope=n) for layer, n in zip(layers, tables.layers, strict=True)),
+        layers=tuple(layers),
     )
     flatfile.make_layout(model.shape)
     if family.latent:
@@ -346,8 +382,8 @@ def describe(source_config: Config, context: int | None = None) -> Model:
         model.head_orders = [rope.behind(common.head_dim - common.turn_dim, order)] * len(layers)
         model.latent_order = rope.behind(common.latent_dim, order)
         return model
-    for layer, dim in zip(layers, turning, strict=True):
-        moved = family.interleaved or dim != layer.head_dim
-        order = rope.head_order(layer.head_dim, dim, family.interleaved) if moved else None
-        model.head_orders.append(order)
+    for i, layer in enumerate(layers):
+        dim = turning.get(i, layer.head_dim)
+        moved = i in turning and (family.interleaved or dim != layer.head_dim)
+        model.head_orders.append(rope.head_order(layer.head_dim, dim, family.interleaved) if moved else None)
     return model

@@ -33,6 +33,7 @@ class Need:
     kv: int  # of keys and values of a token
     kept: int  # of them, at the end of the context; of layers with a window, what is kept by default
     seen: int  # of them, read for the last token of the context; of layers with a window, its
+    state: int = 0  # of the states of a text, whatever its length: all that are kept; counted in `kept`, too
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def make(config: Config, context: int | None = None) -> Plan:
         seen = lib.llm_kv_read(layout.header, layout.layers, lib.LLM_KV_DEFAULT, context)
         oldest = max(0, context - lib.LLM_REWIND - CHUNK)
         kept = lib.llm_kv_size(layout.header, layout.layers, lib.LLM_KV_DEFAULT, context, oldest)
-        needs[dtype] = Need(layout.header.file_size, counts.read, counts.kv, kept, seen)
+        states = lib.LLM_STATES * counts.state
+        kept += states - counts.state
+        needs[dtype] = Need(layout.header.file_size, counts.read, counts.kv, kept, seen, states)
     return Plan(
         model.family.name,
         model.architecture,
@@ -129,7 +132,9 @@ def report(plan: Plan, speed: float, threads: int) -> str:
 
     row("file", lambda need: size_text(need.file), "and a few MiB of tokenizer")
     row("keys and values", lambda need: f"{need.kv:,}", "bytes a token")
-    row("", lambda need: size_text(need.kept), f"at a context of {plan.context}")
+    row("", lambda need: size_text(need.kept - need.state), f"at a context of {plan.context}")
+    if any(need.state for need in plan.needs.values()):
+        row("states", lambda need: size_text(need.state), f"of a text, {lib.LLM_STATES} that are kept")
     row(
         "memory",
         lambda need: size_text(need.file + need.kept),

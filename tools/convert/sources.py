@@ -370,6 +370,29 @@ class Columns(Tensor):
         return np.ascontiguousarray(self.base.read(0, self.base.rows)[:, start:stop].T)
 
 
+class Mapped(Tensor):
+    """A function of each number of another tensor, in float32."""
+
+    def __init__(self, base: Tensor, function: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(base.name, base.shape)
+        self.base, self.function = base, function
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.function(self.base.read(start, stop)).astype(np.float32)
+
+
+class Taps(Tensor):
+    """The kernels of a convolution of each channel by itself, (channels, 1, taps) or (channels, taps), as a
+    vector: all channels of the first tap, which is that of the oldest position, then of the next."""
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__(base.name, (base.rows * base.cols,))
+        self.base = base
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self.base.read(0, self.base.rows).T).reshape(-1, 1)[start:stop]
+
+
 def in_heads(tensor: Tensor, order: np.ndarray) -> Tensor:
     """A tensor that has a row for each element of each head, the rows of every head in this order
     (head_dim,)."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import numpy as np
+
 from . import sources
 from .families import PICTURES, Family
 from .model import Model
@@ -36,6 +38,11 @@ TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
         ("self_attn.gate_proj.weight", "attgate dim"),
         ("self_attn.q_a_proj.weight", "qrank dim"),
         ("self_attn.kv_a_proj_with_mqa.weight", "compressed dim"),
+        ("conv.in_proj.weight", "bcx dim"),
+        ("linear_attn.in_proj_q.weight", "skey dim"),
+        ("linear_attn.in_proj_k.weight", "skey dim"),
+        ("linear_attn.in_proj_v.weight", "svalue dim"),
+        ("linear_attn.in_proj_z.weight", "svalue dim"),
     ),
     "LLM_BIAS": (
         ("self_attn.q_proj.bias", "direct"),
@@ -55,7 +62,11 @@ TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
         ("self_attn.k_norm.bias", "knbias"),
         ("self_attn.kv_a_layernorm.weight", "latent"),
     ),
-    "LLM_ATTN_OUT": (("self_attn.o_proj.weight", "dim att"),),
+    "LLM_ATTN_OUT": (
+        ("self_attn.o_proj.weight", "dim att"),
+        ("conv.out_proj.weight", "dim conv"),
+        ("linear_attn.out_proj.weight", "dim svalue"),
+    ),
     "LLM_ATTN_POST_NORM": (
         ("post_self_attn_layernorm.weight", "dim"),
         ("post_self_attn_layernorm.bias", "nbias"),
@@ -97,10 +108,18 @@ TENSORS: dict[str, tuple[tuple[str, str], ...]] = {
     "LLM_Q_UP": (("self_attn.q_b_proj.weight", "q qrank"),),
     "LLM_K_UP": (("self_attn.k_b_proj.{n}.weight", "latent plain"),),
     "LLM_V_UP": (("self_attn.v_b_proj.{n}.weight", "value latent"),),
+    "LLM_CONV": (("conv.conv.weight", "taps"), ("linear_attn.conv1d.weight", "staps")),
+    "LLM_STATE_GATES": (
+        ("linear_attn.in_proj_b.weight", "sheads dim"),
+        ("linear_attn.in_proj_a.weight", "sheads dim"),
+    ),
+    "LLM_DECAY": (("linear_attn.dt_bias", "sheads"), ("linear_attn.A_log", "sheads")),
+    "LLM_STATE_NORM": (("linear_attn.gain.weight", "svwidth"),),
 }
 
 # Matrices that some files have in one: the end of the name, the ends of its parts' names, and their rows. In
-# a grouped one (InternLM2) each key head follows its query heads and is followed by its value head.
+# a grouped one (InternLM2) each key head follows its query heads and is followed by its value head; so it is
+# with those of GROUPED, by the field of flatfile.Layer that says how many groups there are.
 QKV = (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"))
 FUSED: dict[str, tuple[tuple[str, str], ...]] = {
     ".grouped_qkv_proj": QKV,
@@ -110,6 +129,21 @@ FUSED: dict[str, tuple[tuple[str, str], ...]] = {
         ("shared_expert.up_proj", "shared"),
     ),
     ".gate_up_proj": (("gate_proj", "ffn"), ("up_proj", "ffn")),
+    ".qg_proj": (("q_proj", "q"), ("gate_proj", "attgate")),
+    ".in_proj_qkvz": (
+        ("in_proj_q", "skey"),
+        ("in_proj_k", "skey"),
+        ("in_proj_v", "svalue"),
+        ("in_proj_z", "svalue"),
+    ),
+    ".in_proj_qkv": (("in_proj_q", "skey"), ("in_proj_k", "skey"), ("in_proj_v", "svalue")),
+    ".in_proj_ba": (("in_proj_b", "sheads"), ("in_proj_a", "sheads")),
+}
+GROUPED = {
+    ".grouped_qkv_proj": "n_kv_heads",
+    ".qg_proj": "n_heads",
+    ".in_proj_qkvz": "delta_key_heads",
+    ".in_proj_ba": "delta_key_heads",
 }
 
 # Stacks of experts, as transformers 5 keeps them in memory (shape (experts, rows, cols)), and what is in one.
@@ -156,7 +190,7 @@ def parts_of(model: Model, tensor: str, layer: int, expert: int) -> list[tuple[s
             else f"model.layers.{layer}.{name.format(e=which, n=expert)}"
         )
         shape = tuple(sizes[key] for key in dimensions.split())
-        found += [(full, shape)] if shape[0] else []
+        found += [(full, shape)] if all(shape) else []
     return found
 
 
@@ -171,7 +205,7 @@ def is_ahead(model: Model, name: str) -> bool:
     behind the last one, or called so."""
     layer, n_layers = layer_of(name), len(model.shape.layers)
     behind = layer is not None and n_layers <= layer < n_layers + model.ahead
-    return model.ahead > 0 and (behind or name.startswith(("model.mtp_", "mtp.")))
+    return name.startswith("mtp.") or (model.ahead > 0 and (behind or name.startswith("model.mtp_")))
 
 
 OF_KEYS = (".self_attn.k_proj.", ".self_attn.v_proj.", ".self_attn.k_norm.", ".self_attn.v_norm.")
@@ -283,7 +317,7 @@ def canonical(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             layer = layer_of(name)
             number = layer if layer is not None and layer < len(model.shape.layers) else 0
             rows = tuple(model.sizes(number)[size] for _, size in FUSED[fused])
-            groups = model.shape.layers[number].n_kv_heads if "grouped" in fused else 1
+            groups = getattr(model.shape.layers[number], GROUPED[fused]) if fused in GROUPED else 1
             prefix = stem[: -len(fused)]
             names = [f"{prefix}.{part}.{kind}" for part, _ in FUSED[fused]]
             parts = dict(zip(names, sources.split(tensor, rows, groups), strict=True))
@@ -343,6 +377,10 @@ def folded(model: Model, name: str, tensor: Tensor) -> Tensor:
     offset = model.family.norm_offset if stem.endswith("norm") and kind == "weight" else 0.0
     if scale != 1 or offset:
         tensor = sources.Linear(tensor, scale, offset * scale)
+    if name.endswith((".conv.conv.weight", ".linear_attn.conv1d.weight")):
+        tensor = sources.Taps(tensor)
+    if name.endswith(".A_log"):
+        tensor = sources.Mapped(tensor, lambda x: -np.exp(x))
     if name.endswith(".mlp.e_score_correction_bias") and tensor.shape[:-1] == (1,):
         tensor = sources.Flat(tensor)  # ERNIE 4.5 MoE has groups of experts, and one of them
     if kind in ("alpha_p", "alpha_n"):  # XIELUActivation of transformers, whose beta is 1/2
