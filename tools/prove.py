@@ -1546,7 +1546,6 @@ def of_layers(arch: str, h: dict[str, Any], tensors: dict[str, np.ndarray]) -> d
         return {
             "num_key_value_heads": [h["num_key_value_heads"] * (kind != "conv") for kind in h["layer_types"]],
             "intermediate_size": len(tensors["model.layers.0.feed_forward.w1.weight"]),
-            "rms_norm_eps": h["norm_eps"],
         }
     if arch == "llama4":
         return {"intermediate_size": h["intermediate_size_mlp"]}
@@ -1795,6 +1794,8 @@ def usual_keys(config: dict[str, Any]) -> dict[str, Any]:
         h["num_key_value_heads"] = 1
     if config["model_type"] == "olmo":
         h["layer_norm_eps"] = 1e-5
+    if config["model_type"].startswith("lfm2"):
+        h["rms_norm_eps"] = h.pop("layer_norm_eps")
     h.setdefault("num_key_value_heads", h["num_attention_heads"])
     h.setdefault("rope_parameters", {"rope_type": "default"})
     return h
