@@ -830,8 +830,8 @@ static void merge_parts(llm_session *s, size_t layer, size_t i) {
 
 static float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
-/* ln(1 + exp(x)) */
-static float softplus(float x) { return fmaxf(x, 0) + log1pf(expf(-fabsf(x))); }
+/* ln(1 + exp(x)), in double: log1pf() is not the same in every C library */
+static float softplus(float x) { return (float)(fmax(x, 0) + log1p(exp(-fabs((double)x)))); }
 
 /* att of token i times its gates: of each number, or of each head */
 static void gate_heads(llm_session *s, size_t layer, size_t i) {

@@ -279,7 +279,7 @@ static void make_description(dice *d, model *m) {
         l->window = chance(d, 2) && !l->mixer ? from_to(d, 0, 90) : 0;
         l->flags &= ~(uint64_t)LLM_CHUNKED;
         l->flags |= l->window && chance(d, 3) ? LLM_CHUNKED : 0;
-        if (i && chance(d, 3))
+        if (i && chance(d, 2))
             borrow(d, m->layers, i);
         if (h->n_streams > 1)
             l->flags &= ~(uint64_t)LLM_LAYER_SCALED;
