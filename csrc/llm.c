@@ -4,9 +4,9 @@
  * and the layers' numbers and flags. It allocates nothing, and never prints or exits.
  *
  * Read session.h first, what a session owns; then this from top to bottom: llm_forward(); the forward pass in the
- * order of the papers - embed, attention or what stands for it, feed-forward or experts, logits; and products. What the numbers of a file mean
- * is in numbers.c; the kernels are in isa_plain.c, and those for one instruction set in the other isa_*.c, which only
- * make it faster. */
+ * order of the papers - embed, attention or what stands for it, feed-forward or experts, logits; and products. What
+ * the numbers of a file mean is in numbers.c; the kernels are in isa_plain.c, and those for one instruction set in the
+ * other isa_*.c, which only make it faster. */
 #include "session.h"
 #include "fail.h"
 #include "numbers.h"
@@ -1752,10 +1752,11 @@ static void multiply(llm_session *s, const product *p, const matrix *w, size_t n
 /* Shows the input of a product, of expert e of tensor t, to who wants to see it. */
 static void show(llm_session *s, const llm_tensor *t, size_t e, size_t n, vectors x) {
     const size_t number = (size_t)(t - s->m->tensors);
+    if (!s->observer || THREAD || stopped(s))
+        return;
     done(s);
-    if (s->observer && THREAD == 0 && !stopped(s))
-        s->observer(s->observer_context, (uint32_t)(number % LLM_N_TENSORS),
-            (uint32_t)(number / LLM_N_TENSORS), (uint32_t)e, n, t->cols, x.data, x.stride);
+    s->observer(s->observer_context, (uint32_t)(number % LLM_N_TENSORS), (uint32_t)(number / LLM_N_TENSORS),
+        (uint32_t)e, n, t->cols, x.data, x.stride);
 }
 
 /* The same however many tokens there are, so that which experts they go to never depends on the batch */

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from pyllm._llm import ffi, lib
 
+from pyllm import LLM
+
 # The command: $PYLLM_BINARY, or the one installed with this Python, or None.
 COMMAND = os.environ.get("PYLLM_BINARY") or shutil.which("pyllm", path=str(Path(sys.executable).parent))
 
@@ -81,6 +83,27 @@ def place_of(data: bytes, tensor: int, layer: int = 0, expert: int = 0) -> ffi.C
     found, err = ffi.new("llm_tensor *"), ffi.new("char[256]")
     assert lib.llm_layout(*described(data), tensor, layer, expert, found, err, 256) == 0, ffi.string(err)
     return found
+
+
+def go_back(llm: LLM, ids: list[int], whole: np.ndarray, folder: Path) -> None:
+    """A session of 900 ids is cut to many lengths, and so are its fork and what is saved to s.kv in the
+    folder and loaded: they go on with the logits of the whole (900, vocab)."""
+    with llm.session() as s:
+        for length in (899, 890, 300, 1, 0):
+            s.eval(ids[len(s) :], all=True)
+            s.truncate(length)
+            assert len(s) == length and s.tokens == ids[:length]
+            assert np.array_equal(s.eval(ids[length : length + 2]), whole[length : length + 2][-1])
+        s.eval(ids[len(s) :])
+        with s.fork() as other, llm.session() as loaded:
+            s.save(folder / "s.kv")
+            loaded.load(folder / "s.kv")
+            for copy in (other, loaded):
+                assert copy.tokens == ids
+                copy.truncate(895)
+                assert np.array_equal(copy.eval(ids[895:], all=True), whole[895:])
+                copy.truncate(10)
+                assert np.array_equal(copy.eval(ids[10:30], all=True), whole[10:30])
 
 
 def is_hostile(c: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from common import BOS, COMMAND, IM_END, SPECIAL, byte_tokenizer, described, place_of
+from common import BOS, COMMAND, IM_END, SPECIAL, byte_tokenizer, described, go_back, place_of
 from pyllm._llm import ffi, lib
 from reference import (
     DELTA_RULE,
@@ -308,23 +308,8 @@ def test_prompts_that_begin_alike_are_computed_from_where_there_is_a_state(path)
 
 def test_sessions_go_back_as_far_as_one_likes(path, tmp_path):
     ids = np.random.default_rng(1).integers(0, 256, 900).tolist()
-    with LLM(path, threads=1) as llm, llm.session() as s:
-        whole = llm.logits(ids)
-        for length in (899, 890, 300, 1, 0):
-            s.eval(ids[len(s) :], all=True)
-            s.truncate(length)
-            assert len(s) == length and s.tokens == ids[:length]
-            assert np.array_equal(s.eval(ids[length : length + 2]), whole[length : length + 2][-1])
-        s.eval(ids[len(s) :])
-        with s.fork() as other, llm.session() as loaded:
-            s.save(tmp_path / "s.kv")
-            loaded.load(tmp_path / "s.kv")
-            for copy in (other, loaded):
-                assert copy.tokens == ids
-                copy.truncate(895)
-                assert np.array_equal(copy.eval(ids[895:], all=True), whole[895:])
-                copy.truncate(10)
-                assert np.array_equal(copy.eval(ids[10:30], all=True), whole[10:30])
+    with LLM(path, threads=1) as llm:
+        go_back(llm, ids, llm.logits(ids), tmp_path)
 
 
 def test_what_several_began_with_survives_a_restart(path, tmp_path):

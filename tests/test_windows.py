@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from common import BOS, IM_END, SPECIAL, byte_tokenizer, described, place_of
+from common import BOS, IM_END, SPECIAL, byte_tokenizer, described, go_back, place_of
 from pyllm._llm import ffi, lib
 from reference import FP16, INT4, INT8R, make_model, up
 from test_engine import KV, Model, Session, linux, plain, some_ids
@@ -246,21 +246,7 @@ def test_prompts_that_begin_as_an_earlier_one_did_long_ago_are_computed_again(li
 def test_sessions_go_back_as_far_as_one_likes(little, tmp_path):
     ids = np.random.default_rng(1).integers(0, 256, 900).tolist()
     whole = little.logits(ids)
-    with little.session() as s:
-        for length in (899, 890, 300, 1, 0):
-            s.eval(ids[len(s) :], all=True)
-            s.truncate(length)
-            assert len(s) == length and s.tokens == ids[:length]
-            assert np.array_equal(s.eval(ids[length : length + 2]), whole[length : length + 2][-1])
-        s.eval(ids[len(s) :])
-        with s.fork() as other, little.session() as loaded:
-            s.save(tmp_path / "s.kv")
-            loaded.load(tmp_path / "s.kv")
-            for copy in (other, loaded):
-                copy.truncate(895)
-                assert np.array_equal(copy.eval(ids[895:], all=True), whole[895:])
-                copy.truncate(10)
-                assert np.array_equal(copy.eval(ids[10:30], all=True), whole[10:30])
+    go_back(little, ids, whole, tmp_path)
     size = (tmp_path / "s.kv").stat().st_size
     with LLM(little.path, threads=1).session() as s:
         s.eval(ids)
