@@ -1,7 +1,7 @@
 /* file.c - the flat file: where its parts lie, whether all of it is sound, and the model that is mapped from
  * it.
  *
- * It trusts no byte before check() has seen it. What the numbers mean is llm.c's business. */
+ * It trusts no byte before check() has seen it. What the numbers mean is the forward pass's business. */
 #include "file.h"
 #include "fail.h"
 #include <errno.h>

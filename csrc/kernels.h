@@ -1,4 +1,4 @@
-/* kernels.h - what an instruction set provides to the forward pass in llm.c. Not part of the interface.
+/* kernels.h - what an instruction set provides to the forward pass. Not part of the interface.
  *
  * isa_plain.c has them in portable C, the reference of all others. The others make it faster: each is a file
  * isa_NAME.c, which ends in a table, and an entry in VECTOR_KERNELS below.

@@ -1,5 +1,5 @@
 /* session.h - what a session owns: keys and values of its sequences, and the buffers of one pass. session.c makes
- * it, llm.c works with it. Not part of the interface. */
+ * it, the forward pass works with it. Not part of the interface. */
 #ifndef SESSION_H
 #define SESSION_H
 #include "file.h"

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = [f"isa_{name}" for name in ("plain", "avx2", "avxvnni", "avx512", "neon", "dotprod")]
-ENGINE = ["llm", "session", "numbers", *KERNELS, "file", "verify", "threads"]
+FORWARD = ["llm", "products", "attend", "experts", "latent", "states", "streams"]
+ENGINE = [*FORWARD, "session", "numbers", *KERNELS, "file", "verify", "threads"]
 LIBRARY = [f"csrc/{name}.c" for name in [*ENGINE, "tokenizer", "sampler", "lookup"]]
 CONVERTER = ["csrc/round.c"]  # of the extension alone
 COMMAND = ["main", "options", "command", "generate", "draft", "chat", "look", "info", "measure", "terminal"]

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from common import C_FLAGS, CSRC, SOFT, build_logits, described, logits_of, place_of
+from common import C_FLAGS, CSRC, ENGINE, SOFT, build_logits, described, logits_of, place_of
 from pyllm._llm import ffi, lib
 from reference import (
     ATTN_OUT_BIAS,
@@ -1172,10 +1172,11 @@ def test_newer_instructions_in_software_give_the_bits_of_avx2(tmp_path_factory, 
 
 @plain
 def test_the_engine_alone_is_a_whole_engine(tmp_path_factory):
-    """llm.c with the file, the session's memory, the threads and the plain kernels, which every build has as
-    "scalar", and nothing else."""
+    """The forward pass with the file, the session's memory, the threads and the plain kernels, which every
+    build has as "scalar", and nothing else."""
     program = tmp_path_factory.mktemp("alone") / "logits"
-    sources = [CSRC / f"{name}.c" for name in ("llm", "session", "numbers", "file", "threads", "isa_plain")]
+    others = {"verify.c", *(name for name in ENGINE if name.startswith("isa_") and name != "isa_plain.c")}
+    sources = [CSRC / name for name in ENGINE if name not in others]
     flags = ["-O2", *C_FLAGS, "-fopenmp", "-DLLM_PLAIN", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
     sources.append(Path(__file__).with_name("logits.c"))
     subprocess.run(["gcc", *flags, *map(str, sources), "-lm", "-o", str(program)], check=True)

@@ -20,6 +20,7 @@ import pytest
 from common import C_FLAGS, COMMAND, CSRC, ENGINE, NONE, byte_tokenizer, place_of
 from pyllm._llm import ffi, lib
 from reference import (
+    FP16,
     INT8,
     INT8R,
     QKV_BIAS,
@@ -84,15 +85,17 @@ def test_models_of_hostile_numbers_touch_nothing_else(sources):
 def test_guard_pages_catch_an_expert_that_is_chosen_twice(sources):
     """The fault that was in choose_experts: taken experts were marked by -infinity alone, to which NaN does
     not compare; and no product looked how many tokens it was given."""
-    llm = sources / "llm.c"
-    text = llm.read_text()
-    for good, bad in [
-        ("        sum += p[best];", "        sum += p[best], p[best] = -INFINITY, taken[best] = 0;"),
-        ("        a.n = s->o.batch; /* what the buffers", "        a.n = n; /* what the buffers"),
+    for name, good, bad in [
+        (
+            "experts",
+            "        sum += p[best];",
+            "        sum += p[best], p[best] = -INFINITY, taken[best] = 0;",
+        ),
+        ("products", "        a.n = s->o.batch; /* what the buffers", "        a.n = n; /* what the buffers"),
     ]:
+        text = (sources / f"{name}.c").read_text()
         assert text.count(good) == 1
-        text = text.replace(good, bad)
-    llm.write_text(text)
+        (sources / f"{name}.c").write_text(text.replace(good, bad))
     done = run_fuzz(build_fuzz(sources), 0, 3000)
     assert done.returncode == -signal.SIGSEGV and re.search(r"run \d+ failed", done.stderr), done
 
@@ -117,6 +120,17 @@ def test_a_router_of_nan_or_infinity_is_an_error(word, flags, isa):
     with pytest.raises(ValueError, match="after token 0 are not finite"):
         session.forward(some_ids(700, 96))
     assert session.length() == 0
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize(
+    "extra", [{}, {"gate_limit": 2.0}, {"gate_limit": 2.0, "up_shift": 1.0}, {"gate_cut": 1.0}]
+)
+def test_gates_of_nan_are_an_error(extra, isa):
+    """What is cut or clamped as well: fminf() and fmaxf() would make a number of it."""
+    data = with_tensor(make_model(dtype=FP16, extra=extra), lib.LLM_GATE_UP, 1, 0x7E00)
+    with pytest.raises(ValueError, match="after token 0 are not finite"):
+        Model(data).session(isa).forward(some_ids(20, 96))
 
 
 @both_kv
