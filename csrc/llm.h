@@ -781,7 +781,13 @@ enum llm_op {
     LLM_OP_JUMP = 4,  /* on at a */
     /* on at a if what follows, up to its LLM_OP_MATCH, matches here (b = 0) or does not (b = 1) */
     LLM_OP_LOOK = 5,
-    LLM_OP_END = 6 /* only at the end of the text or before a newline */
+    LLM_OP_END = 6, /* only at the end of the text or before a newline */
+    /* what follows, up to its LLM_OP_MATCH, b (0 or 1) to c times, as often as it matches, never fewer; then
+     * on at a */
+    LLM_OP_LOOP = 7,
+    /* only between a character of class a and one that is not, or an end of the text (b = 0); or only
+     * elsewhere (b = 1) */
+    LLM_OP_BORDER = 8
 };
 
 enum { LLM_MAX_STAGES = 16, LLM_MAX_INSTRUCTIONS = 1024 };

@@ -177,7 +177,7 @@ static const llm_merge *find_merge(const llm_tokenizer *t, uint32_t left, uint32
 
 // What is known of an LLM_OP_RUN without limit in the text at hand, so that a long run is not looked at again
 // from each of its characters: [run, run_end) is of its class, and what follows the instruction does not
-// match anywhere in [fail, fail_end].
+// match anywhere in [fail, fail_end]. Of an LLM_OP_LOOP: begun at `run` it ends at run_end.
 typedef struct run_memory {
     uint64_t text; // the text that this is about
     size_t run, run_end, fail, fail_end;
@@ -558,6 +558,38 @@ static inline int take_run(const subject *s, uint32_t at, size_t *place, size_t 
     return 1;
 }
 
+// Moves *place over what an LLM_OP_LOOP takes; returns whether that is often enough. Where the last one that was
+// looked at goes on behind its first time, the next one often begins.
+static int take_loop(const subject *s, uint32_t at, size_t *place) {
+    const llm_instruction *in = &s->e->t->code[at];
+    run_memory *known = remember(s, at);
+    const size_t start = *place;
+    size_t first = start, end;
+    uint32_t n = 0;
+    while (n < in->c && (end = match(s, at + 1, *place)) != NO_PLACE && end > *place) {
+        *place = end;
+        n++;
+        if (n == 1)
+            first = end;
+        if (n == 1 && in->c == UINT32_MAX && known->run == start && known->run_end > end) {
+            *place = known->run_end;
+            break;
+        }
+    }
+    known->run = first;
+    known->run_end = *place;
+    return n >= in->b;
+}
+
+// Whether exactly one of the characters before and behind this place is of the class.
+static int at_border(const subject *s, uint32_t class, size_t place) {
+    size_t before = place;
+    while (before > 0 && is_continuation(s->text[before - 1]))
+        before--;
+    const int left = before > 0 && class_length(s, class, before - 1) > 0;
+    return left != (class_length(s, class, place) > 0);
+}
+
 // Whether the instructions from `at` on match the text from `place` on: where the match ends, or NO_PLACE.
 // Recursion always goes to a later instruction, so it is never deeper than the program is long.
 static size_t match(const subject *s, uint32_t at, size_t place) {
@@ -586,6 +618,16 @@ static size_t match(const subject *s, uint32_t at, size_t place) {
             break;
         case LLM_OP_END:
             if (place < s->n && s->text[place] != '\n')
+                return NO_PLACE;
+            at++;
+            break;
+        case LLM_OP_LOOP:
+            if (!take_loop(s, at, &place))
+                return NO_PLACE;
+            at = in->a;
+            break;
+        case LLM_OP_BORDER:
+            if (at_border(s, in->a, place) == (in->b != 0))
                 return NO_PLACE;
             at++;
             break;
@@ -1469,6 +1511,7 @@ static int is_sound(const llm_tokenizer *t, size_t i) {
         return in->op == LLM_OP_MATCH;
     switch (in->op) {
     case LLM_OP_LOOK:
+    case LLM_OP_LOOP:
         return in->b <= 1 && in->a > i && in->a < t->n_code;
     case LLM_OP_ALT:
     case LLM_OP_JUMP:
@@ -1476,8 +1519,10 @@ static int is_sound(const llm_tokenizer *t, size_t i) {
     case LLM_OP_RUN:
     case LLM_OP_EAT:
         return in->a < t->n_classes && in->b <= in->c;
+    case LLM_OP_BORDER:
+        return in->a < t->n_classes && in->b <= 1;
     }
-    return in->op <= LLM_OP_END;
+    return in->op <= LLM_OP_BORDER;
 }
 
 static int load_pattern(llm_tokenizer *t, loader *l) {

@@ -2166,6 +2166,9 @@ def test_expressions_for_names_match_what_re_matches():
         "model(?=.layers).*",
         "(?!model)l.*",
         r"\w{2}_head",
+        r"(\w+\.)*mlp\.(\w+_)+proj",
+        r"(la|layers\.\d)+.*",
+        r"(model\b\W\w+){0,2}\.11.*",
         "",
     ):
         expression = pattern.NamePattern(text, "the expression", 10_000)

@@ -353,6 +353,7 @@ def step(kind: int, old: bytes = b"", new: bytes = b"") -> bytes:
 
 
 RUN, EAT, ALT, MATCH = (lib.LLM_OP_RUN, lib.LLM_OP_EAT, lib.LLM_OP_ALT, lib.LLM_OP_MATCH)
+JUMP, LOOP, BORDER = (lib.LLM_OP_JUMP, lib.LLM_OP_LOOP, lib.LLM_OP_BORDER)
 
 
 @pytest.mark.parametrize(
@@ -362,10 +363,11 @@ RUN, EAT, ALT, MATCH = (lib.LLM_OP_RUN, lib.LLM_OP_EAT, lib.LLM_OP_ALT, lib.LLM_
         [(EAT, 0, 10**6, 2**32 - 1), (MATCH, 0, 0, 0)],
         [(ALT, 2, 0, 0), (RUN, 0, 10**6, 10**7), (RUN, 0, 10**6, 10**6), (MATCH, 0, 0, 0)],
         [(RUN, 0, 0, 2**32 - 1)] * 30 + [(RUN, 0, 10**6, 10**6), (MATCH, 0, 0, 0)],
-        [(op, i + 2, 0, 0) for i in range(0, 90, 2) for op in (ALT, lib.LLM_OP_JUMP)]
+        [(op, i + 2, 0, 0) for i in range(0, 90, 2) for op in (ALT, JUMP)]
         + [(RUN, 0, 3, 3), (RUN, 0, 10**6, 10**6), (MATCH, 0, 0, 0)],
+        [(LOOP, 3, 1, 10**6), (RUN, 0, 1, 1), (MATCH, 0, 0, 0), (RUN, 1, 9, 9), (MATCH, 0, 0, 0)],
     ],
-    ids=["mandatory run", "mandatory eat", "two", "thirty runs before one", "alternatives"],
+    ids=["mandatory run", "mandatory eat", "two", "thirty runs before one", "alternatives", "loop"],
 )
 def test_a_pattern_that_takes_forever_is_an_error(code):
     """Each would look at all of the rest of the text, from each of its characters, or try 2^45 ways."""
@@ -455,11 +457,11 @@ def random_tokenizer(rng: random.Random) -> dict[int, bytes]:
     n = rng.randint(1, 12)
     code = []
     for i in range(n):
-        op = rng.choice([RUN, RUN, EAT, ALT, lib.LLM_OP_JUMP, lib.LLM_OP_LOOK, lib.LLM_OP_END, MATCH])
+        op = rng.choice([RUN, RUN, EAT, ALT, MATCH, JUMP, LOOP, lib.LLM_OP_LOOK, lib.LLM_OP_END, BORDER])
         runs, least = op in (RUN, EAT), rng.choice([0, 1, 3, 1000, 10**9])
-        where = rng.randint(0, 1) if runs else rng.randint(i + 1, n)
+        where = rng.randint(0, 1) if runs or op == BORDER else rng.randint(i + 1, n)
         most = rng.choice([least, least + 2, 2**32 - 1])
-        code.append((op, where, least if runs else rng.randint(0, 1), most if runs else 0))
+        code.append((op, where, least if runs else rng.randint(0, 1), most if runs or op == LOOP else 0))
     out |= program(*code, (MATCH, 0, 0, 0), split=rng.choice([0, 1, 2, 3, 4, 8, 9, 10, 11, 12]))
     if rng.random() < 0.6:
         kinds = range(lib.LLM_NORMALIZE_NFC, lib.LLM_NORMALIZE_TRIM + 1)
@@ -535,7 +537,9 @@ def test_info_of_a_million_tokens_that_all_stop_is_short(tmp_path):
         ("LLM_PATTERN", lambda plain: program((MATCH, 0, 0, 0), split=5)),
         ("LLM_PATTERN", lambda plain: program((MATCH, 0, 0, 0), split=16)),
         ("LLM_PATTERN", lambda plain: program((lib.LLM_OP_LOOK, 1, 2, 0), (MATCH, 0, 0, 0))),
-        ("LLM_PATTERN", lambda plain: program((lib.LLM_OP_END + 1, 1, 2, 0), (MATCH, 0, 0, 0))),
+        ("LLM_PATTERN", lambda plain: program((LOOP, 1, 2, 2), (MATCH, 0, 0, 0))),
+        ("LLM_PATTERN", lambda plain: program((BORDER, 2, 0, 0), (MATCH, 0, 0, 0))),
+        ("LLM_PATTERN", lambda plain: program((BORDER + 1, 1, 2, 0), (MATCH, 0, 0, 0))),
         ("LLM_NORMALIZER", lambda plain: {lib.LLM_NORMALIZER: step(lib.LLM_NORMALIZE_TRIM + 1)}),
         ("LLM_NFC", lambda plain: {lib.LLM_NFC: struct.pack("<7I", 1, 0, 0, 0x300, 512, 0, 0)}),
     ],

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import functools
+import importlib.util
+import itertools
 import json
 import random
 import re
@@ -283,6 +285,32 @@ PHI3_PARTS = dict(
     template="{% for m in messages %}<|user|>\n{{ m.content }}<|end|>\n<|assistant|>\n{% endfor %}",
 )  # fmt: skip
 
+K_EXAONE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+AFMOE = [
+    r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+    "[一-鿿㐀-䶿\u8c48-\ufaff぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109fꩠ-ꩿ"
+    "\ua9e0-\ua9ff가-\ud7afᄀ-ᇿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+]
+KIMI = "|".join(
+    [
+        r"[\p{Han}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+        r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
+        r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
 FAMILIES: dict[str, Family] = {
     "llama 1 and 2, mistral 0.1, mixtral": Family(**LLAMA, post=template("<s>"), generation=("</s>",)),
     "llama 2 of 2023": Family(
@@ -525,6 +553,27 @@ FAMILIES: dict[str, Family] = {
         config=("[|endofturn|]",),
         template="[|{{ m.role }}|]\n{{ m.content }}[|endofturn|]\n",
         stops=("[|endofturn|]",),
+    ),
+    "k-exaone": Family(
+        pieces=False,
+        normalizer=NFC,
+        pre_tokenizer=byte_level(split(K_EXAONE)),
+        marks=marks("[BOS] [PAD] <|user|> <|assistant|> <|endofturn|>", ("<think>", "")),
+        post=TO_BYTES,
+        eos="<|endofturn|>",
+        config=("<|endofturn|>",),
+        template="<|{{ m.role }}|>\n{{ m.content }}<|endofturn|>\n",
+        stops=("<|endofturn|>",),
+    ),
+    "trinity": Family(  # its expressions as llama.cpp tells of them
+        pieces=False,
+        normalizer=None,
+        pre_tokenizer=byte_level(*map(split, AFMOE)),
+        marks=marks(f"<|begin_of_text|> <|end_of_text|> {IM}", ("<think>", ""), ("</think>", "")),
+        post=TO_BYTES,
+        eos="<|im_end|>",
+        template=CHAT_ML,
+        stops=("<|im_end|>",),
     ),
     "minimax m2": Family(
         pieces=False,
@@ -783,7 +832,7 @@ ROWS = {
     "DeepSeek V1": ("deepseek llm",),
     "DeepSeek V2": ("deepseek llm",),
     "DeepSeek V3": ("deepseek 3",),
-    "Kimi K2": (),  # its own is code beside the model
+    "Kimi K2": (),  # of tiktoken, see below
     "Youtu": ("youtu",),
     "MiniCPM3": ("minicpm 3",),
     "SmolLM3": ("smollm 3",),
@@ -820,8 +869,8 @@ ROWS = {
     "HunYuan MoE": ("hunyuan a13b",),
     "CWM": ("llama 3",),
     "Mellum 2": ("mellum 2",),
-    "EXAONE MoE": (),  # see BEYOND
-    "AFMoE": (),
+    "EXAONE MoE": ("k-exaone",),
+    "AFMoE": ("trinity",),
     "GPT-2": ("gpt-2",),
     "GPT-J": ("gpt-2",),
     "GPT-NeoX": ("gpt-neox, pythia",),
@@ -841,12 +890,9 @@ ROWS = {
 }
 # Splits of families that the engine cannot make, and what is said of them
 BEYOND = {
-    "K-EXAONE": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
-        "a repeated group",
-    ),
-    "threes from the right (Trinity)": (r"\d{1,3}(?=(?:\d{3})*\b)", "a repeated group"),
+    "two at least": (r"(?:a|ab){2}", "a repeated group"),
+    "what follows wants less": (r"(?:ab?)+b", "a group that what follows may want less often"),
+    "places without width (SuperBPE)": (r"(?=(\d{3})+(?!\d))", "can match nothing"),
 }
 
 
@@ -1057,6 +1103,10 @@ LLAMA_CPP = {
         r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ],
     "laguna": [r"[^\n]+|[\n]+", QWEN2],
+    "exaone-moe": [K_EXAONE],
+    "afmoe": AFMOE,
+    "tiny_aya": [r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O],
+    "kimi-k2": [KIMI],
 }  # fmt: skip
 
 
@@ -1075,6 +1125,59 @@ def test_gguf_splits_as_llama_cpp_splits(name: str) -> None:
     texts = [*random_texts()[::5], *verify_tokenizer.hard_strings()]
     theirs = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
     assert_same(texts, [ours.encode(t) for t in texts], theirs)
+    ours.close()
+
+
+def random_expression(rng: random.Random, depth: int = 3) -> str:
+    """With groups that are repeated, borders and looks ahead, over a few characters."""
+    if depth == 0 or rng.random() < 0.35:
+        atom = rng.choice(["a", "b", "1", " ", "[ab]", "[a1]", r"\w", r"\d", "[^a]"])
+        return atom + rng.choice(["", "", "?", "*", "+", "{2}", "{1,2}"])
+    inner = [random_expression(rng, depth - 1) for _ in range(rng.randint(1, 3))]
+    kind = rng.random()
+    if kind < 0.2:
+        return f"(?:{'|'.join(inner)})"
+    if kind < 0.7:
+        return f"(?:{rng.choice(['', '|']).join(inner)}){rng.choice(['*', '+', '*+', '++', '?', '{0,2}'])}"
+    if kind < 0.8:
+        return "".join(inner) + rng.choice([r"\b", r"\B"])
+    if kind < 0.9:
+        return "".join(inner) + rng.choice(["(?=", "(?!"]) + random_expression(rng, depth - 1) + ")"
+    return "".join(inner)
+
+
+def test_repeated_groups_match_what_oniguruma_matches() -> None:
+    """Random expressions, those that are not refused, on texts whose pieces are a token each."""
+    rng, letters = random.Random(5), "ab1 "
+    texts = ["".join(text) for n in range(1, 6) for text in itertools.product(letters, repeat=n)]
+    vocab = {text.replace(" ", "Ġ"): i for i, text in enumerate(texts)}
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "ignore_merges": True}
+    tried = repeated = 0
+    while repeated < 150:
+        regex = random_expression(rng)
+        file = {"pre_tokenizer": byte_level(split(regex)), "decoder": TO_BYTES, "model": model}
+        try:
+            found = tokenizer_json.from_tokenizer_json(file)
+        except ValueError:
+            continue
+        tried += 1
+        repeated += any(code[0] == lib.LLM_OP_LOOP for code in found.program.code)
+        ours, cut = Engine(found.sections()), pre.Split(tokenizers.Regex(regex), "isolated")
+        for text in rng.sample(texts, 60):
+            pieces = [piece.replace(" ", "Ġ") for piece, _ in cut.pre_tokenize_str(text)]
+            assert ours.encode(text) == [vocab[piece] for piece in pieces], (regex, text)
+        ours.close()
+    assert tried > repeated
+
+
+def test_a_long_number_is_split_from_the_right_soon() -> None:
+    file = spec(False, None, byte_level(split(AFMOE[0])), COMMON, whole_words=True)
+    ours = Engine(tokenizer_json.from_tokenizer_json(file).sections())
+    digits = "".join(random.Random(3).choices("123456789", k=100_000))
+    assert len(digits) % 3 == 1
+    assert ours.encode(digits) == ours.encode(digits[0]) + [
+        token for at in range(1, len(digits), 3) for token in ours.encode(digits[at : at + 3])
+    ]
     ours.close()
 
 
@@ -1514,11 +1617,81 @@ def test_tekken_json_merges_as_tiktoken_does(tmp_path: Path) -> None:
     ours.close()
 
 
+def kimi(folder: Path) -> dict[bytes, int]:
+    """Kimi's files, with a vocabulary learned here; returns its ranks."""
+    ranks = {base64.b64decode(item["token_bytes"]): item["rank"] for item in tekken_file()["vocab"]}
+    lines = [f"{base64.b64encode(data).decode()} {rank}\n" for data, rank in ranks.items()]
+    (folder / "tiktoken.model").write_text("".join(lines))
+    names = {len(ranks): "[BOS]", len(ranks) + 1: "[EOS]", len(ranks) + 3: "<|im_user|>"}
+    config = {
+        "added_tokens_decoder": {i: {"content": text, "special": True} for i, text in names.items()},
+        "auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]},
+        "bos_token": "[BOS]",
+        "eos_token": {"content": "[EOS]"},
+        "tokenizer_class": "TikTokenTokenizer",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": len(ranks) + 3}))
+    return ranks
+
+
+def test_kimis_tokenizer_is_read_as_tiktoken_reads_it(tmp_path: Path) -> None:
+    """By the library, where it is installed; its expression has to be given to both."""
+    ranks = kimi(tmp_path)
+    ours = Engine(huggingface_tokenizer.from_directory(tmp_path))
+    cut = pre.Split(tokenizers.Regex(KIMI), "isolated")
+
+    def expected(text: str) -> list[int]:
+        pieces = [piece for piece, _ in cut.pre_tokenize_str(text)] if text else []
+        return [i for piece in pieces for i in merged(piece.encode(), ranks)]
+
+    if importlib.util.find_spec("tiktoken"):
+        library = importlib.import_module("tiktoken").Encoding(
+            "kimi", pat_str=KIMI, mergeable_ranks=ranks, special_tokens={}
+        )
+        expected = library.encode_ordinary
+    for text in random_texts()[:2000]:
+        assert ours.encode(text) == expected(text), text
+    n = len(ranks)
+    assert ours.encode(f"[BOS]a<|reserved_token_{n + 2}|>", SPECIAL) == [n, ranks[b"a"], n + 2]
+    assert [i for i in range(n + 256) if lib.llm_token_is_stop(ours.tokenizer, i)] == [n + 1, n + 3]
+    assert lib.llm_token_count(ours.tokenizer) == n + 256
+    ours.close()
+
+
+@pytest.mark.parametrize(
+    "file, old, new, message",
+    [
+        (
+            "tokenizer_config.json",
+            "tokenization_kimi",
+            "tokenization_other",
+            "only known of tokenization_kimi",
+        ),
+        ("tokenizer_config.json", '"auto_map"', '"auto"', "has None"),
+        ("tokenizer_config.json", '"content": "[BOS]"', '"content": 3', "is no text"),
+        ("tiktoken.model", " 3\n", " 4\n", "line 4 is not a token in base 64 and the rank 3"),
+        ("tiktoken.model", " 3\n", "\n", "line 4 is not"),
+        ("tiktoken.model", "AA== ", "?? ", "is not a token in base 64"),
+        ("tiktoken.model", "AA== ", "AQ== ", "has a token twice or lacks a byte"),
+    ],
+)
+def test_strange_files_of_kimi_are_refused(
+    tmp_path: Path, file: str, old: str, new: str, message: str
+) -> None:
+    kimi(tmp_path)
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        huggingface_tokenizer.from_directory(tmp_path)
+
+
 @pytest.mark.parametrize(
     "path, value",
     [
         ("config", None),
-        ("config/pattern", "(a+)+"),
+        ("config/pattern", "(a*)+"),
         ("config/default_vocab_size", 5_000_000),
         ("config/default_num_special_tokens", 1 << 30),
         ("vocab", {}),

@@ -26,7 +26,7 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 # How the names of a model begin that was saved without its output matrix: embeddings are made so
 BASE = ("embed_tokens.", "tok_embeddings.", "layers.", "norm.", "rotary_emb.")
 # What conversion needs
-FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md")
+FILES = ("*.json", "*.safetensors", "tokenizer.model", "tiktoken.model", "merges.txt", "*.jinja", "README.md")
 INDEX = ".index.json"  # the end of the name of a file that says which shard has which tensor
 # What the tokenizer is read from by other code and libraries
 READ_WITH_TOKENIZER = (

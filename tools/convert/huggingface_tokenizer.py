@@ -1,8 +1,10 @@
 """Reads the tokenizer of a model's directory: tokenizer.json, else tokenizer.model or vocab.json, else
-Mistral's tekken.json, and the files beside them that have a say. Runs nothing that it reads."""
+Mistral's tekken.json or Kimi's tiktoken.model, and the files beside them that have a say. Runs nothing
+that it reads."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pyllm._llm import lib
@@ -12,11 +14,14 @@ from .auto_tokenizer import Found
 from .sentencepiece_model import from_sentencepiece
 from .sources import read_json
 from .tekken import from_tekken
+from .tiktoken_model import from_tiktoken_model
 from .tokenizer_json import from_tokenizer_json, read_added, read_post_processor
 from .vocabulary import METASPACE, Vocabulary, add_stops, as_ids, new_program
 
-# The files that a directory may have its tokenizer in; tekken.json counts where there is no other
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+# The files that a directory may have its tokenizer in: those that AutoTokenizer reads, and those that count
+# where there is no other
+AUTO_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_FILES = (*AUTO_FILES, "tekken.json", "tiktoken.model")
 
 
 def chat_templates(path: Path) -> dict[str, str]:
@@ -40,16 +45,18 @@ def from_directory(path: Path, template: str | None = None) -> dict[int, bytes]:
     """The tokenizer sections from a model's directory, from all of its files that have a say.
     template: the one whose ends of turns are stop tokens; None: the directory's own."""
     path = Path(path)
-    if any((path / name).is_file() for name in TOKENIZER_FILES[:-1]):
+    named: Mapping[str, str] = {}
+    if any((path / name).is_file() for name in AUTO_FILES):
         found = auto_tokenizer.read(path)
         out = from_found(found)
         named = found.named
     elif (path / "tekken.json").is_file():
         out = from_tekken(read_json(path / "tekken.json", required=False))
         out.flags |= lib.LLM_ADD_BOS * (out.bos is not None)
-        named = {}
+    elif (path / "tiktoken.model").is_file():
+        out, named = from_tiktoken_model(path)
     else:
-        raise ValueError(f"{path} has no tokenizer.json, tokenizer.model, vocab.json or tekken.json")
+        raise ValueError(f"{path} has none of {', '.join(TOKENIZER_FILES)}")
     stops = [] if out.eos is None else [out.eos]
     for name, side in zip(("bos", "eos"), out.around, strict=True):
         number = out.find(named.get(f"{name}_token"))

@@ -111,7 +111,7 @@ def property_set(name: str) -> int:
 
 @dataclass
 class Node:
-    """A part of an expression: "class", "seq", "alt", "look" or "end"."""
+    """A part of an expression: "class", "seq", "alt", "repeat", "look", "border" or "end"."""
 
     kind: str
     bits: int = 0
@@ -129,6 +129,8 @@ class Node:
             return sum(part.shortest() for part in self.parts)
         if self.kind == "alt":
             return min(part.shortest() for part in self.parts)
+        if self.kind == "repeat":
+            return self.least * self.parts[0].shortest()
         return 0
 
 
@@ -223,21 +225,26 @@ class Parser:
                 raise self.fail("a strange repetition")
             if self.peek("+") or self.peek("?") or self.peek("*"):
                 raise self.fail("a repetition of a repetition")
-            if (least, most) != (1, 1) and not simple:
-                raise self.fail("a repeated group")
-            return Node("class", bits=node.bits, least=least, most=most) if simple else node
+            if simple:
+                return Node("class", bits=node.bits, least=least, most=most)
+            return node if (least, most) == (1, 1) else self.repeated(node, least, most, False)
         else:
             return node
-        if not simple:
-            if (least, most) != (0, 1) or node.kind in ("look", "end"):
-                raise self.fail("a repeated group")
-            if self.peek("+") or self.peek("?") or self.peek("*"):
-                raise self.fail("a repetition of a repetition")
-            return Node("alt", parts=[node, Node("seq")])
         possessive = self.accept("+")
         if self.peek("+") or self.peek("?") or self.peek("*") or self.peek("{"):
             raise self.fail("a lazy repetition")
-        return Node("class", bits=node.bits, least=least, most=most, possessive=possessive)
+        if simple:
+            return Node("class", bits=node.bits, least=least, most=most, possessive=possessive)
+        if (least, most) == (0, 1) and node.kind not in ("look", "border", "end") and not possessive:
+            return Node("alt", parts=[node, Node("seq")])
+        return self.repeated(node, least, most, possessive)
+
+    def repeated(self, node: Node, least: int, most: int, possessive: bool) -> Node:
+        """A group several times. Twice at least is not what LLM_OP_LOOP can do: how the first time matches
+        may depend on the second."""
+        if least > 1 or node.shortest() == 0:
+            raise self.fail("a repeated group")
+        return Node("repeat", least=least, most=most, possessive=possessive, parts=[node])
 
     def atom(self) -> Node:
         self.atoms += 1
@@ -253,6 +260,9 @@ class Parser:
             return Node("class", bits=ANYTHING)
         if self.peek("^") or self.peek("*") or self.peek("+") or self.peek("?") or self.peek("{"):
             raise self.fail(repr(self.text[self.at]))
+        if self.peek(r"\b") or self.peek(r"\B"):
+            self.at += 1
+            return Node("border", bits=named_set("WORD"), negative=self.next() == "B")
         if self.accept("\\"):
             return Node("class", bits=self.folded(self.escape()))
         return Node("class", bits=self.folded(chars(self.next())))
@@ -380,9 +390,22 @@ class NamePattern:
             return starts
         if node.kind == "alt":
             return set().union(*(self.ends(part, text, starts) for part in node.parts))
+        if node.kind == "repeat":
+            return self.ends_of_repeat(node, text, starts)
+        if node.kind == "border":
+            word = [False, *(bool(contains(node.bits, char)) for char in text), False]
+            return {at for at in starts if (word[at] != word[at + 1]) != node.negative}
         if node.kind == "end":
             return starts & {len(text)}
         return {at for at in starts if bool(self.ends(node.parts[0], text, {at})) != node.negative}
+
+    def ends_of_repeat(self, node: Node, text: str, starts: set[int]) -> set[int]:
+        found, count = set(starts) if node.least == 0 else set(), 0
+        while starts and count < node.most:
+            starts = self.ends(node.parts[0], text, starts) - found
+            found |= starts
+            count += 1
+        return found
 
     def ends_of_class(self, node: Node, text: str, starts: set[int]) -> set[int]:
         found = set(starts) if node.least == 0 else set()
@@ -407,6 +430,38 @@ def contains(bits: int, char: str) -> int:
 # Compiling
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a part stands in an expression: whether nothing that could fail follows; what does, and what is
+    before it, if that is one part and known."""
+
+    last: bool = False
+    before: Node | None = None
+    after: Node | None = None
+
+    def within(self, parts: list[Node], i: int) -> Place:
+        """The place of part i of those that stand here in turn."""
+        if i + 1 < len(parts):
+            return Place(before=parts[i - 1] if i else self.before, after=parts[i + 1])
+        return Place(self.last, parts[i - 1] if i else self.before, self.after)
+
+    def keeps_all(self, node: Node) -> bool:
+        """Whether a repetition that has taken all it can never gives any of it back, as LLM_OP_LOOP never
+        does: because nothing fails behind it, or what does would fail within what it has taken as well."""
+        body, before, after = node.parts[0], self.before, self.after
+        if node.possessive or self.last:
+            return True
+        if body.kind != "class" or body.least != body.most or after is None:
+            return False
+        if after.kind == "look" and after.negative:
+            other = after.parts[0]
+            return other.kind == "class" and other.least <= 1 and not body.bits & ~other.bits
+        if after.kind == "border" and not after.negative and before is not None:
+            known = before.kind == "class" and before.least > 0
+            return known and not (body.bits | before.bits) & ~after.bits
+        return False
+
+
 class Program:
     """Stages and classes as they are added; sections() gives them as bytes."""
 
@@ -423,41 +478,57 @@ class Program:
     def add_stage(self, node: Node, split: int) -> None:
         """Appends a stage that splits by an expression; split is a number of enum llm_split."""
         self.stages.append((len(self.code), split))
-        self.emit(node)
+        self.emit(node, Place(last=True))
         self.code.append([lib.LLM_OP_MATCH, 0, 0, 0])
         if len(self.stages) > lib.LLM_MAX_STAGES or len(self.code) > lib.LLM_MAX_INSTRUCTIONS:
             raise ValueError("the pre-tokenizer has more stages or longer expressions than are supported")
 
-    def emit(self, node: Node) -> None:
+    def class_of(self, node: Node) -> int:
+        """The number of a part's class, of the engine's text."""
+        bits = node.bits
+        if self.metaspace:
+            bits = bits & ~chars(" \u2581") | (chars(" ") if bits >> 0x2581 & 1 else 0)
+        return self.class_number(bits)
+
+    def emit(self, node: Node, place: Place) -> None:
         if node.kind == "class":
-            bits = node.bits
-            if self.metaspace:
-                bits = bits & ~chars(" \u2581") | (chars(" ") if bits >> 0x2581 & 1 else 0)
             op = lib.LLM_OP_EAT if node.possessive else lib.LLM_OP_RUN
-            self.code.append([op, self.class_number(bits), node.least, node.most])
+            self.code.append([op, self.class_of(node), node.least, node.most])
         elif node.kind == "seq":
-            for part in node.parts:
-                self.emit(part)
+            for i, part in enumerate(node.parts):
+                self.emit(part, place.within(node.parts, i))
         elif node.kind == "alt":
             jumps = []
             for part in node.parts[:-1]:
                 alt = [lib.LLM_OP_ALT, 0, 0, 0]
                 self.code.append(alt)
-                self.emit(part)
+                self.emit(part, place)
                 jumps.append([lib.LLM_OP_JUMP, 0, 0, 0])
                 self.code.append(jumps[-1])
                 alt[1] = len(self.code)
-            self.emit(node.parts[-1])
+            self.emit(node.parts[-1], place)
             for jump in jumps:
                 jump[1] = len(self.code)
         elif node.kind == "look":
-            look = [lib.LLM_OP_LOOK, 0, int(node.negative), 0]
-            self.code.append(look)
-            self.emit(node.parts[0])
-            self.code.append([lib.LLM_OP_MATCH, 0, 0, 0])
-            look[1] = len(self.code)
+            self.emit_apart(
+                lib.LLM_OP_LOOK, node, int(node.negative), 0, Place(last=True, before=place.before)
+            )
+        elif node.kind == "repeat":
+            if not place.keeps_all(node):
+                raise ValueError("the pre-tokenizer repeats a group that what follows may want less often")
+            self.emit_apart(lib.LLM_OP_LOOP, node, node.least, node.most, Place(last=True))
+        elif node.kind == "border":
+            self.code.append([lib.LLM_OP_BORDER, self.class_of(node), int(node.negative), 0])
         else:
             self.code.append([lib.LLM_OP_END, 0, 0, 0])
+
+    def emit_apart(self, op: int, node: Node, b: int, c: int, place: Place) -> None:
+        """An instruction whose part stands behind it, up to an LLM_OP_MATCH of its own."""
+        instruction = [op, 0, b, c]
+        self.code.append(instruction)
+        self.emit(node.parts[0], place)
+        self.code.append([lib.LLM_OP_MATCH, 0, 0, 0])
+        instruction[1] = len(self.code)
 
     def sections(self) -> tuple[bytes, bytes]:
         """The payloads of LLM_PATTERN (empty without stages) and LLM_CLASSES."""

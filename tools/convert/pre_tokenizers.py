@@ -42,6 +42,16 @@ DEEPSEEK3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Kimi's, of its tokenization_kimi.py: o200k's with Han apart
+KIMI = r"[\p{Han}]+|" + GPT4O.replace(r"\p{M}]", r"\p{M}&&[^\p{Han}]]").replace(r"[\r\n/]*", r"[\r\n]*")
+# Digits in threes from the right: Cohere's; and as llama.cpp has Trinity's
+THREES = r"\d{1,3}(?=(?:\d{3})*\b)"
+ALL_THREES = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+ASIAN = (
+    r"[\u4E00-\u9FFF\u3400-\u4DBF\u8C48-\uFAFF\u3040-\u309F\u30A0-\u30FF\uFF65-\uFF9F\u2F00-\u2FDF"
+    r"\u0E40-\u0E7F\u0E80-\u0EFF\u1780-\u17FF\u1000-\u109F\uAA60-\uAA7F\uA9E0-\uA9FF\uAC00-\uD7AF"
+    r"\u1100-\u11FF]+"
+)
 BLOOM = r" ?[^(\s|.,!?\u2026\u3002\uFF0C\u3001\u0964\u06D4\u060C)]+"
 LINES = r"\n+"
 SPACES = "".join(rf"|\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s{1}"
@@ -89,6 +99,13 @@ for _names, _expressions in {
         DEEPSEEK3.replace(r"[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+", r"[\p{P}\p{S}]+|[\r\n]"),
         r"\p{N}",
     ],
+    "kimi-k2": [KIMI],
+    "afmoe": [ALL_THREES, ASIAN, DEEPSEEK3],
+    "tiny_aya cohere2moe": [THREES, GPT4O],
+    "exaone-moe": [
+        rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+    ],
     "falcon": [
         r"[\p{P}\$\+<=>\^~\|`]+",
         pattern.GPT2.removesuffix(r"|\s+"),
@@ -116,12 +133,7 @@ for _names, _expressions in {
 
 # Those that llama.cpp has and the engine cannot do exactly, and what they need
 BEYOND = {
-    "kimi-k2": "scripts of characters",
-    "afmoe": "digits in threes from the right",
-    "superbpe": "digits in threes from the right",
-    "tiny_aya": "digits in threes from the right",
-    "cohere2moe": "digits in threes from the right",
-    "exaone-moe": "repeated groups",
+    "superbpe": "places to split at that have no width",
     "whitespace": "words without bytes",
 }
 # Those that look whole pieces up first; that add BOS when the file does not say (Gemma's: whatever it says)

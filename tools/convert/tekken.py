@@ -6,8 +6,8 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from .tokenizer_json import from_tokenizer_json
-from .vocabulary import ALPHABET, Vocabulary, get
+from .tiktoken_model import from_ranks
+from .vocabulary import Vocabulary, get
 
 # The first special tokens, where the file does not list them
 TEKKEN_SPECIAL = (
@@ -30,44 +30,15 @@ def from_tekken(spec: Mapping[str, Any]) -> Vocabulary:
     items = get(spec, "vocab", list, where)[: max(0, size - n_special)]
     if not 0 < n_special <= 1 << 16 or len(items) != size - n_special:
         raise ValueError(f"{where} has {len(items)} tokens and {n_special} special ones, which is not {size}")
-    letters = {byte: char for char, byte in ALPHABET.items()}
-    ids: dict[str, int] = {}
+    tokens = []
     for i, item in enumerate(items):
         try:
-            data = base64.b64decode(get(item, "token_bytes", str, where), validate=True)
+            tokens.append(base64.b64decode(get(item, "token_bytes", str, where), validate=True))
         except ValueError:
             raise ValueError(f"{where}: the token {i} is not base 64") from None
         if item.get("rank") != i:
             raise ValueError(f"{where} has the token {i} out of order")
-        ids["".join(letters[byte] for byte in data)] = n_special + i
-    out = from_tokenizer_json(
-        {
-            "added_tokens": [
-                {"id": i, "content": special.get(i, f"<SPECIAL_{i}>"), "special": True}
-                for i in range(n_special)
-            ],
-            "pre_tokenizer": {
-                "type": "Sequence",
-                "pretokenizers": [
-                    {
-                        "type": "Split",
-                        "pattern": {"Regex": get(config, "pattern", str, where)},
-                        "behavior": "Isolated",
-                    },
-                    {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-                ],
-            },
-            "decoder": {"type": "ByteLevel"},
-            "model": {"type": "BPE", "vocab": ids, "merges": [], "ignore_merges": True},
-        }
-    )
-    if len(out.byte_tokens) != 256 or len(ids) != len(items):
-        raise ValueError(f"{where} has a token twice or lacks a byte")
-    out.merges = [
-        (ids[text[:cut]], ids[text[cut:]], i, i)
-        for text, i in ids.items()
-        for cut in range(1, len(text))
-        if text[:cut] in ids and text[cut:] in ids
-    ]
+    names = {i: special.get(i, f"<SPECIAL_{i}>") for i in range(n_special)}
+    out = from_ranks(tokens, n_special, names, get(config, "pattern", str, where), where)
     out.bos, out.eos = out.find("<s>"), out.find("</s>")
     return out

@@ -14,7 +14,7 @@ from pyllm._llm import ffi, lib
 
 from . import auto_tokenizer
 from .auto_tokenizer import Found
-from .huggingface_tokenizer import TOKENIZER_FILES
+from .huggingface_tokenizer import AUTO_FILES
 from .vocabulary import METASPACE
 
 
@@ -249,7 +249,7 @@ def verify(file: Path, source: Path) -> str:
     Returns a sentence that says what was checked. Raises ValueError, naming the first text that differs.
     """
     source = Path(source)
-    if not source.is_dir() or not any((source / name).is_file() for name in TOKENIZER_FILES[:-1]):
+    if not source.is_dir() or not any((source / name).is_file() for name in AUTO_FILES):
         return "tokenizer: not checked (there is no reference library for this source)"
     if importlib.util.find_spec("tokenizers") is None:
         return "tokenizer: not checked (the tokenizers library is not installed)"
