@@ -22,9 +22,9 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] | None = None  # of text_config, in a model of texts and pictures
     context: int | None = None  # what the conversion is asked for
-    embed: float = 4.0  # the size of the embedding's numbers, see checkpoint()
+    embed: float = 4.0  # the size of the embedding's numbers, see random_model.py
     out_bias: bool = False  # whether what is multiplied with o_proj has a bias
-    adjust: Callable[[str, Any], Any] | None = None  # of a weight's name and numbers, the numbers it needs
+    adjust: Callable[[str, Any], Any] | None = None  # (name, numbers) of a weight: what rewrite needs
     rewrite: Callable[[Path], None] | None = None  # turns the saved folder into one that transformers lacks
     gguf: str | None = None  # llama.cpp's name, if it has the architecture
     drop: tuple[str, ...] = ()  # of the usual sizes, keys that the configuration calls otherwise

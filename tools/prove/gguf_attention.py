@@ -30,8 +30,9 @@ def add_attention(w: Any, arch: str, h: dict[str, Any]) -> None:
 def add_windows(w: Any, arch: str, h: dict[str, Any]) -> None:
     """The window's size, and which layers have it."""
     windows = windowed_layers(h)
+    # Of Laguna llama.cpp knows this one
     known = [i % 4 != 0 for i in range(len(windows))] if arch == "laguna" else []
-    # some of EXAONE 4 and of what is called OLMo 2 have one
+    # Some of EXAONE 4 have a window, and OLMo 3 of what is called OLMo 2
     windowed = h.get("sliding_window") and (arch == "exaone4" or "Olmo3ForCausalLM" in h["architectures"])
     if arch in WINDOWED or windowed:
         w.add_sliding_window(h.get("sliding_window") or 0)

@@ -63,14 +63,14 @@ def add_tensors(w: Any, names: Any, tensors: dict[str, np.ndarray]) -> None:
         else:
             w.add_tensor(gguf_name(names, stem, end), tensor)
     for stem, found in stacks.items():
-        mixtral = stem.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
-        plain = "moe" in stem or ".feed_forward.experts." in stem
-        w.add_tensor(gguf_name(names, mixtral if plain else stem, "weight"), np.stack(found))
+        if "moe" in stem or ".feed_forward.experts." in stem:  # the table has Mixtral's first names
+            stem = stem.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
+        w.add_tensor(gguf_name(names, stem, "weight"), np.stack(found))
 
 
 def stack_of(stem: str) -> str | None:
-    """What a tensor goes into in the order of the checkpoint, an expert's or one of Gemma 3n's streams; None
-    if it stands alone."""
+    """The stack that a tensor of an expert, or of one of Gemma 3n's streams, goes into in the order of the
+    checkpoint; None if it stands alone."""
     block, _, rest = stem.partition(".experts.")
     if rest[:1].isdigit():
         return f"{block}.experts.{rest.partition('.')[2]}"
