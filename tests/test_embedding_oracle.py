@@ -25,6 +25,7 @@ from pyllm.tools.sources import ConvertError  # noqa: E402
 
 from pyllm import LLM, ContextError, LLMError  # noqa: E402
 from tools import prove  # noqa: E402
+from tools.prove import gguf_file  # noqa: E402
 
 # The largest 1 - cosine. Of trained weights that fp16 cannot hold exactly it was 1.0e-7 (SmolLM2); of numbers
 # of 8 bits, which are off by some thousandths of a matrix's usual one, 1.9e-4 (SmolLM2) and 1.6e-4 (the tiny
@@ -167,7 +168,7 @@ def save(folder: Path, case: Case, **config: Any) -> Made:
                 random *= 1.2 / weight.shape[-1] ** 0.5
                 weight.copy_(random)
             else:
-                weight.copy_((0.35 if middle == 0 else 4.0) * random)  # as in tools/prove.py
+                weight.copy_((0.35 if middle == 0 else 4.0) * random)  # as in tools/prove
             weight.copy_(weight.half().float())  # what fp16 can hold: no rounding at conversion
     whole.save_pretrained(folder)
     words = tokenizer(case.adds_end)
@@ -354,7 +355,7 @@ def test_the_pooling_of_a_gguf_file_is_its_metadatas(
     """enum llama_pooling_type: none, mean, cls, last, rank."""
     pytest.importorskip("gguf")
     model = made("Qwen3-Embedding")
-    written = prove.gguf_writer
+    written = gguf_file.gguf_writer
 
     def with_pooling(*arguments: Any) -> Any:
         writer = written(*arguments)
@@ -362,7 +363,7 @@ def test_the_pooling_of_a_gguf_file_is_its_metadatas(
             writer.add_uint32("qwen3.pooling_type", number)
         return writer
 
-    monkeypatch.setattr(prove, "gguf_writer", with_pooling)
+    monkeypatch.setattr(gguf_file, "gguf_writer", with_pooling)
     prove.save_gguf(tmp_path / "tiny.gguf", model.folder, "qwen3")
     notes = convert(tmp_path / "tiny.gguf", tmp_path / "out.llm", tokenizer=model.folder).notes
     assert not any("not known here" in note for note in notes)

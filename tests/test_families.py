@@ -1,4 +1,4 @@
-"""Every family against transformers in float32, on the tiny random checkpoints of tools/prove.py: from a
+"""Every family against transformers in float32, on the tiny random checkpoints of tools/prove: from a
 directory, from shards, from GGUF; and that each special feature of a family matters to these models.
 
 Needs the extra `oracle` (torch, transformers), else it is skipped."""
@@ -29,6 +29,9 @@ from test_four_bits import add_tokenizer  # noqa: E402
 
 import pyllm  # noqa: E402
 from tools import prove  # noqa: E402
+from tools.prove import command, gguf_file, gguf_metadata  # noqa: E402
+from tools.prove.gguf_attention import add_latent  # noqa: E402
+from tools.prove.gguf_tensors import gguf_tensors  # noqa: E402
 
 # The largest difference of a logit, in units of the logits' standard deviation. With exact=True nearly all of
 # it is the rounding of keys and values to fp16 in the engine's cache, 0.0007 at most:
@@ -113,10 +116,10 @@ def test_gguf_files_from_before_latents_were_split_by_heads(made, tmp_path, monk
     """Of llama.cpp until April 2025: the widths of heads under the keys of all architectures, LLM_ATTN_KV_B
     whole, and for softmax no word about it."""
     pytest.importorskip("gguf")
-    model, new, tensors = made("DeepSeek V2"), prove.add_latent, prove.gguf_tensors
+    model = made("DeepSeek V2")
 
     def old(w: Any, h: dict[str, Any], arch: str) -> None:
-        new(w, h, arch)
+        add_latent(w, h, arch)
         head = h["qk_nope_head_dim"] + h["qk_rope_head_dim"]
         for kv in w.kv_data:
             for key in ("key_length_mla", "value_length_mla"):
@@ -125,8 +128,8 @@ def test_gguf_files_from_before_latents_were_split_by_heads(made, tmp_path, monk
         w.add_key_length(head)
         w.add_value_length(h["v_head_dim"])
 
-    monkeypatch.setattr(prove, "add_latent", old)
-    monkeypatch.setattr(prove, "gguf_tensors", lambda arch, *rest: tensors("minicpm3", *rest))
+    monkeypatch.setattr(gguf_metadata, "add_latent", old)
+    monkeypatch.setattr(gguf_file, "gguf_tensors", lambda arch, *rest: gguf_tensors("minicpm3", *rest))
     prove.save_gguf(tmp_path / "tiny.gguf", model.folder, "deepseek2")
     report = convert(tmp_path / "tiny.gguf", tmp_path / "out.llm", tokenizer=False)
     assert not names_unknown_keys(report.notes)
@@ -657,7 +660,7 @@ def test_positions_up_to_131072_are_right(tmp_path):
     transformers is given these tokens with these positions. There, p * frequency rounded to float32 is off by
     as much as 0.004 radians, in transformers too: the frequencies' last bits matter."""
     n, window, some = 131072, 24, 40
-    scaling = prove.theta(500000.0, **prove.LLAMA3, original_max_position_embeddings=8192)
+    scaling = prove.theta(500000.0, **(prove.LLAMA3 | {"original_max_position_embeddings": 8192}))
     sizes = {
         "num_hidden_layers": 1,
         "hidden_size": 66,
@@ -1104,8 +1107,8 @@ def test_a_missing_tensor_is_named_as_in_the_checkpoint(made, tmp_path):
 def test_the_command_prints_the_table_that_the_readme_has(monkeypatch, capsys):
     readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
     assert [name for name, case in prove.CASES.items() if f"| {name} | {case.models} | " not in readme] == []
-    monkeypatch.setattr(prove, "CASES", {name: prove.CASES[name] for name in ("Llama", "Ministral")})
-    assert prove.main() == 0
+    monkeypatch.setattr(command, "CASES", {name: prove.CASES[name] for name in ("Llama", "Ministral")})
+    assert command.main() == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head in readme and len(rows) == 2
     for row in rows:
