@@ -1492,7 +1492,7 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# GGUF, as llama.cpp's converter writes it (conversion/*.py), not as gguf_file.py reads it
+# GGUF, as llama.cpp's converter writes it (conversion/*.py), not as gguf_*.py read it
 
 
 def llama3_factors(rope: dict[str, Any], dim: int) -> Iterator[float]:
