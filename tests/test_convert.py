@@ -28,7 +28,8 @@ from pyllm.tools import convert as command
 from pyllm.tools import (
     families,
     flatfile,
-    gguf_file,
+    gguf_architectures,
+    gguf_configuration,
     gguf_header,
     huggingface,
     huggingface_tokenizer,
@@ -782,9 +783,9 @@ def test_gguf_of_an_architecture_that_cannot_be_converted_says_why(tmp_path):
         run(empty_gguf(tmp_path / "x.gguf", "mamba"), tmp_path)
     gguf = pytest.importorskip("gguf")
     newer = prove.STAND_INS.keys()  # than the gguf library
-    names = gguf_file.OTHERS.keys() | gguf_file.ARCHITECTURES.keys() - newer
+    names = gguf_architectures.OTHERS.keys() | gguf_architectures.ARCHITECTURES.keys() - newer
     assert names <= set(gguf.MODEL_ARCH_NAMES.values())
-    assert set(gguf_file.OTHERS.values()) <= families.REASONS.keys() | families.FAMILIES.keys()
+    assert set(gguf_architectures.OTHERS.values()) <= families.REASONS.keys() | families.FAMILIES.keys()
 
 
 def test_gguf_window_pattern_and_rotary_dimensions_are_read(tmp_path):
@@ -793,10 +794,11 @@ def test_gguf_window_pattern_and_rotary_dimensions_are_read(tmp_path):
     add = [lambda w: w.add_sliding_window(100)]
     flat, _ = run(save_gguf(tmp_path / "m.gguf", "llama", LLAMA, tensors, metadata=add), tmp_path)
     assert flat.windows() == [100, 100]
-    assert gguf_file.layer_types([True, False], 2) == ["sliding_attention", "full_attention"]
-    assert gguf_file.layer_types(2, 3) == ["sliding_attention", "full_attention", "sliding_attention"]
+    sliding, full = "sliding_attention", "full_attention"
+    assert gguf_configuration.layer_types([True, False], 2) == [sliding, full]
+    assert gguf_configuration.layer_types(2, 3) == [sliding, full, sliding]
     with pytest.raises(ConvertError, match="sliding_window_pattern is not for 3 layers"):
-        gguf_file.layer_types([True], 3)
+        gguf_configuration.layer_types([True], 3)
     add = [lambda w: w.add_rope_dimension_count(8)]
     with pytest.raises(ConvertError, match="8 of a head's 16 elements"):
         run(save_gguf(tmp_path / "p.gguf", "llama", LLAMA, tensors, metadata=add), tmp_path)
@@ -856,7 +858,7 @@ EXPERTS = {
 )
 def test_what_llama_cpp_has_in_its_code_is_filled_in(architecture, metadata, expected):
     metadata = {"embedding_length": 4608, "attention.head_count": 32} | metadata
-    config = gguf_file.configuration(metadata.get, architecture)
+    config = gguf_configuration.configuration(metadata.get, architecture)
     for key, value in expected.items():
         assert config[key] == (value if isinstance(value, list) else pytest.approx(value))
 
@@ -889,7 +891,7 @@ def test_what_llama_cpp_has_in_its_code_is_filled_in(architecture, metadata, exp
 def test_gguf_metadata_of_layers_that_differ_is_refused_by_its_key(architecture, metadata, message):
     metadata = {"embedding_length": 4608, "attention.head_count": 32} | EXPERTS | metadata
     with pytest.raises(ConvertError, match=message):
-        gguf_file.configuration(metadata.get, architecture)
+        gguf_configuration.configuration(metadata.get, architecture)
 
 
 def test_gguf_truncated_anywhere_is_an_error(tmp_path):

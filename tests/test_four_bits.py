@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pyllm._llm import ffi, lib
-from pyllm.tools import calibrate, flatfile, four_bits, gguf_file, gguf_header, int4, sources
+from pyllm.tools import calibrate, flatfile, four_bits, gguf_header, gguf_tensors, int4, sources
 from pyllm.tools import convert as command
 from pyllm.tools.convert import convert
 from pyllm.tools.sources import ConvertError
@@ -229,7 +229,7 @@ def test_gguf_types_of_four_bits_have_a_grid(tmp_path, kind):
     (tmp_path / "raw").write_bytes(raw.tobytes())
     number = gguf.GGMLQuantizationType[kind]
     file = sources.File(tmp_path / "raw")
-    tensor = gguf_file.read_tensor(gguf_header.Info("w", (20, 96), int(number), 0), file)
+    tensor = gguf_tensors.read_tensor(gguf_header.Info("w", (20, 96), int(number), 0), file)
     check_grid(tensor)
     assert np.array_equal(tensor.read(0, 20), gguf.quants.dequantize(raw, number))
     file.close()
@@ -245,7 +245,7 @@ def test_mxfp4_in_gguf_has_a_grid_where_fp16_holds_its_scales(tmp_path, powers, 
     (tmp_path / "raw").write_bytes(raw.tobytes())
     number = gguf.GGMLQuantizationType.MXFP4
     file = sources.File(tmp_path / "raw")
-    tensor = gguf_file.read_tensor(gguf_header.Info("w", (20, 96), int(number), 0), file)
+    tensor = gguf_tensors.read_tensor(gguf_header.Info("w", (20, 96), int(number), 0), file)
     assert np.array_equal(tensor.read(0, 20), gguf.quants.dequantize(raw, number))
     if fits:
         check_grid(tensor)

@@ -119,7 +119,8 @@ def gguf_rows(name: str, weight: np.ndarray, shape: Shape) -> np.ndarray:
 def random_gguf(path: Path, shape: Shape, dtype: str) -> None:
     """A GGUF file with the matrices in that dtype, F16 or Q8_0, and the norms in float32."""
     import gguf
-    from pyllm.tools.gguf_file import ARCHITECTURES, native_name
+    from pyllm.tools.gguf_architectures import ARCHITECTURES
+    from pyllm.tools.gguf_names import native_name
     from safetensors import safe_open
 
     kind = gguf.GGMLQuantizationType[dtype]

@@ -1,6 +1,6 @@
 """pyllm-convert: a model in someone else's format becomes one flat file.
 
-The steps: open the source; read its configuration by the table in families.py; merge adapters; check every
+The steps: open the source; read its configuration by the table of families; merge adapters; check every
 tensor's name and shape; make the sections; write. Everything that can be refused without reading the weights
 is refused before the first byte is written, and a conversion that fails leaves no file behind."""
 

@@ -1,4 +1,4 @@
-"""Reads a config.json by the table in families.py: the family, the fields of the flat file's header, the
+"""Reads a config.json by the table of families: the family, the fields of the flat file's header, the
 rotary tables, and what is folded into the tensors."""
 
 from __future__ import annotations

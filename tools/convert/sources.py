@@ -2,7 +2,7 @@
 
 Every reader (huggingface.py, gguf_file.py, llama2c.py) returns a Source: the configuration under the keys of
 Hugging Face's config.json, and the tensors with the rows in Hugging Face's order and the values that Hugging
-Face stores. Whatever differs in a format is undone there, so that families.py describes a family once.
+Face stores. Whatever differs in a format is undone there, so that families/ describes a family once.
 Nothing here keeps a tensor in memory."""
 
 from __future__ import annotations
