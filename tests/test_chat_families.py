@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from common import COMMAND, on_terminal
-from pyllm._llm import lib
+from pyllm._llm import ffi, lib
 
 pytest.importorskip("jinja2")
 tokenizers = pytest.importorskip("tokenizers")
@@ -30,7 +30,11 @@ from pyllm.tools.chat_parts import assemble, derive  # noqa: E402
 from reference import make_model  # noqa: E402
 
 import pyllm.chat_template  # noqa: E402
-from pyllm import LLM, LLMError, Reasoning, TemplateError  # noqa: E402
+from pyllm import LLM, ChatOptions, LLMError, Reasoning, SamplingParams, TemplateError  # noqa: E402
+from pyllm.chat import Parting  # noqa: E402
+from pyllm.grammar import Reasoning as Marked  # noqa: E402
+from pyllm.grammar import State  # noqa: E402
+from pyllm.thinking import Budget, Thought  # noqa: E402
 
 TEMPLATES = Path(__file__).parent / "data" / "templates"
 EMULATED = bool(os.environ.get("PYLLM_EMULATED"))  # its float32 sums have another order than the bindings'
@@ -737,6 +741,200 @@ def test_a_continued_message_says_whether_its_reasoning_goes_on(model):
     assert chat("qwen3", reply("I see")) == (True, False)
     assert chat("qwen2", reply("<think>I see")) == (False, True)
     assert chat("qwen2", reply("<think>Hm</think>I see")) == (True, False)
+
+
+class Script(State):
+    """Lets nothing come but these tokens."""
+
+    def __init__(self, tokens: list[int], vocab_size: int) -> None:
+        self.tokens = list(tokens)
+        self.words = np.zeros(-(-vocab_size // 32), np.uint32)
+
+    def mask(self):
+        self.words[:] = 0
+        self.words[self.tokens[0] // 32] = 1 << self.tokens[0] % 32
+        return ffi.from_buffer("uint32_t[]", self.words)
+
+    def accept(self, token):
+        assert self.tokens.pop(0) == token
+
+    @property
+    def complete(self):
+        return not self.tokens
+
+    def forced(self, most):
+        return self.tokens[:most]
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """says(text): what every model says from now on, in tokens."""
+    prepare = LLM._prepare
+
+    def scripted(text: str) -> None:
+        def prepared(self, prompts, *more):
+            script = [Script(self.encode(text, bos=False), self.vocab_size) for _ in prompts]
+            return prepare(self, prompts, *more[:4], script)
+
+        monkeypatch.setattr(LLM, "_prepare", prepared)
+
+    return scripted
+
+
+GEMMA_BEGIN, GEMMA_END = "<|channel>thought", "<channel|>"
+HARMONY_BEGIN, HARMONY_PLAIN = (f"<|channel|>{name}<|message|>" for name in ("analysis", "final"))
+HARMONY_END = f"<|end|><|start|>assistant{HARMONY_PLAIN}"
+TWICE = f"Hm,<|end|><|start|>assistant{HARMONY_BEGIN}no <|"
+# What a model of a family says, its reasoning, its answer, and what is shown if that is not all it says
+SAID = [
+    ("qwen3", "<think>\nHm\n</think>\n\nYes", "Hm", "Yes", None),
+    ("magistral", "[THINK]Hm[/THINK]Yes", "Hm", "Yes", None),
+    ("gemma4", f"{GEMMA_BEGIN}\nHm,\n  <|channel\n{GEMMA_END}Yes\n", "Hm,\n  <|channel", "Yes\n", None),
+    ("gemma4", f"{GEMMA_BEGIN}\n{GEMMA_END}Yes", None, "Yes", None),
+    ("gemma4", f"{GEMMA_BEGIN}\nHm", "Hm", "", None),
+    ("gemma4", f"A {GEMMA_BEGIN}", None, f"A {GEMMA_BEGIN}", None),
+    ("gpt_oss", f"{HARMONY_BEGIN} Hm {HARMONY_END}\nYes ", "Hm", "Yes ", None),
+    ("gpt_oss", f"{HARMONY_BEGIN}{TWICE}{HARMONY_END}Y", TWICE, "Y", None),
+    ("gpt_oss", f"{HARMONY_BEGIN}Hm<|end|><|start|>a", "Hm<|end|><|start|>a", "", None),
+    ("gpt_oss", f"{HARMONY_PLAIN}Yes <b>", None, "Yes <b>", "Yes <b>"),
+    ("gpt_oss", f" {HARMONY_PLAIN}\n<|channel|>final", None, "<|channel|>final", "<|channel|>final"),
+    ("gpt_oss", "<|channel|>", None, "<|channel|>", None),
+    ("gpt_oss", f"  Yes{HARMONY_PLAIN}", None, f"  Yes{HARMONY_PLAIN}", None),
+]
+THINKING_ON = {"template_kwargs": {"enable_thinking": True}}
+
+
+def both(pieces) -> tuple[str, str]:
+    """The reasoning and the answer in pieces of a reply."""
+    pieces = list(pieces)
+    thought = "".join(piece for piece in pieces if isinstance(piece, Reasoning))
+    return thought, "".join(piece for piece in pieces if not isinstance(piece, Reasoning))
+
+
+@pytest.mark.parametrize("name, text, thought, answer, shown", SAID)
+def test_reasoning_between_a_familys_own_marks_is_told_apart(name, text, thought, answer, shown, model, says):
+    llm, talk = model(name)[0], [user("a")]
+    says(text)
+    for how, expected, reasoned in (
+        ("show", text if shown is None else shown, None),
+        ("hide", answer, None),
+        ("apart", answer, thought),
+    ):
+        done = llm.chat(talk, reasoning=how, **THINKING_ON)
+        assert (done.reasoning_content, done.text) == (reasoned, expected)
+        assert done.tokens == llm.encode(text, bos=False)
+        events = list(llm.stream_chat(talk, events=True, reasoning=how, **THINKING_ON))
+        assert "".join(event.text for event in events) == expected
+        assert "".join(event.reasoning_content for event in events) == (reasoned or "")
+        streamed = both(llm.stream_chat(talk, reasoning=how, **THINKING_ON))
+        assert streamed == (reasoned or "", expected)
+
+
+@pytest.mark.parametrize("name, text, thought, answer, shown", SAID)
+def test_reasoning_is_told_apart_wherever_pieces_end(name, text, thought, answer, shown, model):
+    marks = model(name)[0]._marks(ChatOptions())
+    cuts = [[i] for i in range(1, len(text))] + [list(range(size, len(text), size)) for size in (1, 2, 3)]
+    for cut in cuts:
+        pieces = [text[at:end] for at, end in itertools.pairwise([0, *cut, len(text)])]
+        apart, plain, thinks = (
+            Parting(marks, False),
+            Parting(marks, False, True),
+            Thought(Marked(marks, False)),
+        )
+        for i, piece in enumerate(pieces):
+            last = i == len(pieces) - 1
+            apart.feed(piece, last)
+            plain.feed(piece, last)
+        assert both(apart.given) == (thought or "", answer)
+        assert both(plain.given) == ("", text if shown is None else shown)
+        behind = b"".join(thinks.feed(piece.encode()) for piece in pieces).decode().lstrip()
+        assert behind == answer.lstrip() or (behind == "" and answer == text)  # which may become a mark
+
+
+BUDGETS = [
+    ("gemma4", f"{GEMMA_BEGIN}\nHm, well", 3, f"{GEMMA_BEGIN}\nHm", f"\n{GEMMA_END}"),
+    ("gpt_oss", f"{HARMONY_BEGIN}Hm, well", 2, f"{HARMONY_BEGIN}Hm", HARMONY_END),
+    ("gpt_oss", f"{HARMONY_BEGIN}Hm", 0, HARMONY_BEGIN, HARMONY_END),
+    ("gpt_oss", f"{HARMONY_BEGIN}H<", 2, f"{HARMONY_BEGIN}H<", HARMONY_END),
+    (
+        "gpt_oss",
+        f"{HARMONY_BEGIN}H<|end|>",
+        2,
+        f"{HARMONY_BEGIN}H<|end|>",
+        HARMONY_END.removeprefix("<|end|>"),
+    ),
+    (
+        "gpt_oss",
+        f"{HARMONY_BEGIN}H<|end|><|start|>assi",
+        5,
+        f"{HARMONY_BEGIN}H<|end|><|start|>as",
+        f"sistant{HARMONY_PLAIN}",
+    ),
+]
+
+
+@pytest.mark.parametrize("name, text, budget, kept, closing", BUDGETS)
+def test_a_budget_ends_reasoning_with_a_familys_own_mark(name, text, budget, kept, closing, model):
+    llm = model(name)[0]
+    options = ChatOptions(reasoning_budget=budget, reasoning="apart", **THINKING_ON)
+    _, parting = llm.chat_prompt([user("a")], options)
+    state = Budget(llm._open(), llm._reasoning(options, parting), None)
+    said, left = [], llm.encode(text, bos=False)
+    while not state.forced(99):
+        said.append(left.pop(0))
+        state.accept(said[-1])
+    assert llm.decode(said, special=True) == kept
+    assert llm.decode(state.forced(99), special=True) == closing
+    control = {token for mark in (GEMMA_END, HARMONY_END) for token in llm.encode(mark, bos=False)}
+    assert {token for token in state.forced(99) if not llm.decode([token])} <= control
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gpt_oss"])
+def test_a_grammar_binds_what_is_behind_a_familys_own_marks(name, model):
+    pytest.importorskip("llguidance")
+    llm = model(name)[0]
+    options = ChatOptions(**THINKING_ON)
+    reasoning = llm._reasoning(options, llm.chat_prompt([user("a")], options)[1])
+
+    def accepts(text: str) -> bool:
+        state = llm._grammar(SamplingParams(choice=["yes", "no"]), reasoning)
+        for token in llm.encode(text, bos=False):
+            if state.complete or not state.mask()[token // 32] >> token % 32 & 1:
+                return False
+            state.accept(token)
+        return state.complete
+
+    begin, end, plain = reasoning.marks
+    assert accepts(f"{begin}\nyes or no?{end}yes") and accepts(f"{begin}{end}\nno") and accepts("yes")
+    assert not accepts(f"{begin}yes{end}maybe") and not accepts("maybe") and not accepts(f"{end}yes")
+    assert accepts(f"{plain}no") and not accepts(f"{plain}{begin}")
+
+
+@pytest.mark.parametrize("name, text, thought, answer, shown", SAID)
+def test_the_server_tells_a_familys_reasoning_apart(name, text, thought, answer, shown, model, says):
+    pytest.importorskip("starlette")
+    from served import Client
+
+    from pyllm.testing import running_server
+
+    says(text)
+    llm = model(name)[0]
+    body = {"chat_template_kwargs": {"enable_thinking": True}}
+    chat = {**body, "messages": [user("a")]}
+    with running_server(llm) as running:
+        client = Client(running.url)
+        (choice,) = client.answer("/v1/chat/completions", chat)["choices"]
+        message = choice["message"]
+        assert (message.get("reasoning_content"), message["content"]) == (thought, answer)
+        events = client.events("/v1/chat/completions", chat)
+        deltas = [choice["delta"] for event in events for choice in event["choices"]]
+        assert "".join(delta.get("content") or "" for delta in deltas) == answer
+        assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == (thought or "")
+        told = client.answer("/v1/responses", {**body, "input": "a"})
+        output = {item["type"]: item["content"][0]["text"] for item in told["output"]}
+        assert output.get("reasoning") == thought and output.get("message", "") == answer
+        if text.lstrip().startswith(HARMONY_PLAIN):
+            assert told["usage"]["output_tokens_details"]["reasoning_tokens"] == 0
 
 
 @needs_command

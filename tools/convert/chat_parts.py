@@ -47,7 +47,7 @@ TEXTS = (
 )
 
 # Replies with reasoning, which the prompt may have begun, and which may be cut
-BEGIN, END = MARKS[0]
+BEGIN, END = MARKS[0].begin, MARKS[0].end
 THOUGHTS = (
     f"{BEGIN}\nHm.\n{END}\n\nYes.",
     f"{BEGIN}{END}No",
