@@ -29,6 +29,11 @@ MARKS = (
         "<|end|><|start|>assistant<|channel|>final<|message|>",
         "<|channel|>final<|message|>",
     ),
+    Marks("<|think|>", "<|end|><|begin|>assistant<|content|>", "<|content|>"),  # Solar Open
+    Marks("<seed:think>", "</seed:think>"),  # Seed-OSS
+    Marks("<think:opensource>", "</think:opensource>"),  # Hy3
+    Marks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    Marks("<|START_THINKING|>", "<|END_THINKING|>"),  # Command R7B and later
 )
 
 

@@ -25,15 +25,16 @@ from pyllm._llm import ffi, lib
 pytest.importorskip("jinja2")
 tokenizers = pytest.importorskip("tokenizers")
 
+import reference  # noqa: E402
 from pyllm.tools import convert, huggingface_tokenizer  # noqa: E402
-from pyllm.tools.chat_parts import assemble, derive  # noqa: E402
+from pyllm.tools.chat_parts import answer_of, assemble, derive  # noqa: E402
 from reference import make_model  # noqa: E402
 
 import pyllm.chat_template  # noqa: E402
 from pyllm import LLM, ChatOptions, LLMError, Reasoning, SamplingParams, TemplateError  # noqa: E402
-from pyllm.chat import Parting  # noqa: E402
+from pyllm.chat import MARKS, Parting, marks_of  # noqa: E402
+from pyllm.grammar import Marks, State  # noqa: E402
 from pyllm.grammar import Reasoning as Marked  # noqa: E402
-from pyllm.grammar import State  # noqa: E402
 from pyllm.thinking import Budget, Thought  # noqa: E402
 
 TEMPLATES = Path(__file__).parent / "data" / "templates"
@@ -50,10 +51,27 @@ GEMMA4 = ["<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool
 GEMMA4 += [f"<|{name}>" for name in ("tool_call", "tool_response")]
 GEMMA4 += [f"<{name}|>" for name in ("tool_call", "tool_response")]
 COMMAND_R = ["<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>"]
+COMMAND_R7B = [
+    *COMMAND_R,
+    *(f"<|{end}_{name}|>" for name in ("THINKING", "ACTION", "RESPONSE") for end in ("START", "END")),
+]
 GRANITE = ["<|start_of_role|>", "<|end_of_role|>"]
 
 GLM = ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
 HARMONY = [f"<|{name}|>" for name in ("start", "message", "end", "channel", "constrain", "call")]
+LLAMA4 = [f"<|{name}|>" for name in ("header_start", "header_end", "eot", "python_start", "python_end")]
+APERTUS = [
+    f"<|{name}_{end}|>" for name in ("system", "developer", "user", "assistant") for end in ("start", "end")
+]
+APERTUS += [f"<|{name}_{end}|>" for name in ("inner", "tools") for end in ("prefix", "suffix")]
+KIMI = ["<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>"]
+SOLAR = [f"<|{name}|>" for name in ("begin", "end", "content", "think", "tool_calls", "calls")]
+HY3 = [f"<{name}:opensource>" for name in ("｜hy_User", "｜hy_Assistant", "think", "/think")]
+HY3 = [text.replace("opensource>", "opensource｜>") if "｜" in text else text for text in HY3]
+GEMMA_BEGIN, GEMMA_END = "<|channel>thought", "<channel|>"
+HARMONY_BEGIN, HARMONY_PLAIN = (f"<|channel|>{name}<|message|>" for name in ("analysis", "final"))
+HARMONY_END = f"<|end|><|start|>assistant{HARMONY_PLAIN}"
+SOLAR_END = "<|end|><|begin|>assistant<|content|>"
 
 # Template: kind of tokenizer, BOS or None, EOS, special tokens, whether the tokenizer adds BOS
 FAMILIES = {
@@ -100,6 +118,15 @@ FAMILIES = {
     "ministral3": ("bytes", "<s>", "</s>", [*MISTRAL, "[TOOL_CALLS]", "[THINK]", "[/THINK]", "[ARGS]"], True),
     "command_r": ("bytes", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", COMMAND_R, True),
     "stablelm2": ("bytes", "<|endoftext|>", "<|im_end|>", CHATML, False),
+    "llama4": ("bytes", "<|begin_of_text|>", "<|eot|>", LLAMA4, True),
+    "apertus": ("bytes", "<s>", "<|assistant_end|>", APERTUS, True),
+    "glm47_flash": ("bytes", None, "<|endoftext|>", [*GLM, "<think>", "</think>"], False),
+    "kimi_k2": ("bytes", None, "<|im_end|>", KIMI, False),
+    "solar_open": ("bytes", None, "<|flush|>", SOLAR, False),
+    "command_r7b": ("bytes", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", COMMAND_R7B, True),
+    "minimax_m2": ("bytes", None, "[e~[", ["]~!b[", "]~b]", "<think>", "</think>"], False),
+    "hy3": ("bytes", "<｜hy_begin_of_sentence:opensource｜>", "<｜hy_eos:opensource｜>", HY3, False),
+    "seed_oss": ("bytes", "<seed:bos>", "<seed:eos>", ["<seed:think>", "</seed:think>"], False),
 }
 WRITE_BOS = [name for name in FAMILIES if "bos_token" in (TEMPLATES / f"{name}.jinja").read_text()]
 NOW = dates.datetime(2025, 3, 9, 21, 5, 7)
@@ -173,8 +200,8 @@ def model(tmp_path_factory):
     @cache
     def made(name: str) -> tuple[LLM, object]:
         core = tokenizer(*FAMILIES[name])
-        path = save(folder / name, core, template_of(name), special_of(name), context=4096)
-        return LLM(path, threads=1), core
+        path = save(folder / name, core, template_of(name), special_of(name), context=8192)
+        return LLM(path, threads=1, exact=True), core
 
     return made
 
@@ -359,7 +386,8 @@ def test_bos_is_in_a_prompt_once_where_the_template_writes_it_and_never_added(mo
         ids = llm.encode(llm.render_chat([user("Hi")]), bos=False)
         bos = FAMILIES[name][1]
         if bos and bos not in (*CHATML, FAMILIES[name][2]):
-            assert ids.count(core.token_to_id(bos)) == (name in WRITE_BOS), name
+            turns = 2 if name == "seed_oss" else 1  # each begins with it
+            assert ids.count(core.token_to_id(bos)) == turns * (name in WRITE_BOS), name
             assert (llm.encode("Hi")[0] == core.token_to_id(bos)) == FAMILIES[name][4], name
 
 
@@ -538,10 +566,8 @@ LEAD = {"llama2": " ", "mistral_v3": " ", "laguna": "\n", "deepseek_v2": " "}
 REMARKS = dict.fromkeys(("mistral_v1", "gemma2"), "the chat template has no place for a system message") | {
     "smollm3": "the chat template treats messages with /no_think or /system_override or /think in "
     "its own way",
-    "laguna": "the chat template changes earlier replies that have reasoning",
+    **dict.fromkeys(("laguna", "glm46"), "the chat template changes earlier replies that have reasoning"),
 }
-# Replies to be generated begin with what earlier ones have not: the model writes its thought first
-PARTLESS = ("glm46", "gpt_oss")
 NO_SYSTEM = ("mistral_v1", "gemma2")
 TALKS = [
     (None, ["Hi"], []),
@@ -553,24 +579,41 @@ TALKS = [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PARTLESS])
+def marks_in(name: str) -> Marks:
+    """The marks of a family's reasoning, as its template writes them."""
+    return marks_of(template_of(name), lambda mark: []) or MARKS[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_parts_of_a_family_make_the_templates_own_text(name):
     special = special_of(name)
     parts, remark = derive(template_of(name), special)
+    marks = marks_in(name)
+    begin, end, plain = marks
+    own = [(None, ["a", "b", "c", "d"], [f"{begin}\nHm{end}\nYes", f"{plain}No", f"{begin}Hm"])]
     assert parts and remark == REMARKS.get(name, "")
-    for told, users, replies in TALKS:
+    for told, users, replies in [*TALKS, *(own if "answer" in parts[5] else [])]:
         if told is not None and name in NO_SYSTEM:
             continue
         if "reasoning" in remark and "think>" in str(replies):
             continue
+        made = assembled(parts, told, users, replies, name)
+        if len(parts) == 8:  # the template is given what is behind the reasoning
+            begun = (parts[3] + parts[6]).rstrip().endswith(begin)
+            replies = [answer_of(text, marks, begun) for text in replies]
         if "trim" in parts[5]:
             told = told and told.strip()
             users, replies = [text.strip() for text in users], [text.strip() for text in replies]
         messages = [system(told)] if told is not None else []
         for i, text in enumerate(users):
             messages += [user(text), *(reply(text) for text in replies[i : i + 1])]
-        text = pyllm.chat_template.render(template_of(name), messages, strftime_now=NOW.strftime, **special)
-        assert assemble(parts, told, users, replies, LEAD.get(name, ""), NOW) == text
+        assert made == pyllm.chat_template.render(
+            template_of(name), messages, strftime_now=NOW.strftime, **special
+        )
+
+
+def assembled(parts: list[str], told: str | None, users: list[str], replies: list[str], name: str) -> str:
+    return assemble(parts, told, users, replies, LEAD.get(name, ""), NOW, marks_in(name))
 
 
 def run_chat(path: str, *arguments: str, input: str, rc: int = 0) -> tuple[str, str]:
@@ -586,15 +629,16 @@ def run_chat(path: str, *arguments: str, input: str, rc: int = 0) -> tuple[str, 
 
 
 @needs_command
-@pytest.mark.parametrize("name", PARTLESS)
-def test_the_command_says_why_it_cannot_chat_with_a_family(name, model):
-    assert derive(template_of(name), special_of(name))[0] is None
-    out, err = run_chat(model(name)[0].path, input="Hi", rc=1)
-    assert out == "" and "begins the reply to be generated differently from earlier replies" in err
+def test_the_command_says_why_it_cannot_chat_with_a_model(tmp_path):
+    core = tokenizer(*FAMILIES["qwen2"])
+    template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+    path = save(tmp_path, core, template, special_of("qwen2"))
+    out, err = run_chat(str(path), input="Hi", rc=1)
+    assert out == "" and "the chat template leaves out or repeats a message" in err
 
 
 @needs_command
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PARTLESS])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_command_replies_to_the_prompt_that_the_parts_make(name, model):
     llm, path = model(name)[0], model(name)[0].path
     parts, _ = derive(template_of(name), special_of(name))
@@ -602,11 +646,68 @@ def test_the_command_replies_to_the_prompt_that_the_parts_make(name, model):
         users, replies, out = ["Hi <b>there</b>", "And then?", "é中"], [], ""
         flags = [] if told is None else ["--system", told]
         for i in range(len(users)):
-            prompt = assemble(parts, told, users[: i + 1], replies, now=dates.datetime.now())
-            replies.append(llm.generate(llm.encode(prompt, bos=False), temperature=0, max_tokens=6).text)
-            out += replies[-1] + "\n"
+            now, marks = dates.datetime.now(), marks_in(name)
+            prompt = assemble(parts, told, users[: i + 1], replies, now=now, marks=marks)
+            as_it_is = f"{{{{ messages[0].content }}}}{{# {marks.sign} #}}"
+            done = llm.chat([user(prompt)], chat_template=as_it_is, temperature=0, max_tokens=6)
+            replies.append(done.text)
+            out += done.text + "\n"
         given = "\n".join(users)
-        assert run_chat(path, "-t", "0", "-n", "6", "--threads", "1", *flags, input=given)[0] == out
+        flags += ["-t", "0", "-n", "6", "--threads", "1", "--exact"]
+        assert run_chat(path, *flags, input=given)[0] == out
+
+
+def talker(folder: Path, name: str, said: dict[int, int], monkeypatch) -> Path:
+    """A model with a family's tokens and template that says these, by their position."""
+    core = tokenizer(*FAMILIES[name])
+    size, dim, context = core.get_vocab_size(), 512, 4096
+    words, positions = np.zeros((size, dim)), np.zeros((context, dim))
+    words[np.arange(size), np.arange(size)] = 16
+    positions[list(said), list(said.values())] = 1
+    once, encode = {(size, dim): [words, 0 * words], positions.shape: [positions]}, reference.encode
+    with monkeypatch.context() as patch:
+        made = lambda w: once[w.shape].pop() if once.get(w.shape) else w  # noqa: E731
+        patch.setattr(reference, "encode", lambda w, kind: encode(made(w), kind))
+        shape = dict(flags=reference.POSITION_TABLE, dim=dim, ffn_dim=64, residual_scale=1e-6)
+        return save(folder, core, template_of(name), special_of(name), context=context, **shape)
+
+
+HARMONY_TALK = (f"{HARMONY_BEGIN}Hm{HARMONY_END} Yes", f"{HARMONY_PLAIN}No", f"{HARMONY_BEGIN}Hm")
+LONG = "Hi" + " and more" * 12  # than a reply, so that no position is of two
+# What a model says in three turns, what is shown of it, its answers
+SPOKEN = {
+    "qwen3": (("<think>\nHm\n</think>\n\nYes", "No", "So"), None, ("Yes", "No", "So")),
+    "gemma4": ((f"{GEMMA_BEGIN}\nHm{GEMMA_END}Yes", "No", "So"), None, ("Yes", "No", "So")),
+    "gpt_oss": (HARMONY_TALK, (HARMONY_TALK[0], "No", HARMONY_TALK[2]), ("Yes", "No", "")),
+    "solar_open": (
+        (f"<|think|>Hm{SOLAR_END}Yes", "<|content|>No", "So"),
+        (None, "No", None),
+        ("Yes", "No", "So"),
+    ),
+    "glm46": (("\n<think>Hm</think>\nYes", "\n<think></think>\nNo", "So"), None, ("Yes", "No", "So")),
+    "glm47_flash": (("Hm</think>Yes", "</think>No", "Hm"), None, ("Yes", "No", "")),
+    "command_r7b": (("<|START_RESPONSE|>Yes", "No", "So"), ("Yes", None, None), ("Yes", "No", "So")),
+}
+
+
+@needs_command
+@pytest.mark.parametrize("name", SPOKEN)
+def test_the_command_tells_reasoning_apart_and_forgets_it(name, model, tmp_path, monkeypatch):
+    said, shown, answers = SPOKEN[name]
+    shown = [one or whole for one, whole in zip(shown or said, said, strict=True)]
+    llm, tokens, messages = model(name)[0], {}, []
+    for text, answer in zip(said, answers, strict=True):
+        messages.append(user(LONG))
+        at = len(llm.encode(llm.render_chat(messages), bos=False)) - 1
+        tokens |= dict(enumerate([*llm.encode(text, bos=False), llm.stop_tokens[0]], at))
+        messages.append(reply(answer))
+    given = "\n".join([LONG] * len(said))
+    path = str(talker(tmp_path, name, tokens, monkeypatch))
+    flags = ("-t", "0", "-n", "99", "--threads", "1")
+    assert run_chat(path, *flags, input=given)[0] == "".join(f"{text}\n" for text in shown)
+    hidden, err = run_chat(path, *flags, "--hide-thinking", input=given)
+    assert hidden == "".join(f"{text}\n" for text in answers)
+    assert ("ended inside its reasoning" in err) == ("" in answers)
 
 
 @needs_command
@@ -623,7 +724,7 @@ def test_the_command_switches_thinking_off_as_the_template_does(name, model):
             messages.append(reply(done.text))
             out += done.text + "\n"
         given = "\n".join(m["content"] for m in messages if m["role"] == "user")
-        flags += ["-t", "0", "-n", "6", "--threads", "1"]
+        flags += ["-t", "0", "-n", "6", "--threads", "1", "--exact"]
         assert run_chat(llm.path, *flags, "--no-thinking", input=given)[0] == out
         assert run_chat(llm.path, *flags, input=given)[0] != out
 
@@ -781,9 +882,6 @@ def says(monkeypatch):
     return scripted
 
 
-GEMMA_BEGIN, GEMMA_END = "<|channel>thought", "<channel|>"
-HARMONY_BEGIN, HARMONY_PLAIN = (f"<|channel|>{name}<|message|>" for name in ("analysis", "final"))
-HARMONY_END = f"<|end|><|start|>assistant{HARMONY_PLAIN}"
 TWICE = f"Hm,<|end|><|start|>assistant{HARMONY_BEGIN}no <|"
 # What a model of a family says, its reasoning, its answer, and what is shown if that is not all it says
 SAID = [
@@ -800,6 +898,12 @@ SAID = [
     ("gpt_oss", f" {HARMONY_PLAIN}\n<|channel|>final", None, "<|channel|>final", "<|channel|>final"),
     ("gpt_oss", "<|channel|>", None, "<|channel|>", None),
     ("gpt_oss", f"  Yes{HARMONY_PLAIN}", None, f"  Yes{HARMONY_PLAIN}", None),
+    ("solar_open", f"<|think|>Hm{SOLAR_END}Yes", "Hm", "Yes", None),
+    ("solar_open", "<|content|>Yes", None, "Yes", "Yes"),
+    ("seed_oss", "<seed:think>Hm</seed:think>Yes", "Hm", "Yes", None),
+    ("hy3", "<think:opensource>Hm</think:opensource>Yes", "Hm", "Yes", None),
+    ("apertus", "<|inner_prefix|>Hm<|inner_suffix|>Yes", "Hm", "Yes", None),
+    ("command_r7b", "<|START_THINKING|>Hm<|END_THINKING|>Yes", "Hm", "Yes", None),
 ]
 THINKING_ON = {"template_kwargs": {"enable_thinking": True}}
 
@@ -935,6 +1039,12 @@ def test_the_server_tells_a_familys_reasoning_apart(name, text, thought, answer,
         assert output.get("reasoning") == thought and output.get("message", "") == answer
         if text.lstrip().startswith(HARMONY_PLAIN):
             assert told["usage"]["output_tokens_details"]["reasoning_tokens"] == 0
+
+
+def test_the_command_knows_the_same_marks():
+    source = (Path(__file__).parents[1] / "csrc" / "chat.c").read_text()
+    table = source[source.index("MARKS[] = {") : source.index("};", source.index("MARKS[] = {"))]
+    assert re.findall(r'"([^"]*)"', table) == [text for marks in MARKS for text in marks]
 
 
 @needs_command
