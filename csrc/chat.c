@@ -103,7 +103,7 @@ static int cut_parts(chat *c, const char *at, size_t size) {
 
 static int has_word(const chat *c, const char *word) { return strstr(c->parts[WORDS], word) != NULL; }
 
-/* Encodes a mark; returns its tokens, or how many more there are than `capacity`. */
+/* Writes at most `capacity` tokens of a mark; returns how many it has. */
 static size_t encode_mark(run *r, const char *mark, uint32_t *tokens, size_t capacity) {
     uint32_t flags = LLM_SPECIAL | LLM_NO_BOS;
     int64_t n = llm_encode(r->tokenizer, mark, strlen(mark), flags, tokens, capacity, r->err, sizeof r->err);

@@ -4,7 +4,8 @@
 #define GENERATE_H
 #include "command.h"
 
-/* Where the text is that is printed next. White space around the reasoning counts as part of it. */
+/* Where the text is that is printed next. White space around the reasoning counts as part of it. PLAIN is behind
+ * the mark of a reply without reasoning, which is never printed. */
 enum place { REPLY, START, REASONING, BEHIND, PLAIN };
 
 /* The texts around the reasoning of a reply. */
