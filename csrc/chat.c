@@ -25,28 +25,43 @@ enum {
     BEFORE_REPLY,
     AFTER_REPLY,
     WORDS,
-    BEGIN_REPLY, /* may be missing */
+    BEGIN_REPLY, /* this and the next may be missing */
+    BEGIN_TOLD,
     N_PARTS
 };
 
-/* The texts around the reasoning of a thinking model. */
-static const char *const MARKS[][2] = {{"<think>", "</think>"}, {"[THINK]", "[/THINK]"}};
+/* The texts around the reasoning of thinking models, as pyllm/chat.py has them. */
+static const marks MARKS[] = {
+    {"<think>", "</think>", ""},
+    {"[THINK]", "[/THINK]", ""},
+    {"<|channel>thought", "<channel|>", ""}, /* Gemma 4 */
+    {"<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|channel|>final<|message|>"},                                   /* gpt-oss */
+    {"<|think|>", "<|end|><|begin|>assistant<|content|>", "<|content|>"}, /* Solar Open */
+    {"<seed:think>", "</seed:think>", ""},                                /* Seed-OSS */
+    {"<think:opensource>", "</think:opensource>", ""},                    /* Hy3 */
+    {"<|inner_prefix|>", "<|inner_suffix|>", ""},                         /* Apertus */
+    {"<|START_THINKING|>", "<|END_THINKING|>", ""},                       /* Command R7B and later */
+};
 enum { N_MARKS = sizeof MARKS / sizeof *MARKS };
+
+enum { MAX_MARK = 128 }; /* tokens of all marks of a model */
 
 typedef struct turn {
     text user, reply;
+    size_t answer; /* where in the reply its reasoning ends */
 } turn;
 
 typedef struct chat {
     run *r;
     const char *parts[N_PARTS];
-    int trim, think, lines, last; /* which words part WORDS has */
-    time_t now;                   /* the date in the parts */
-    const char *const *marks;     /* (2,) of MARKS */
-    uint32_t mark_tokens[2];      /* UINT32_MAX: the mark is no token */
-    int begun;                    /* the prompt ends inside the reasoning */
-    int tty;                      /* stdout is a terminal */
-    turn *turns;                  /* (n_turns,) the last one waits for its reply */
+    int trim, think, lines, last, answer; /* which words part WORDS has */
+    time_t now;                           /* the date in the parts */
+    const marks *marks;                   /* one of MARKS */
+    uint32_t visible[MAX_MARK + 1];       /* the control tokens in them, and UINT32_MAX behind them */
+    int begun;                            /* the prompt ends inside the reasoning */
+    int tty;                              /* stdout is a terminal */
+    turn *turns;                          /* (n_turns,) the last one waits for its reply */
     size_t n_turns, capacity;
     size_t first; /* the oldest turn that is still in the context */
 } chat;
@@ -70,12 +85,12 @@ static int cannot_chat(run *r) {
     return report(FAILED, "this model has no chat template; `pyllm generate` continues texts");
 }
 
-/* Finds the six or seven strings in a section of `size` bytes. */
+/* Finds the six to eight strings in a section of `size` bytes. */
 static int cut_parts(chat *c, const char *at, size_t size) {
     const char *end = at + size;
-    c->parts[BEGIN_REPLY] = "";
+    c->parts[BEGIN_REPLY] = c->parts[BEGIN_TOLD] = "";
     for (int i = 0; i < N_PARTS; i++) {
-        if (i == BEGIN_REPLY && at == end)
+        if (i >= BEGIN_REPLY && at == end)
             break;
         c->parts[i] = at;
         at = at < end ? memchr(at, 0, (size_t)(end - at)) : NULL;
@@ -88,28 +103,37 @@ static int cut_parts(chat *c, const char *at, size_t size) {
 
 static int has_word(const chat *c, const char *word) { return strstr(c->parts[WORDS], word) != NULL; }
 
-/* The token that a word is, or UINT32_MAX. */
-static uint32_t token_of(run *r, const char *word) {
-    uint32_t token, flags = LLM_SPECIAL | LLM_NO_BOS;
-    int64_t n = llm_encode(r->tokenizer, word, strlen(word), flags, &token, 1, r->err, sizeof r->err);
-    return n == 1 ? token : UINT32_MAX;
+/* Writes at most `capacity` tokens of a mark; returns how many it has. */
+static size_t encode_mark(run *r, const char *mark, uint32_t *tokens, size_t capacity) {
+    uint32_t flags = LLM_SPECIAL | LLM_NO_BOS;
+    int64_t n = llm_encode(r->tokenizer, mark, strlen(mark), flags, tokens, capacity, r->err, sizeof r->err);
+    return n < 0 ? 0 : (size_t)n;
 }
 
-/* Finds the marks of the reasoning: those that the chat template writes, or that are tokens. */
-static void find_marks(chat *c) {
+/* Whether the chat template writes marks, or they are tokens. */
+static int are_known(run *r, const marks *m) {
+    const char *sign = *m->plain ? m->plain : m->end;
     size_t size;
-    const char *template = llm_section(c->r->model, LLM_CHAT_TEMPLATE, &size);
-    c->marks = MARKS[0];
-    for (size_t i = 0; i < N_MARKS; i++) {
-        const char *end = MARKS[i][1];
-        int written = template && memmem(template, size, end, strlen(end));
-        if (written || token_of(c->r, end) != UINT32_MAX) {
-            c->marks = MARKS[i];
-            break;
-        }
+    const char *template = llm_section(r->model, LLM_CHAT_TEMPLATE, &size);
+    uint32_t token;
+    return (template && memmem(template, size, sign, strlen(sign))) || encode_mark(r, sign, &token, 1) == 1;
+}
+
+/* Finds the marks of the reasoning, and the control tokens in them. */
+static void find_marks(chat *c) {
+    c->marks = MARKS;
+    for (size_t i = N_MARKS; i-- > 0;)
+        if (are_known(c->r, &MARKS[i]))
+            c->marks = &MARKS[i];
+    const char *words[] = {c->marks->begin, c->marks->end, c->marks->plain};
+    size_t n = 0;
+    for (int i = 0; i < 3; i++) {
+        size_t first = n, made = encode_mark(c->r, words[i], c->visible + n, MAX_MARK - n);
+        for (size_t j = first; j < smaller(first + made, MAX_MARK); j++)
+            if (llm_token_is_special(c->r->tokenizer, c->visible[j]))
+                c->visible[n++] = c->visible[j];
     }
-    for (int i = 0; i < 2; i++)
-        c->mark_tokens[i] = token_of(c->r, c->marks[i]);
+    c->visible[n] = UINT32_MAX;
 }
 
 static int open_chat(chat *c) {
@@ -124,6 +148,7 @@ static int open_chat(chat *c) {
     c->think = has_word(c, "think");
     c->lines = has_word(c, "lines");
     c->last = has_word(c, "last");
+    c->answer = has_word(c, "answer");
     c->now = time(NULL);
     find_marks(c);
     if (c->r->o->system && !*c->parts[BEFORE_SYSTEM] && !*c->parts[AFTER_SYSTEM])
@@ -193,7 +218,7 @@ static span strip(const chat *c, span s) {
 /* A reply without its reasoning, if the template leaves that out of earlier ones: what is behind its last
  * </think>, and without the line breaks there if the template drops them. */
 static span without_reasoning(const chat *c, span s) {
-    const char *mark = MARKS[0][1];
+    const char *mark = MARKS[0].end;
     size_t m = strlen(mark), at = s.n;
     while (at >= m && memcmp(s.data + at - m, mark, m))
         at--;
@@ -209,8 +234,14 @@ static void append_message(const chat *c, text *t, span message) {
     append(t, message.data, message.n);
 }
 
-static void append_reply(const chat *c, text *t, span reply) {
+static void append_reply(const chat *c, text *t, const turn *told) {
+    span reply = span_of(&told->reply);
+    if (c->answer && told->answer) {
+        reply.data += told->answer;
+        reply.n -= told->answer;
+    }
     reply = without_reasoning(c, strip(c, reply));
+    append_part(c, t, BEGIN_TOLD);
     append(t, reply.data, reply.n);
 }
 
@@ -219,7 +250,7 @@ static void append_turn(const chat *c, text *t, size_t i) {
     const char *system = c->r->o->system;
     size_t system_at = c->last ? c->n_turns - 1 : c->first;
     if (i > c->first) {
-        append_reply(c, t, span_of(&c->turns[i - 1].reply));
+        append_reply(c, t, &c->turns[i - 1]);
         append_part(c, t, AFTER_REPLY);
     } else if (!system || c->last) {
         append_part(c, t, NO_SYSTEM);
@@ -248,7 +279,7 @@ static int encode_turns(chat *c) {
     for (size_t i = c->first; i < c->n_turns; i++)
         append_turn(c, &all, i);
     append_part(c, &all, BEGIN_REPLY);
-    c->begun = ends_with(&all, c->marks[0]);
+    c->begun = ends_with(&all, c->marks->begin);
     int status = encode(c->r, &all, LLM_SPECIAL | LLM_NO_BOS);
     free(all.data);
     return status;
@@ -305,7 +336,7 @@ static int encode_what_fits(chat *c) {
 /* Answers the last turn, reusing the keys and values of what did not change since the turn before. */
 static int answer(chat *c, uint64_t seed) {
     run *r = c->r;
-    writer w = {.marks = c->marks, .visible = c->mark_tokens, .hide = r->o->hide_thinking, .tty = c->tty};
+    writer w = {.marks = c->marks, .visible = c->visible, .hide = r->o->hide_thinking, .tty = c->tty};
     int status = encode_what_fits(c);
     if (status != OK)
         return status;
@@ -320,7 +351,9 @@ static int answer(chat *c, uint64_t seed) {
         return engine_failed(r);
     w.place = c->begun ? REASONING : START;
     status = generate(r, cached, seed, &w);
-    c->turns[c->n_turns - 1].reply = w.text;
+    turn *now = &c->turns[c->n_turns - 1];
+    now->reply = w.text;
+    now->answer = w.place == REPLY ? w.answer : w.text.len;
     if (status == OK && w.hide && w.place == REASONING)
         report(OK, "the reply ended inside its reasoning, which is hidden");
     if (status == OK && llm_length(r->session, 0) == r->context)
@@ -406,7 +439,7 @@ int run_chat(run *r) {
     text message = {0};
     uint64_t seed = choose_seed(r->o);
     int tty = isatty(STDIN_FILENO);
-    if (open_chat(&c) != OK || open_drafts(r) != OK || find_stop_tokens(r, c.mark_tokens) != OK)
+    if (open_chat(&c) != OK || open_drafts(r) != OK || find_stop_tokens(r, c.visible) != OK)
         return FAILED;
     catch_interrupts();
     int status = OK;

@@ -39,8 +39,16 @@ static int names_control(run *r, const char *stop, uint32_t token) {
     return n && memmem(stop, strlen(stop), r->piece, n) != NULL;
 }
 
+/* Whether a control token has a text after all. */
+static int is_visible(const uint32_t *visible, uint32_t token) {
+    for (; visible && *visible != UINT32_MAX; visible++)
+        if (*visible == token)
+            return 1;
+    return 0;
+}
+
 /* Adds the control token that a stop text is, if it is one. */
-static int add_stop_tokens(run *r, const char *stop, const uint32_t *shown) {
+static int add_stop_tokens(run *r, const char *stop, const uint32_t *visible) {
     text t = {0};
     append(&t, stop, strlen(stop));
     int status = encode(r, &t, LLM_SPECIAL | LLM_NO_BOS);
@@ -49,8 +57,7 @@ static int add_stop_tokens(run *r, const char *stop, const uint32_t *shown) {
         return status;
     for (size_t i = 0; i < r->n; i++) {
         uint32_t token = r->tokens[i];
-        int has_text = shown && (token == shown[0] || token == shown[1]);
-        if (has_text || !names_control(r, stop, token))
+        if (is_visible(visible, token) || !names_control(r, stop, token))
             continue;
         if (r->n > 1)
             return report(FAILED,
@@ -62,12 +69,12 @@ static int add_stop_tokens(run *r, const char *stop, const uint32_t *shown) {
     return OK;
 }
 
-int find_stop_tokens(run *r, const uint32_t *shown) {
+int find_stop_tokens(run *r, const uint32_t *visible) {
     r->stop_tokens = take(r, r->o->n_stops, sizeof *r->stop_tokens);
     if (!r->stop_tokens)
         return FAILED;
     for (size_t i = 0; i < r->o->n_stops; i++)
-        if (add_stop_tokens(r, r->o->stops[i], shown) != OK)
+        if (add_stop_tokens(r, r->o->stops[i], visible) != OK)
             return FAILED;
     return OK;
 }
@@ -123,23 +130,28 @@ static size_t skip_space(const char *data, size_t from, size_t end) {
     return from;
 }
 
-/* Before the reply: is there reasoning first? Stays here while there is nothing yet, or what may become the
- * mark. */
+/* Before the reply: is there reasoning first, or the mark of none, which is never printed? Stays here while
+ * there is nothing yet, or what may become a mark. */
 static void print_start(writer *w, size_t end, int last) {
-    const char *data = w->text.data, *mark = w->marks[0];
-    size_t at = skip_space(data, w->shown, end), behind = at + strlen(mark);
-    int may_be_mark = find(data, at, end, mark) == at;
-    if (may_be_mark && behind <= end) {
+    const char *data = w->text.data, *begin = w->marks->begin, *plain = w->marks->plain;
+    size_t at = skip_space(data, w->shown, end);
+    int may_think = find(data, at, end, begin) == at;
+    int may_be_plain = *plain && find(data, at, end, plain) == at;
+    if (may_think && at + strlen(begin) <= end) {
         w->place = REASONING;
-        print(w, behind, 1);
-    } else if (!may_be_mark || last) {
+        print(w, at + strlen(begin), 1);
+    } else if (may_be_plain && at + strlen(plain) <= end) {
+        w->place = PLAIN;
+        w->shown = at + strlen(plain);
+    } else if (last || (!may_think && !may_be_plain)) {
         w->place = REPLY;
     }
 }
 
 /* Prints up to the end of the mark behind the reasoning, or up to what may become it. */
 static void print_reasoning(writer *w, size_t end, int last) {
-    size_t mark = find(w->text.data, w->shown, end, w->marks[1]), behind = mark + strlen(w->marks[1]);
+    const char *word = w->marks->end;
+    size_t mark = find(w->text.data, w->shown, end, word), behind = mark + strlen(word);
     if (behind <= end) {
         w->place = BEHIND;
         print(w, behind, 1);
@@ -150,15 +162,21 @@ static void print_reasoning(writer *w, size_t end, int last) {
 
 /* Prints up to `end`, or less where that may be in the middle of a mark. */
 static void print_parts(writer *w, size_t end, int last) {
+    int begun = w->place == REPLY;
     if (w->place == START)
         print_start(w, end, last);
     if (w->place == REASONING)
         print_reasoning(w, end, last);
-    if (w->place == BEHIND) {
-        print(w, skip_space(w->text.data, w->shown, end), 1);
-        if (w->shown < end)
+    if (w->place == BEHIND || w->place == PLAIN) {
+        size_t at = skip_space(w->text.data, w->shown, end);
+        if (w->place == BEHIND)
+            print(w, at, 1);
+        w->shown = at;
+        if (at < end)
             w->place = REPLY;
     }
+    if (w->place == REPLY && !begun)
+        w->answer = w->shown;
     if (w->place == REPLY)
         print(w, end, 0);
 }
@@ -203,7 +221,7 @@ static void say_speed(const run *r, uint64_t seed, size_t reused, size_t made, c
 
 /* Decodes a token and shows what its text is. */
 static void show_token(run *r, writer *w, llm_decoder *d, uint32_t token) {
-    int special = w->marks && (token == w->visible[0] || token == w->visible[1]);
+    int special = is_visible(w->visible, token);
     size_t n = llm_decode(r->tokenizer, d, token, special, r->piece, llm_token_max_bytes(r->tokenizer));
     show(w, r->o, r->piece, n, 0);
 }

@@ -4,8 +4,15 @@
 #define GENERATE_H
 #include "command.h"
 
-/* Where the text is that is printed next. White space around the reasoning counts as part of it. */
-enum place { REPLY, START, REASONING, BEHIND };
+/* Where the text is that is printed next. White space around the reasoning counts as part of it. PLAIN is behind
+ * the mark of a reply without reasoning, which is never printed. */
+enum place { REPLY, START, REASONING, BEHIND, PLAIN };
+
+/* The texts around the reasoning of a reply. */
+typedef struct marks {
+    const char *begin, *end;
+    const char *plain; /* before a reply without reasoning; "": nothing */
+} marks;
 
 /* What was generated, and how much of it was printed or left out: all but an end that may become a stop text
  * or a mark of the reasoning. */
@@ -14,9 +21,10 @@ typedef struct writer {
     size_t shown;
     int stopped; /* a stop text came; `text` ends before it */
     enum place place;
-    const char *const *marks; /* (2,) the texts around the reasoning; NULL: it is a text like any other */
-    const uint32_t *visible;  /* (2,) with marks: control tokens to print, those of the marks */
-    int hide;                 /* the reasoning is not printed */
+    size_t answer;           /* where in the text the reply begins, once its place is REPLY */
+    const marks *marks;      /* NULL: reasoning is a text like any other */
+    const uint32_t *visible; /* control tokens to print, and UINT32_MAX behind them; NULL: none */
+    int hide;                /* the reasoning is not printed */
     int tty; /* stdout is a terminal: control characters are escaped, the reasoning is dimmed */
 } writer;
 
@@ -24,9 +32,8 @@ typedef struct writer {
 uint64_t choose_seed(const settings *o);
 
 /* Finds the control tokens among the stop texts. They have no text, so that they are looked for by id; and
- * what has one together with other text can never come. `shown`: (2,) those that have a text after all, or
- * NULL. */
-int find_stop_tokens(run *r, const uint32_t *shown);
+ * what has one together with other text can never come. `visible`: as in a writer. */
+int find_stop_tokens(run *r, const uint32_t *visible);
 
 /* Runs r->tokens, of which sequence 0 already holds the first `reused`, then generates into w until a stop
  * token, a stop text, --max-tokens, the end of the context or Ctrl-C. Returns OK, FAILED or INTERRUPTED. */

@@ -463,7 +463,7 @@ enum llm_section_tag {
     /* UTF-8: the model's own Jinja template; its first lines set the special tokens that it names, but for
      * BOS and EOS */
     LLM_CHAT_TEMPLATE = 4,
-    /* Six or seven UTF-8 strings, each ended by NUL, that make a conversation without Jinja:
+    /* Six to eight UTF-8 strings, each ended by NUL, that make a conversation without Jinja:
      *   0 before the system message, 1 between it and the first user message (both empty: the template
      *     knows no system message),
      *   2 before the first user message when there is no system message,
@@ -471,8 +471,10 @@ enum llm_section_tag {
      *   5 words: "trim" if messages are to be stripped of white space at both ends; "think" if an earlier
      *     reply is only what follows its last "</think>", "lines" if then without line breaks at its start;
      *     "last" if the system message stands before the last user message: after 2 or 4 come 0, the
-     *     message, 1,
-     *   6 (may be missing) what follows 3 before the reply to be generated.
+     *     message, 1; "answer" if an earlier reply is without the reasoning that it begins with, and without
+     *     the mark in place of that,
+     *   6 (may be missing) what follows 3 before the reply to be generated,
+     *   7 (may be missing) what follows 3 before an earlier reply.
      * Between two bytes 1 in a part stands a pattern of strftime; the date takes its place. A reply goes
      * between 3 and 4 as the model wrote it: some templates put a space before earlier replies, which the
      * model writes itself. Absent when the template cannot be reduced to this; LLM_CHAT_WHY then says why. */

@@ -14,12 +14,27 @@ from typing import Any, Literal, get_args
 
 from pyllm.binding import integer
 from pyllm.chat_template import REASONING, render
+from pyllm.grammar import Marks
 from pyllm.sampling import Completion, StreamEvent, unfinished
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, and what else the template knows
 Show = Literal["show", "hide", "apart"]
 
-MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # around the reasoning of a reply
+MARKS = (
+    Marks("<think>", "</think>"),
+    Marks("[THINK]", "[/THINK]"),
+    Marks("<|channel>thought", "<channel|>"),  # Gemma 4
+    Marks(  # gpt-oss
+        "<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|channel|>final<|message|>",
+    ),
+    Marks("<|think|>", "<|end|><|begin|>assistant<|content|>", "<|content|>"),  # Solar Open
+    Marks("<seed:think>", "</seed:think>"),  # Seed-OSS
+    Marks("<think:opensource>", "</think:opensource>"),  # Hy3
+    Marks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    Marks("<|START_THINKING|>", "<|END_THINKING|>"),  # Command R7B and later
+)
 
 
 class Reasoning(str):
@@ -38,8 +53,9 @@ class ChatOptions:
                             the name of what is to be continued in it, such as "reasoning_content"
     template_kwargs         further variables of the template, such as {"enable_thinking": False}
     reasoning               what becomes of the reasoning that a thinking model's reply begins with, up to
-                            </think> (or [/THINK]): "show": it stays in the text, as it was generated; "hide":
-                            it is left out; "apart": the Completion has it as reasoning_content
+                            </think> (or what the model has for it, see MARKS): "show": it stays in the text,
+                            as it was generated; "hide": it is left out; "apart": the Completion has it as
+                            reasoning_content. Without reasoning, the mark of that (gpt-oss) is left out
     reasoning_budget        tokens that the reasoning may have: then its end mark is the only thing that may
                             come, and the reply follows; 0: none, and enable_thinking is False where the
                             template knows that; None: no limit
@@ -102,10 +118,10 @@ def render_conversation(
     return render(template, chat, **arguments, **variables)
 
 
-def marks_of(template: str, encode: Callable[[str], list[int]]) -> tuple[str, str]:
-    """The texts that begin and end the reasoning of a model: those that its template writes, or that are
-    tokens of it."""
-    return next((m for m in MARKS if m[1] in template or len(encode(m[1])) == 1), MARKS[0])
+def marks_of(template: str, encode: Callable[[str], list[int]]) -> Marks | None:
+    """The marks of a model's reasoning: those that its template writes, or that are tokens of it; None: it
+    has none."""
+    return next((m for m in MARKS if m.sign in template or len(encode(m.sign)) == 1), None)
 
 
 def closing_of(template: str, end: str) -> str:
@@ -114,11 +130,9 @@ def closing_of(template: str, end: str) -> str:
     return max(found, key=len, default=end).replace("\\n", "\n")
 
 
-def ends_inside(
-    text: str, marks: tuple[str, str], messages: Sequence[Message], continued: bool | str
-) -> bool:
+def ends_inside(text: str, marks: Marks, messages: Sequence[Message], continued: bool | str) -> bool:
     """Whether a prompt ends inside the reasoning: its text does, or the last message that it continues."""
-    begin, end = marks
+    begin, end, _ = marks
     if not continued:
         return text.rstrip().endswith(begin)
     content = messages[-1].get("content")
@@ -131,11 +145,13 @@ class Parting:
 
     marks  the texts around the reasoning
     begun  whether the prompt has ended with the first of them
+    shown  whether the reasoning stays in the reply; then the mark of an answer without one goes alone
     """
 
-    def __init__(self, marks: tuple[str, str], begun: bool) -> None:
-        self.begin, self.end = marks
-        self.place = "reasoning" if begun else "start"
+    def __init__(self, marks: Marks, begun: bool, shown: bool = False) -> None:
+        self.marks, self.begun = marks, begun
+        self.starts = marks.starts[1:] if shown else marks.starts
+        self.place = "start" if not begun else "reply" if shown else "reasoning"
         self.held = ""  # text that may turn out to be a mark, or white space before one
         self.given: list[str] = []  # texts of the reply, and Reasoning
 
@@ -144,24 +160,31 @@ class Parting:
         first = len(self.given)
         self.held += piece
         if self.place == "start":
-            text = self.held.lstrip()
-            if text.startswith(self.begin):
-                self.place, self.held = "reasoning", text[len(self.begin) :]
-            elif last or not self.begin.startswith(text):
-                self.place = "reply"
+            self._start(last)
         if self.place == "reasoning":
-            text, found, rest = self.held.partition(self.end)
-            certain = text if found or last else text[: unfinished(text, [self.end])]
+            end = self.marks.end
+            text, found, rest = self.held.partition(end)
+            certain = text if found or last else text[: unfinished(text, [end])]
             self._give(Reasoning(certain.rstrip() if self.given else certain.strip()))
             self.held = rest if found else text[len(certain.rstrip()) :]
             self.place = "behind" if found else "reasoning"
-        if self.place == "behind":
+        if self.place in ("behind", "plain"):
             self.held = self.held.lstrip()
-            self.place = "reply" if self.held else "behind"
+            self.place = "reply" if self.held else self.place
         if self.place == "reply":
             self._give(self.held)
             self.held = ""
         return self.given[first:]
+
+    def _start(self, last: bool) -> None:
+        """Looks for the mark that the reply begins with, if it does."""
+        text = self.held.lstrip()
+        mark = next((mark for mark in self.starts if text.startswith(mark)), None)
+        if mark is not None:
+            self.place = "reasoning" if mark == self.marks.begin else "plain"
+            self.held = text[len(mark) :]
+        elif last or not any(mark.startswith(text) for mark in self.starts):
+            self.place = "reply"
 
     def _give(self, text: str) -> None:
         if text:

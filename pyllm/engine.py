@@ -20,6 +20,7 @@ import numpy as np
 from pyllm._llm import lib
 from pyllm.binding import KV, Cache, ContextError, Decoder, LLMError, Model, integer, token_ids
 from pyllm.chat import (
+    MARKS,
     ChatOptions,
     Message,
     Parting,
@@ -33,7 +34,7 @@ from pyllm.chat import (
 )
 from pyllm.drafts import Drafter, DraftModel, Lookup, ModelDrafts, texts_differ
 from pyllm.embedding import Embedding, Recipe, recipe_of
-from pyllm.grammar import Grammars, Reasoning, State
+from pyllm.grammar import Grammars, Marks, Reasoning, State
 from pyllm.sampling import Completion, Continuation, SamplingParams, StreamEvent, params_for
 from pyllm.scheduler import Policy, Scheduler
 from pyllm.scoring import AllLogits, Score, Scoring
@@ -419,10 +420,9 @@ class LLM:
         jobs, partings = self._chats(messages if batch else [messages], params, overrides, options)
         self._batch().run(jobs)
         replies = [job.completion() for job in jobs]
-        if options.reasoning != "show":
-            for i, parting in enumerate(partings):
-                parting.feed(replies[i].text, last=True)
-                replies[i] = parting.parted(replies[i], options.reasoning)
+        for i, parting in enumerate(partings):
+            parting.feed(replies[i].text, last=True)
+            replies[i] = parting.parted(replies[i], options.reasoning)
         return replies if batch else replies[0]
 
     @overload
@@ -459,9 +459,7 @@ class LLM:
         pieces of the reasoning are of the class Reasoning, a str; events have them as reasoning_content."""
         options, overrides = options_for(options, overrides)
         (job,), (parting,) = self._chats([messages], params, overrides, options)
-        stream = self._stream(job)
-        if options.reasoning != "show":
-            stream = parting.run(stream, options.reasoning)
+        stream = parting.run(self._stream(job), options.reasoning)
         return stream if events else pieces_of(stream)
 
     def _chats(
@@ -479,17 +477,15 @@ class LLM:
     def _reasoning(self, options: ChatOptions, parting: Parting) -> Reasoning | None:
         """What a reply may begin with that no grammar binds; None where the model does not reason, which
         keeps to any budget."""
-        marks, begun = (parting.begin, parting.end), parting.place == "reasoning"
-        if not (begun or self._thinks(options)):
+        marks = parting.marks
+        if not (parting.begun or self._thinks(options)):
             return None
-        return Reasoning(
-            marks, begun, options.reasoning_budget, closing_of(self._template(options), marks[1])
-        )
+        closing = closing_of(self._template(options), marks.end)
+        return Reasoning(marks, parting.begun, options.reasoning_budget, closing)
 
     def _thinks(self, options: ChatOptions) -> bool:
-        """Whether the model knows the mark that ends reasoning."""
-        end = self._marks(options)[1]
-        return end in self._template(options) or len(self.encode(end, bos=False)) == 1
+        """Whether the model knows marks of reasoning."""
+        return self._known_marks(options) is not None
 
     def chat_prompt(self, messages: Sequence[Message], options: ChatOptions) -> tuple[list[int], Parting]:
         """The ids of a conversation's prompt, and what parts the reply from its reasoning."""
@@ -501,7 +497,8 @@ class LLM:
             parts = self._open().control_texts.parts(self._render_marked(messages, options))
             text = "".join(part for part, _ in parts)
         ids = [i for part, counts in parts for i in self.encode(part, bos=False, special=counts)]
-        return ids, Parting(marks, ends_inside(text, marks, messages, options.continue_final_message))
+        begun = ends_inside(text, marks, messages, options.continue_final_message)
+        return ids, Parting(marks, begun, shown=options.reasoning == "show")
 
     def _render_marked(self, messages: Sequence[Message], options: ChatOptions) -> str:
         """The text of a conversation in which the control tokens of messages are marked."""
@@ -510,14 +507,18 @@ class LLM:
         own = {name: marked(getattr(options, name)) for name in names}
         return self.render_chat(marked(list(messages)), replace(options, **own))
 
-    def _marks(self, options: ChatOptions) -> tuple[str, str]:
-        """The texts around the reasoning of a reply."""
+    def _known_marks(self, options: ChatOptions) -> Marks | None:
         return marks_of(self._template(options), partial(self.encode, bos=False))
 
+    def _marks(self, options: ChatOptions) -> Marks:
+        """The texts around the reasoning of a reply."""
+        return self._known_marks(options) or MARKS[0]
+
     def _visible(self, options: ChatOptions) -> frozenset[int]:
-        """The marks that are control tokens: they have a text nevertheless."""
-        tokens = [self.encode(mark, bos=False) for mark in self._marks(options)]
-        return frozenset(ids[0] for ids in tokens if len(ids) == 1)
+        """The control tokens in the marks: they have a text nevertheless."""
+        model = self._open()
+        parts = {part for mark in self._marks(options) for part in model.control_texts.split(mark)}
+        return frozenset(token for text, token in model.control_tokens.items() if text in parts)
 
     def render_chat(
         self, messages: Sequence[Message], options: ChatOptions | None = None, **overrides: Any

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -302,6 +302,29 @@ def as_json(value: Any) -> str:
         raise GrammarError("the schema is nested too deeply") from None
 
 
+class Marks(NamedTuple):
+    """The texts around the reasoning of a reply.
+
+    begin  before it
+    end    between it and the answer
+    plain  before an answer without reasoning; "": nothing
+    """
+
+    begin: str
+    end: str
+    plain: str = ""
+
+    @property
+    def sign(self) -> str:
+        """The text by which a model is known to have these marks."""
+        return self.plain or self.end
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The texts that a reply may begin with."""
+        return (self.begin, self.plain) if self.plain else (self.begin,)
+
+
 @dataclass(frozen=True)
 class Reasoning:
     """What a thinking model writes before its answer: no grammar binds it.
@@ -309,26 +332,29 @@ class Reasoning:
     marks    the texts around it
     begun    whether the prompt has ended with the first of them
     budget   tokens that it may have, see thinking.py; None: no limit
-    closing  what then ends it: the second of the marks, with the line ends that belong around it
+    closing  what then ends it: the mark of its end, with the line ends that belong around it
     """
 
-    marks: tuple[str, str]
+    marks: Marks
     begun: bool
     budget: int | None = None
     closing: str = ""
 
     def lark(self, model: Model) -> tuple[str, str]:
         """The start of a rule, and the rules that it refers to."""
-        begin, end = self.marks
-        rules = text_before(model, "thought", end) + f"\nSPACE: /{WHITESPACE}/\n"
-        return ("thought SPACE" if self.begun else f"({as_lark(model, begin)} thought SPACE)?"), rules
+        rules = text_before(model, "thought", self.marks.end) + f"\nSPACE: /{WHITESPACE}/\n"
+        if self.begun:
+            return "thought SPACE", rules
+        plain = f" | {as_lark(model, self.marks.plain)}" if self.marks.plain else ""
+        return f"({as_lark(model, self.marks.begin)} thought SPACE{plain})?", rules
 
 
 def text_before(model: Model, name: str, end: str) -> str:
     """The rule of a text that goes up to a mark, with which it ends."""
-    if end in model.control_tokens:
+    if model.control_texts.split(end)[0] == "":  # it begins with a control token, which is no text
         return f"{name}: {name.upper()} {as_lark(model, end)}\n{name.upper()}: /(.|\\n)*/"
-    return f"{name}[suffix={as_lark(model, end)}]: /(.|\\n)*/"  # the mark is no part of the text
+    suffix = json.dumps(end, ensure_ascii=False)  # the mark is no part of the text
+    return f"{name}[suffix={suffix}]: /(.|\\n)*/"
 
 
 def as_lark(model: Model, text: str) -> str:

@@ -6,6 +6,7 @@ What becomes of a thought when it is there is chat.py's affair; here are the tok
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ class Thought:
     """How far a reply has come, byte by byte: place is "start", "reasoning" or "answer"."""
 
     def __init__(self, reasoning: Reasoning) -> None:
-        self._begin, self._end = (mark.encode() for mark in reasoning.marks)
+        self._begin, self._end, self._plain = (mark.encode() for mark in reasoning.marks)
         self.place = "reasoning" if reasoning.begun else "start"
         self.held = b""  # what may be a mark, or its beginning
 
@@ -30,7 +31,9 @@ class Thought:
             text = self.held.lstrip()
             if text.startswith(self._begin):
                 self.place, self.held = "reasoning", text[len(self._begin) :]
-            elif not self._begin.startswith(text):
+            elif self._plain and text.startswith(self._plain):
+                self.place, self.held = "answer", text[len(self._plain) :]
+            elif not (self._begin.startswith(text) or self._plain.startswith(text)):
                 self.place = "answer"
         if self.place == "reasoning":
             before, end, behind = self.held.partition(self._end)
@@ -41,10 +44,9 @@ class Thought:
         answer, self.held = self.held, b""
         return answer
 
-    def begun_end(self) -> int:
-        """How many characters of the mark that ends a thought are there."""
-        sizes = range(len(self._end) - 1, 0, -1)
-        return next((size for size in sizes if self.held.endswith(self._end[:size])), 0)
+    def begun_end(self, sizes: Sequence[int]) -> int:
+        """How many characters of the mark that ends a thought are there. sizes: how many there can be."""
+        return max((size for size in sizes if self.held.endswith(self._end[:size])), default=0)
 
     @property
     def in_character(self) -> bool:
@@ -79,11 +81,20 @@ class Budget(State):
 
     def _end_of_thought(self) -> list[int]:
         """The tokens of the mark, or of what is missing of it, with the line ends around it."""
-        text, end = self._reasoning.closing, self._reasoning.marks[1]
-        there = 0 if end in self._model.control_tokens else self._thought.begun_end()
+        text, end = self._reasoning.closing, self._reasoning.marks.end
+        there = self._thought.begun_end(self._cuts(end))
         if there or self._thought.held.endswith(b"\n"):
             text = text[text.index(end) + there :]
         return ids_behind(self._model, text.encode(), lib.LLM_SPECIAL)
+
+    def _cuts(self, end: str) -> list[int]:
+        """Where the mark can be cut: anywhere but in a control token."""
+        cuts: list[int] = []
+        at = 0
+        for i, part in enumerate(self._model.control_texts.split(end)):
+            cuts += [at] if i % 2 else range(at, at + len(part))
+            at += len(part)
+        return cuts
 
     def mask(self) -> Any:
         if self._closing:

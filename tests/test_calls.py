@@ -27,7 +27,7 @@ from pyllm.call_formats import (  # noqa: E402
 )
 from pyllm.call_parser import Delta  # noqa: E402
 from pyllm.calls import Calls  # noqa: E402
-from pyllm.chat import Parting  # noqa: E402
+from pyllm.chat import MARKS, Parting  # noqa: E402
 from pyllm.grammar import Constraint, Reasoning, State  # noqa: E402
 from pyllm.server.chats import Reply, whole_calls  # noqa: E402
 from pyllm.testing import Server, running_server  # noqa: E402
@@ -373,14 +373,12 @@ def test_a_thought_of_calls_is_none_and_calls_behind_it_are_bound(llm: LLM, form
     wrong = ONE[form.signs].replace("add", "sub")
     for begun in (True, False):
         thought = ("" if begun else "<think>") + f"I think {wrong} </think>\n\n"
-        reasoning = Reasoning(("<think>", "</think>"), begun)
+        reasoning = Reasoning(MARKS[0], begun)
         state = calls.state(llm._grammars, reasoning)
         assert accepts(llm, state, thought + ONE[form.signs])
         assert not accepts(llm, calls.state(llm._grammars, reasoning), thought + wrong)
-    assert accepts(
-        llm, calls.state(llm._grammars, Reasoning(("<think>", "</think>"), False)), ONE[form.signs]
-    )
-    assert not accepts(llm, calls.state(llm._grammars, Reasoning(("<think>", "</think>"), False)), wrong)
+    assert accepts(llm, calls.state(llm._grammars, Reasoning(MARKS[0], False)), ONE[form.signs])
+    assert not accepts(llm, calls.state(llm._grammars, Reasoning(MARKS[0], False)), wrong)
 
 
 @pytest.mark.parametrize("form", EVERY, ids=NAMES)
@@ -423,7 +421,7 @@ def test_the_beginning_of_a_mark_is_no_text_where_the_reply_was_cut(form: Format
 )
 def test_what_cuts_a_mark_leaks_none_of_it(reason: str, stop: int | str | None, text: str) -> None:
     calls = Calls(next(form for form in FORMATS if form.name == "hermes"), TOOLS, False, True)
-    parting = Parting(("<think>", "</think>"), False)
+    parting = Parting(MARKS[0], False)
     whole = Reply(parting, calls.parser(1)).feed("Well <too", reason, stop)
     reply = Reply(parting, calls.parser(1))
     pieces = [reply.feed(c, None, None)[1] for c in "Well <too"] + [reply.feed("", reason, stop)[1]]

@@ -20,17 +20,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from common import COMMAND, on_terminal
-from pyllm._llm import lib
+from pyllm._llm import ffi, lib
 
 pytest.importorskip("jinja2")
 tokenizers = pytest.importorskip("tokenizers")
 
+import reference  # noqa: E402
 from pyllm.tools import convert, huggingface_tokenizer  # noqa: E402
-from pyllm.tools.chat_parts import assemble, derive  # noqa: E402
+from pyllm.tools.chat_parts import answer_of, assemble, derive  # noqa: E402
 from reference import make_model  # noqa: E402
 
 import pyllm.chat_template  # noqa: E402
-from pyllm import LLM, LLMError, Reasoning, TemplateError  # noqa: E402
+from pyllm import LLM, ChatOptions, LLMError, Reasoning, SamplingParams, TemplateError  # noqa: E402
+from pyllm.chat import MARKS, Parting, marks_of  # noqa: E402
+from pyllm.grammar import Marks, State  # noqa: E402
+from pyllm.grammar import Reasoning as Marked  # noqa: E402
+from pyllm.thinking import Budget, Thought  # noqa: E402
 
 TEMPLATES = Path(__file__).parent / "data" / "templates"
 EMULATED = bool(os.environ.get("PYLLM_EMULATED"))  # its float32 sums have another order than the bindings'
@@ -46,10 +51,27 @@ GEMMA4 = ["<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool
 GEMMA4 += [f"<|{name}>" for name in ("tool_call", "tool_response")]
 GEMMA4 += [f"<{name}|>" for name in ("tool_call", "tool_response")]
 COMMAND_R = ["<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>"]
+COMMAND_R7B = [
+    *COMMAND_R,
+    *(f"<|{end}_{name}|>" for name in ("THINKING", "ACTION", "RESPONSE") for end in ("START", "END")),
+]
 GRANITE = ["<|start_of_role|>", "<|end_of_role|>"]
 
 GLM = ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
 HARMONY = [f"<|{name}|>" for name in ("start", "message", "end", "channel", "constrain", "call")]
+LLAMA4 = [f"<|{name}|>" for name in ("header_start", "header_end", "eot", "python_start", "python_end")]
+APERTUS = [
+    f"<|{name}_{end}|>" for name in ("system", "developer", "user", "assistant") for end in ("start", "end")
+]
+APERTUS += [f"<|{name}_{end}|>" for name in ("inner", "tools") for end in ("prefix", "suffix")]
+KIMI = ["<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>"]
+SOLAR = [f"<|{name}|>" for name in ("begin", "end", "content", "think", "tool_calls", "calls")]
+HY3 = [f"<{name}:opensource>" for name in ("｜hy_User", "｜hy_Assistant", "think", "/think")]
+HY3 = [text.replace("opensource>", "opensource｜>") if "｜" in text else text for text in HY3]
+GEMMA_BEGIN, GEMMA_END = "<|channel>thought", "<channel|>"
+HARMONY_BEGIN, HARMONY_PLAIN = (f"<|channel|>{name}<|message|>" for name in ("analysis", "final"))
+HARMONY_END = f"<|end|><|start|>assistant{HARMONY_PLAIN}"
+SOLAR_END = "<|end|><|begin|>assistant<|content|>"
 
 # Template: kind of tokenizer, BOS or None, EOS, special tokens, whether the tokenizer adds BOS
 FAMILIES = {
@@ -96,6 +118,15 @@ FAMILIES = {
     "ministral3": ("bytes", "<s>", "</s>", [*MISTRAL, "[TOOL_CALLS]", "[THINK]", "[/THINK]", "[ARGS]"], True),
     "command_r": ("bytes", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", COMMAND_R, True),
     "stablelm2": ("bytes", "<|endoftext|>", "<|im_end|>", CHATML, False),
+    "llama4": ("bytes", "<|begin_of_text|>", "<|eot|>", LLAMA4, True),
+    "apertus": ("bytes", "<s>", "<|assistant_end|>", APERTUS, True),
+    "glm47_flash": ("bytes", None, "<|endoftext|>", [*GLM, "<think>", "</think>"], False),
+    "kimi_k2": ("bytes", None, "<|im_end|>", KIMI, False),
+    "solar_open": ("bytes", None, "<|flush|>", SOLAR, False),
+    "command_r7b": ("bytes", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", COMMAND_R7B, True),
+    "minimax_m2": ("bytes", None, "[e~[", ["]~!b[", "]~b]", "<think>", "</think>"], False),
+    "hy3": ("bytes", "<｜hy_begin_of_sentence:opensource｜>", "<｜hy_eos:opensource｜>", HY3, False),
+    "seed_oss": ("bytes", "<seed:bos>", "<seed:eos>", ["<seed:think>", "</seed:think>"], False),
 }
 WRITE_BOS = [name for name in FAMILIES if "bos_token" in (TEMPLATES / f"{name}.jinja").read_text()]
 NOW = dates.datetime(2025, 3, 9, 21, 5, 7)
@@ -169,8 +200,8 @@ def model(tmp_path_factory):
     @cache
     def made(name: str) -> tuple[LLM, object]:
         core = tokenizer(*FAMILIES[name])
-        path = save(folder / name, core, template_of(name), special_of(name), context=4096)
-        return LLM(path, threads=1), core
+        path = save(folder / name, core, template_of(name), special_of(name), context=8192)
+        return LLM(path, threads=1, exact=True), core
 
     return made
 
@@ -355,7 +386,8 @@ def test_bos_is_in_a_prompt_once_where_the_template_writes_it_and_never_added(mo
         ids = llm.encode(llm.render_chat([user("Hi")]), bos=False)
         bos = FAMILIES[name][1]
         if bos and bos not in (*CHATML, FAMILIES[name][2]):
-            assert ids.count(core.token_to_id(bos)) == (name in WRITE_BOS), name
+            turns = 2 if name == "seed_oss" else 1  # each begins with it
+            assert ids.count(core.token_to_id(bos)) == turns * (name in WRITE_BOS), name
             assert (llm.encode("Hi")[0] == core.token_to_id(bos)) == FAMILIES[name][4], name
 
 
@@ -534,10 +566,8 @@ LEAD = {"llama2": " ", "mistral_v3": " ", "laguna": "\n", "deepseek_v2": " "}
 REMARKS = dict.fromkeys(("mistral_v1", "gemma2"), "the chat template has no place for a system message") | {
     "smollm3": "the chat template treats messages with /no_think or /system_override or /think in "
     "its own way",
-    "laguna": "the chat template changes earlier replies that have reasoning",
+    **dict.fromkeys(("laguna", "glm46"), "the chat template changes earlier replies that have reasoning"),
 }
-# Replies to be generated begin with what earlier ones have not: the model writes its thought first
-PARTLESS = ("glm46", "gpt_oss")
 NO_SYSTEM = ("mistral_v1", "gemma2")
 TALKS = [
     (None, ["Hi"], []),
@@ -549,24 +579,41 @@ TALKS = [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PARTLESS])
+def marks_in(name: str) -> Marks:
+    """The marks of a family's reasoning, as its template writes them."""
+    return marks_of(template_of(name), lambda mark: []) or MARKS[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_parts_of_a_family_make_the_templates_own_text(name):
     special = special_of(name)
     parts, remark = derive(template_of(name), special)
+    marks = marks_in(name)
+    begin, end, plain = marks
+    own = [(None, ["a", "b", "c", "d"], [f"{begin}\nHm{end}\nYes", f"{plain}No", f"{begin}Hm"])]
     assert parts and remark == REMARKS.get(name, "")
-    for told, users, replies in TALKS:
+    for told, users, replies in [*TALKS, *(own if "answer" in parts[5] else [])]:
         if told is not None and name in NO_SYSTEM:
             continue
         if "reasoning" in remark and "think>" in str(replies):
             continue
+        made = assembled(parts, told, users, replies, name)
+        if len(parts) == 8:  # the template is given what is behind the reasoning
+            begun = (parts[3] + parts[6]).rstrip().endswith(begin)
+            replies = [answer_of(text, marks, begun) for text in replies]
         if "trim" in parts[5]:
             told = told and told.strip()
             users, replies = [text.strip() for text in users], [text.strip() for text in replies]
         messages = [system(told)] if told is not None else []
         for i, text in enumerate(users):
             messages += [user(text), *(reply(text) for text in replies[i : i + 1])]
-        text = pyllm.chat_template.render(template_of(name), messages, strftime_now=NOW.strftime, **special)
-        assert assemble(parts, told, users, replies, LEAD.get(name, ""), NOW) == text
+        assert made == pyllm.chat_template.render(
+            template_of(name), messages, strftime_now=NOW.strftime, **special
+        )
+
+
+def assembled(parts: list[str], told: str | None, users: list[str], replies: list[str], name: str) -> str:
+    return assemble(parts, told, users, replies, LEAD.get(name, ""), NOW, marks_in(name))
 
 
 def run_chat(path: str, *arguments: str, input: str, rc: int = 0) -> tuple[str, str]:
@@ -582,15 +629,16 @@ def run_chat(path: str, *arguments: str, input: str, rc: int = 0) -> tuple[str, 
 
 
 @needs_command
-@pytest.mark.parametrize("name", PARTLESS)
-def test_the_command_says_why_it_cannot_chat_with_a_family(name, model):
-    assert derive(template_of(name), special_of(name))[0] is None
-    out, err = run_chat(model(name)[0].path, input="Hi", rc=1)
-    assert out == "" and "begins the reply to be generated differently from earlier replies" in err
+def test_the_command_says_why_it_cannot_chat_with_a_model(tmp_path):
+    core = tokenizer(*FAMILIES["qwen2"])
+    template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+    path = save(tmp_path, core, template, special_of("qwen2"))
+    out, err = run_chat(str(path), input="Hi", rc=1)
+    assert out == "" and "the chat template leaves out or repeats a message" in err
 
 
 @needs_command
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PARTLESS])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_command_replies_to_the_prompt_that_the_parts_make(name, model):
     llm, path = model(name)[0], model(name)[0].path
     parts, _ = derive(template_of(name), special_of(name))
@@ -598,11 +646,68 @@ def test_the_command_replies_to_the_prompt_that_the_parts_make(name, model):
         users, replies, out = ["Hi <b>there</b>", "And then?", "é中"], [], ""
         flags = [] if told is None else ["--system", told]
         for i in range(len(users)):
-            prompt = assemble(parts, told, users[: i + 1], replies, now=dates.datetime.now())
-            replies.append(llm.generate(llm.encode(prompt, bos=False), temperature=0, max_tokens=6).text)
-            out += replies[-1] + "\n"
+            now, marks = dates.datetime.now(), marks_in(name)
+            prompt = assemble(parts, told, users[: i + 1], replies, now=now, marks=marks)
+            as_it_is = f"{{{{ messages[0].content }}}}{{# {marks.sign} #}}"
+            done = llm.chat([user(prompt)], chat_template=as_it_is, temperature=0, max_tokens=6)
+            replies.append(done.text)
+            out += done.text + "\n"
         given = "\n".join(users)
-        assert run_chat(path, "-t", "0", "-n", "6", "--threads", "1", *flags, input=given)[0] == out
+        flags += ["-t", "0", "-n", "6", "--threads", "1", "--exact"]
+        assert run_chat(path, *flags, input=given)[0] == out
+
+
+def talker(folder: Path, name: str, said: dict[int, int], monkeypatch) -> Path:
+    """A model with a family's tokens and template that says these, by their position."""
+    core = tokenizer(*FAMILIES[name])
+    size, dim, context = core.get_vocab_size(), 512, 4096
+    words, positions = np.zeros((size, dim)), np.zeros((context, dim))
+    words[np.arange(size), np.arange(size)] = 16
+    positions[list(said), list(said.values())] = 1
+    once, encode = {(size, dim): [words, 0 * words], positions.shape: [positions]}, reference.encode
+    with monkeypatch.context() as patch:
+        made = lambda w: once[w.shape].pop() if once.get(w.shape) else w  # noqa: E731
+        patch.setattr(reference, "encode", lambda w, kind: encode(made(w), kind))
+        shape = dict(flags=reference.POSITION_TABLE, dim=dim, ffn_dim=64, residual_scale=1e-6)
+        return save(folder, core, template_of(name), special_of(name), context=context, **shape)
+
+
+HARMONY_TALK = (f"{HARMONY_BEGIN}Hm{HARMONY_END} Yes", f"{HARMONY_PLAIN}No", f"{HARMONY_BEGIN}Hm")
+LONG = "Hi" + " and more" * 12  # than a reply, so that no position is of two
+# What a model says in three turns, what is shown of it, its answers
+SPOKEN = {
+    "qwen3": (("<think>\nHm\n</think>\n\nYes", "No", "So"), None, ("Yes", "No", "So")),
+    "gemma4": ((f"{GEMMA_BEGIN}\nHm{GEMMA_END}Yes", "No", "So"), None, ("Yes", "No", "So")),
+    "gpt_oss": (HARMONY_TALK, (HARMONY_TALK[0], "No", HARMONY_TALK[2]), ("Yes", "No", "")),
+    "solar_open": (
+        (f"<|think|>Hm{SOLAR_END}Yes", "<|content|>No", "So"),
+        (None, "No", None),
+        ("Yes", "No", "So"),
+    ),
+    "glm46": (("\n<think>Hm</think>\nYes", "\n<think></think>\nNo", "So"), None, ("Yes", "No", "So")),
+    "glm47_flash": (("Hm</think>Yes", "</think>No", "Hm"), None, ("Yes", "No", "")),
+    "command_r7b": (("<|START_RESPONSE|>Yes", "No", "So"), ("Yes", None, None), ("Yes", "No", "So")),
+}
+
+
+@needs_command
+@pytest.mark.parametrize("name", SPOKEN)
+def test_the_command_tells_reasoning_apart_and_forgets_it(name, model, tmp_path, monkeypatch):
+    said, shown, answers = SPOKEN[name]
+    shown = [one or whole for one, whole in zip(shown or said, said, strict=True)]
+    llm, tokens, messages = model(name)[0], {}, []
+    for text, answer in zip(said, answers, strict=True):
+        messages.append(user(LONG))
+        at = len(llm.encode(llm.render_chat(messages), bos=False)) - 1
+        tokens |= dict(enumerate([*llm.encode(text, bos=False), llm.stop_tokens[0]], at))
+        messages.append(reply(answer))
+    given = "\n".join([LONG] * len(said))
+    path = str(talker(tmp_path, name, tokens, monkeypatch))
+    flags = ("-t", "0", "-n", "99", "--threads", "1")
+    assert run_chat(path, *flags, input=given)[0] == "".join(f"{text}\n" for text in shown)
+    hidden, err = run_chat(path, *flags, "--hide-thinking", input=given)
+    assert hidden == "".join(f"{text}\n" for text in answers)
+    assert ("ended inside its reasoning" in err) == ("" in answers)
 
 
 @needs_command
@@ -619,7 +724,7 @@ def test_the_command_switches_thinking_off_as_the_template_does(name, model):
             messages.append(reply(done.text))
             out += done.text + "\n"
         given = "\n".join(m["content"] for m in messages if m["role"] == "user")
-        flags += ["-t", "0", "-n", "6", "--threads", "1"]
+        flags += ["-t", "0", "-n", "6", "--threads", "1", "--exact"]
         assert run_chat(llm.path, *flags, "--no-thinking", input=given)[0] == out
         assert run_chat(llm.path, *flags, input=given)[0] != out
 
@@ -737,6 +842,209 @@ def test_a_continued_message_says_whether_its_reasoning_goes_on(model):
     assert chat("qwen3", reply("I see")) == (True, False)
     assert chat("qwen2", reply("<think>I see")) == (False, True)
     assert chat("qwen2", reply("<think>Hm</think>I see")) == (True, False)
+
+
+class Script(State):
+    """Lets nothing come but these tokens."""
+
+    def __init__(self, tokens: list[int], vocab_size: int) -> None:
+        self.tokens = list(tokens)
+        self.words = np.zeros(-(-vocab_size // 32), np.uint32)
+
+    def mask(self):
+        self.words[:] = 0
+        self.words[self.tokens[0] // 32] = 1 << self.tokens[0] % 32
+        return ffi.from_buffer("uint32_t[]", self.words)
+
+    def accept(self, token):
+        assert self.tokens.pop(0) == token
+
+    @property
+    def complete(self):
+        return not self.tokens
+
+    def forced(self, most):
+        return self.tokens[:most]
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """says(text): what every model says from now on, in tokens."""
+    prepare = LLM._prepare
+
+    def scripted(text: str) -> None:
+        def prepared(self, prompts, *more):
+            script = [Script(self.encode(text, bos=False), self.vocab_size) for _ in prompts]
+            return prepare(self, prompts, *more[:4], script)
+
+        monkeypatch.setattr(LLM, "_prepare", prepared)
+
+    return scripted
+
+
+TWICE = f"Hm,<|end|><|start|>assistant{HARMONY_BEGIN}no <|"
+# What a model of a family says, its reasoning, its answer, and what is shown if that is not all it says
+SAID = [
+    ("qwen3", "<think>\nHm\n</think>\n\nYes", "Hm", "Yes", None),
+    ("magistral", "[THINK]Hm[/THINK]Yes", "Hm", "Yes", None),
+    ("gemma4", f"{GEMMA_BEGIN}\nHm,\n  <|channel\n{GEMMA_END}Yes\n", "Hm,\n  <|channel", "Yes\n", None),
+    ("gemma4", f"{GEMMA_BEGIN}\n{GEMMA_END}Yes", None, "Yes", None),
+    ("gemma4", f"{GEMMA_BEGIN}\nHm", "Hm", "", None),
+    ("gemma4", f"A {GEMMA_BEGIN}", None, f"A {GEMMA_BEGIN}", None),
+    ("gpt_oss", f"{HARMONY_BEGIN} Hm {HARMONY_END}\nYes ", "Hm", "Yes ", None),
+    ("gpt_oss", f"{HARMONY_BEGIN}{TWICE}{HARMONY_END}Y", TWICE, "Y", None),
+    ("gpt_oss", f"{HARMONY_BEGIN}Hm<|end|><|start|>a", "Hm<|end|><|start|>a", "", None),
+    ("gpt_oss", f"{HARMONY_PLAIN}Yes <b>", None, "Yes <b>", "Yes <b>"),
+    ("gpt_oss", f" {HARMONY_PLAIN}\n<|channel|>final", None, "<|channel|>final", "<|channel|>final"),
+    ("gpt_oss", "<|channel|>", None, "<|channel|>", None),
+    ("gpt_oss", f"  Yes{HARMONY_PLAIN}", None, f"  Yes{HARMONY_PLAIN}", None),
+    ("solar_open", f"<|think|>Hm{SOLAR_END}Yes", "Hm", "Yes", None),
+    ("solar_open", "<|content|>Yes", None, "Yes", "Yes"),
+    ("seed_oss", "<seed:think>Hm</seed:think>Yes", "Hm", "Yes", None),
+    ("hy3", "<think:opensource>Hm</think:opensource>Yes", "Hm", "Yes", None),
+    ("apertus", "<|inner_prefix|>Hm<|inner_suffix|>Yes", "Hm", "Yes", None),
+    ("command_r7b", "<|START_THINKING|>Hm<|END_THINKING|>Yes", "Hm", "Yes", None),
+]
+THINKING_ON = {"template_kwargs": {"enable_thinking": True}}
+
+
+def both(pieces) -> tuple[str, str]:
+    """The reasoning and the answer in pieces of a reply."""
+    pieces = list(pieces)
+    thought = "".join(piece for piece in pieces if isinstance(piece, Reasoning))
+    return thought, "".join(piece for piece in pieces if not isinstance(piece, Reasoning))
+
+
+@pytest.mark.parametrize("name, text, thought, answer, shown", SAID)
+def test_reasoning_between_a_familys_own_marks_is_told_apart(name, text, thought, answer, shown, model, says):
+    llm, talk = model(name)[0], [user("a")]
+    says(text)
+    for how, expected, reasoned in (
+        ("show", text if shown is None else shown, None),
+        ("hide", answer, None),
+        ("apart", answer, thought),
+    ):
+        done = llm.chat(talk, reasoning=how, **THINKING_ON)
+        assert (done.reasoning_content, done.text) == (reasoned, expected)
+        assert done.tokens == llm.encode(text, bos=False)
+        events = list(llm.stream_chat(talk, events=True, reasoning=how, **THINKING_ON))
+        assert "".join(event.text for event in events) == expected
+        assert "".join(event.reasoning_content for event in events) == (reasoned or "")
+        streamed = both(llm.stream_chat(talk, reasoning=how, **THINKING_ON))
+        assert streamed == (reasoned or "", expected)
+
+
+@pytest.mark.parametrize("name, text, thought, answer, shown", SAID)
+def test_reasoning_is_told_apart_wherever_pieces_end(name, text, thought, answer, shown, model):
+    marks = model(name)[0]._marks(ChatOptions())
+    cuts = [[i] for i in range(1, len(text))] + [list(range(size, len(text), size)) for size in (1, 2, 3)]
+    for cut in cuts:
+        pieces = [text[at:end] for at, end in itertools.pairwise([0, *cut, len(text)])]
+        apart, plain, thinks = (
+            Parting(marks, False),
+            Parting(marks, False, True),
+            Thought(Marked(marks, False)),
+        )
+        for i, piece in enumerate(pieces):
+            last = i == len(pieces) - 1
+            apart.feed(piece, last)
+            plain.feed(piece, last)
+        assert both(apart.given) == (thought or "", answer)
+        assert both(plain.given) == ("", text if shown is None else shown)
+        behind = b"".join(thinks.feed(piece.encode()) for piece in pieces).decode().lstrip()
+        assert behind == answer.lstrip() or (behind == "" and answer == text)  # which may become a mark
+
+
+BUDGETS = [
+    ("gemma4", f"{GEMMA_BEGIN}\nHm, well", 3, f"{GEMMA_BEGIN}\nHm", f"\n{GEMMA_END}"),
+    ("gpt_oss", f"{HARMONY_BEGIN}Hm, well", 2, f"{HARMONY_BEGIN}Hm", HARMONY_END),
+    ("gpt_oss", f"{HARMONY_BEGIN}Hm", 0, HARMONY_BEGIN, HARMONY_END),
+    ("gpt_oss", f"{HARMONY_BEGIN}H<", 2, f"{HARMONY_BEGIN}H<", HARMONY_END),
+    (
+        "gpt_oss",
+        f"{HARMONY_BEGIN}H<|end|>",
+        2,
+        f"{HARMONY_BEGIN}H<|end|>",
+        HARMONY_END.removeprefix("<|end|>"),
+    ),
+    (
+        "gpt_oss",
+        f"{HARMONY_BEGIN}H<|end|><|start|>assi",
+        5,
+        f"{HARMONY_BEGIN}H<|end|><|start|>as",
+        f"sistant{HARMONY_PLAIN}",
+    ),
+]
+
+
+@pytest.mark.parametrize("name, text, budget, kept, closing", BUDGETS)
+def test_a_budget_ends_reasoning_with_a_familys_own_mark(name, text, budget, kept, closing, model):
+    llm = model(name)[0]
+    options = ChatOptions(reasoning_budget=budget, reasoning="apart", **THINKING_ON)
+    _, parting = llm.chat_prompt([user("a")], options)
+    state = Budget(llm._open(), llm._reasoning(options, parting), None)
+    said, left = [], llm.encode(text, bos=False)
+    while not state.forced(99):
+        said.append(left.pop(0))
+        state.accept(said[-1])
+    assert llm.decode(said, special=True) == kept
+    assert llm.decode(state.forced(99), special=True) == closing
+    control = {token for mark in (GEMMA_END, HARMONY_END) for token in llm.encode(mark, bos=False)}
+    assert {token for token in state.forced(99) if not llm.decode([token])} <= control
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gpt_oss"])
+def test_a_grammar_binds_what_is_behind_a_familys_own_marks(name, model):
+    pytest.importorskip("llguidance")
+    llm = model(name)[0]
+    options = ChatOptions(**THINKING_ON)
+    reasoning = llm._reasoning(options, llm.chat_prompt([user("a")], options)[1])
+
+    def accepts(text: str) -> bool:
+        state = llm._grammar(SamplingParams(choice=["yes", "no"]), reasoning)
+        for token in llm.encode(text, bos=False):
+            if state.complete or not state.mask()[token // 32] >> token % 32 & 1:
+                return False
+            state.accept(token)
+        return state.complete
+
+    begin, end, plain = reasoning.marks
+    assert accepts(f"{begin}\nyes or no?{end}yes") and accepts(f"{begin}{end}\nno") and accepts("yes")
+    assert not accepts(f"{begin}yes{end}maybe") and not accepts("maybe") and not accepts(f"{end}yes")
+    assert accepts(f"{plain}no") and not accepts(f"{plain}{begin}")
+
+
+@pytest.mark.parametrize("name, text, thought, answer, shown", SAID)
+def test_the_server_tells_a_familys_reasoning_apart(name, text, thought, answer, shown, model, says):
+    pytest.importorskip("starlette")
+    from served import Client
+
+    from pyllm.testing import running_server
+
+    says(text)
+    llm = model(name)[0]
+    body = {"chat_template_kwargs": {"enable_thinking": True}}
+    chat = {**body, "messages": [user("a")]}
+    with running_server(llm) as running:
+        client = Client(running.url)
+        (choice,) = client.answer("/v1/chat/completions", chat)["choices"]
+        message = choice["message"]
+        assert (message.get("reasoning_content"), message["content"]) == (thought, answer)
+        events = client.events("/v1/chat/completions", chat)
+        deltas = [choice["delta"] for event in events for choice in event["choices"]]
+        assert "".join(delta.get("content") or "" for delta in deltas) == answer
+        assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == (thought or "")
+        told = client.answer("/v1/responses", {**body, "input": "a"})
+        output = {item["type"]: item["content"][0]["text"] for item in told["output"]}
+        assert output.get("reasoning") == thought and output.get("message", "") == answer
+        if text.lstrip().startswith(HARMONY_PLAIN):
+            assert told["usage"]["output_tokens_details"]["reasoning_tokens"] == 0
+
+
+def test_the_command_knows_the_same_marks():
+    source = (Path(__file__).parents[1] / "csrc" / "chat.c").read_text()
+    table = source[source.index("MARKS[] = {") : source.index("};", source.index("MARKS[] = {"))]
+    assert re.findall(r'"([^"]*)"', table) == [text for marks in MARKS for text in marks]
 
 
 @needs_command

@@ -450,6 +450,13 @@ def test_parts_begin_a_reply_where_the_template_begins_its_reasoning():
     )
 
 
+def test_parts_begin_earlier_replies_as_the_template_does():
+    parts, why = derive(THINKING.replace("message['content']", "'*' + message['content']"), TOKENS)
+    assert parts[5:] == ["answer", "<think>\n", "*"], (parts, why)
+    kept = assemble(parts, None, ["a", "b"], ["Hm</think>\n\nYes"]).partition("*a<|im_end|>")[2]
+    assert f"{IM}assistant\n*Yes<|im_end|>\n{IM}user\n*b" in kept
+
+
 THINKING = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
 PLAIN = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
 
@@ -466,7 +473,6 @@ PLAIN = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% els
         (PLAIN.replace("m.content", "m.content | replace('  ', ' ')"), "changes messages"),
         (PLAIN.replace("]", "]{{ loop.index if loop.index > 3 }}"), "depends on more"),
         ("{{ messages | length }}" + PLAIN, "depends on more"),
-        (THINKING.replace("message['content']", "'*' + message['content']"), "differently"),
         (PLAIN.replace("]", "\0]"), "NUL"),
         (PLAIN.replace("]", "{{ strftime_now('%d') | int + 1 }}]"), "computes with the current date"),
         (PLAIN.replace("]", "{{ strftime_now('%d') | upper }}]"), "computes with the current date"),

@@ -18,6 +18,7 @@ from served import write_model
 pytest.importorskip("llguidance")
 
 from pyllm import LLM, GrammarError, LLMError, SamplingParams, grammar  # noqa: E402
+from pyllm.chat import MARKS
 from pyllm.grammar import Constraint, Grammars, Reasoning, unanchored  # noqa: E402
 
 CITY = {
@@ -205,7 +206,7 @@ def test_a_schema_binds_the_answer_and_not_the_reasoning(llm: LLM) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     kwargs = dict(template_kwargs={"enable_thinking": True}, reasoning="apart", max_tokens=300)
     grammars = Grammars(llm._open())
-    lark = grammars.compile(Constraint("choice", ["yes"]), Reasoning(("<think>", "</think>"), True))
+    lark = grammars.compile(Constraint("choice", ["yes"]), Reasoning(MARKS[0], True))
     state = grammars.state(lark)
     for token in b"hm, 5 < 6 </thin </think>\n\nye":
         mask = state.mask()
@@ -223,7 +224,7 @@ def test_a_schema_binds_the_answer_and_not_the_reasoning(llm: LLM) -> None:
 
 def test_a_model_that_need_not_reason_is_bound_from_its_first_token(llm: LLM) -> None:
     state = llm._grammars.state(
-        llm._grammars.compile(Constraint("choice", ["yes"]), Reasoning(("<think>", "</think>"), False))
+        llm._grammars.compile(Constraint("choice", ["yes"]), Reasoning(MARKS[0], False))
     )
     mask = state.mask()
     allowed = {token for token in range(259) if mask[token // 32] >> token % 32 & 1}
@@ -357,9 +358,7 @@ def test_a_name_in_disguise_is_not_let_through(llm: LLM) -> None:
 
 def test_reasoning_may_have_escapes(llm: LLM) -> None:
     grammars = llm._grammars
-    lark = grammars.compile(
-        Constraint("schema", {"type": "object"}), Reasoning(("<think>", "</think>"), True)
-    )
+    lark = grammars.compile(Constraint("schema", {"type": "object"}), Reasoning(MARKS[0], True))
     state = grammars.state(lark)
     for token in rb'{"\u0061": \u</think> {"b\\':
         assert state.mask()[token // 32] >> (token % 32) & 1

@@ -20,7 +20,7 @@ pytest.importorskip("llguidance")
 from pyllm.binding import Cache  # noqa: E402
 from pyllm.call_formats import Tool, format_of  # noqa: E402
 from pyllm.calls import Calls  # noqa: E402
-from pyllm.chat import Parting  # noqa: E402
+from pyllm.chat import MARKS, Parting  # noqa: E402
 from pyllm.sampling import Logprob, StreamEvent  # noqa: E402
 from pyllm.server import Settings  # noqa: E402
 from pyllm.server.chats import Reply  # noqa: E402
@@ -358,7 +358,7 @@ def blocks_of(pieces: list[str]) -> tuple[list[Step], Blocks]:
     """What becomes of a reply that comes in pieces, of which each is as many tokens as characters. The
     logprob of a token is its place."""
     calls = Calls(format_of("<tool_call>"), [Tool("add")], required=False, parallel=True)
-    blocks = Blocks(Reply(Parting(("<think>", "</think>"), False), calls.parser(1)))
+    blocks = Blocks(Reply(Parting(MARKS[0], False), calls.parser(1)))
     steps, at = [], 0
     for i, piece in enumerate(pieces):
         logprobs = [Logprob(0, float(place), []) for place in range(at, at + len(piece))]

@@ -11,7 +11,7 @@ import pytest
 from common import IM_END
 from served import Client, write_model
 
-from pyllm import LLM, ChatOptions
+from pyllm import LLM, ChatOptions, chat
 from pyllm.chat import closing_of
 from pyllm.grammar import Reasoning
 from pyllm.testing import Server, running_server
@@ -20,7 +20,7 @@ from pyllm.thinking import Budget, Thought
 pytest.importorskip("starlette")
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
-MARKS = ("<think>", "</think>")
+MARKS = chat.MARKS[0]
 HI = [{"role": "user", "content": "Hi"}]
 # As Qwen3 has it: a thought has lines of its own, and one that is not wanted is there, empty
 TEMPLATE = rb"""
@@ -37,7 +37,7 @@ ENDLESS = {"logit_bias": dict.fromkeys(SILENT[:-1], -100.0), "seed": 3}  # it sa
 
 @pytest.fixture(scope="module", params=["text", "tokens"])
 def llm(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    control = [mark.encode() for mark in MARKS] if request.param == "tokens" else []
+    control = [mark.encode() for mark in MARKS[:2]] if request.param == "tokens" else []
     folder = tmp_path_factory.mktemp("thinking")
     with LLM(write_model(folder, template=TEMPLATE, control=control), threads=1) as llm:
         yield llm
@@ -180,7 +180,7 @@ def test_what_a_budget_cannot_be_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    control = [mark.encode() for mark in MARKS]
+    control = [mark.encode() for mark in MARKS[:2]]
     path = write_model(tmp_path_factory.mktemp("thinking"), template=TEMPLATE, control=control)
     with running_server(path, threads=1) as running:
         yield running

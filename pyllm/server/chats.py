@@ -191,6 +191,7 @@ def options_of(service: Service, request: Any) -> ChatOptions:
         add_generation_prompt=not continued if generates is None else generates,
         continue_final_message=continued,
         template_kwargs=kwargs,
+        reasoning="apart",
         reasoning_budget=budget_of(request),
         trust_messages=service.settings.trust_messages,
     )

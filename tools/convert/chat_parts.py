@@ -13,6 +13,7 @@ tools, no documents, no variables of its own."""
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from pyllm import chat_template
-from pyllm.chat import MARKS
+from pyllm.chat import MARKS, Parting, Reasoning, marks_of
 from pyllm.chat_template import LimitError, TemplateError
+from pyllm.grammar import Marks
 
 # Words that no template's own text has, nor anything that a template would transform
 SYSTEM, USER, REPLY = "\u2983sys\u2984", "\u2983usr{}\u2984", "\u2983rep{}\u2984"
@@ -46,8 +48,9 @@ TEXTS = (
     "\n\nAfter a gap",
 )
 
-# Replies with reasoning, which the prompt may have begun, and which may be cut
-BEGIN, END = MARKS[0]
+# Replies with reasoning, which the prompt may have begun, and which may be cut; with other marks those that
+# models make
+BEGIN, END = MARKS[0].begin, MARKS[0].end
 THOUGHTS = (
     f"{BEGIN}\nHm.\n{END}\n\nYes.",
     f"{BEGIN}{END}No",
@@ -55,6 +58,7 @@ THOUGHTS = (
     f"{BEGIN}\nHm",
     f"One{END}Two{END}\nThree\n",
 )
+OWN_THOUGHTS = ("{}\nHm.\n{}\n\nYes.", "{}{}No", "{}\nHm")
 
 # What finding the pieces may cost in all; the templates of known models take 0.2 s
 SECONDS = 10.0
@@ -93,7 +97,7 @@ class Talk(NamedTuple):
 
 
 def derive(template: str, variables: Mapping[str, str | bool]) -> tuple[list[str] | None, str]:
-    """The six or seven strings of LLM_CHAT_PARTS (llm.h) and "" or a remark; or None and the reason.
+    """The six to eight strings of LLM_CHAT_PARTS (llm.h) and "" or a remark; or None and the reason.
     variables: the special tokens, and what else the template is given."""
     try:
         parts, remark = Reduction(template, variables).parts()
@@ -111,6 +115,8 @@ class Reduction:
         self.template = template
         self.variables: Mapping[str, Any] = variables
         self.dated = False  # the template has asked for the date
+        self.marks = marks_of(template, lambda mark: []) or MARKS[0]
+        self.begun = False  # a reply to be generated begins with reasoning
         self.lead = ""  # the white space that the model puts before a reply
         self.texts: dict[tuple[Talk, datetime | None], str] = {}  # rendered already
         self.length = 0  # characters of these texts
@@ -121,13 +127,12 @@ class Reduction:
         users, replies = (USER.format(0), USER.format(1)), (REPLY.format(0),)
         talk = Talk(None, users, replies)
         before, middle, between, end = split(self.render(talk), [users[0], replies[0], users[1]])
-        after = min(middle, end, key=len)
-        self.lead = middle[len(after) :]
-        if not middle.startswith(after) or not end.startswith(after) or self.lead.strip():
-            raise Irreducible(
-                "the chat template begins the reply to be generated differently from earlier replies"
-            )
-        parts = ["", "", before, after, between, "", end[len(after) :]]
+        after = os.path.commonprefix([middle, end])
+        begin, told = end[len(after) :], middle[len(after) :]
+        if not told.strip() and not begin:
+            self.lead, told = told, ""
+        self.begun = (after + begin).rstrip().endswith(self.marks.begin)
+        parts = ["", "", before, after, between, "answer" if told else "", begin, told]
         for now in (NOW, LATER):
             if self.dated and self.render(talk, now) != assemble(parts, *talk, self.lead, now):
                 raise Irreducible("the chat template computes with the current date")
@@ -144,18 +149,28 @@ class Reduction:
     def choices(self, parts: list[str]) -> tuple[list[str], str]:
         """What part 5 may be when there is no system message, the best first, and a remark."""
         exact, near, why = [], [], ""
-        for trim in ("", "trim"):
-            if wrong := self.disagreement([*parts[:5], trim, parts[6]], conversations(TEXTS)):
+        for trim in (parts[5], f"trim {parts[5]}".strip()):
+            if wrong := self.disagreement([*parts[:5], trim, *parts[6:]], conversations(self.replies(parts))):
                 why = why or wrong
                 continue
             near.append(trim)
-            for words in (trim, f"{trim} think".strip(), f"{trim} think lines".strip()):
-                if not self.disagreement([*parts[:5], words, parts[6]], conversations(THOUGHTS)):
+            for kept in ("", "think", "think lines", "answer"):
+                words = f"{trim} {kept}".strip()
+                if not self.disagreement([*parts[:5], words, *parts[6:]], conversations(self.thoughts)):
                     exact.append(words)
                     break
         if not near:
             raise Irreducible(why)
         return exact or near, "" if exact else "the chat template changes earlier replies that have reasoning"
+
+    def replies(self, parts: list[str]) -> Sequence[str]:
+        """TEXTS as replies; where only answers are told again, behind the reasoning that was begun."""
+        return [f"Hm{self.marks.end}{text}" for text in TEXTS] if self.begun and parts[7] else TEXTS
+
+    @property
+    def thoughts(self) -> Sequence[str]:
+        """Replies that have reasoning."""
+        return THOUGHTS if self.marks == MARKS[0] else [text.format(*self.marks) for text in OWN_THOUGHTS]
 
     def with_system(self, parts: list[str], words: str) -> list[str] | None:
         """The parts with those of the system message, at the start or before the last user message; None:
@@ -165,10 +180,11 @@ class Reduction:
             first, second, _ = split(self.render(Talk(SYSTEM, (user,), ())), [SYSTEM, user])
             for place in ("", "last"):
                 lead = parts[2] if place else ""
-                found = [first.removeprefix(lead), second, *parts[2:5], f"{words} {place}".strip(), parts[6]]
-                if not any(found[:2]) or not first.startswith(lead):
+                around = [first.removeprefix(lead), second]
+                found = [*around, *parts[2:5], f"{words} {place}".strip(), *parts[6:]]
+                if not any(around) or not first.startswith(lead):
                     continue
-                if not self.disagreement(found, conversations(TEXTS, system=True)):
+                if not self.disagreement(found, conversations(self.replies(parts), system=True)):
                     return found
         except (TemplateError, Irreducible):
             pass
@@ -232,10 +248,15 @@ class Reduction:
     def disagreement(self, parts: list[str], talks: Sequence[Talk]) -> str:
         """Why the parts are not the template, "" if they are as far as the conversations show. With "trim"
         the template is given stripped messages too: what it does with white space around a message is then
-        never seen."""
+        never seen. Where it begins earlier replies in its own way it is given answers without reasoning."""
         for talk in talks:
-            given = talk.stripped() if "trim" in parts[5].split() else talk
-            if self.render(given, NOW) != assemble(parts, *talk, self.lead, NOW):
+            given = talk
+            if parts[7]:
+                given = talk._replace(
+                    replies=tuple(answer_of(text, self.marks, self.begun) for text in talk.replies)
+                )
+            given = given.stripped() if "trim" in parts[5].split() else given
+            if self.render(given, NOW) != assemble(parts, *talk, self.lead, NOW, self.marks):
                 turns = f"{len(talk.users)} turns" if talk.replies else "1 turn"
                 return f"the chat template changes messages, or depends on more than their order ({turns})"
         return ""
@@ -269,28 +290,38 @@ def assemble(
     replies: Sequence[str],
     lead: str = "",
     now: datetime = NOW,
+    marks: Marks = MARKS[0],
 ) -> str:
     """A conversation made from the parts; this is what llm.h describes. `lead` is the white space that the
-    model puts before a reply."""
-    before_system, after_system, start, before, after, words, begin = (
+    model puts before a reply, `marks` are those of its reasoning."""
+    before_system, after_system, start, before, after, words, begin, told = (
         re.sub(f"{DATE}([^{DATE}]*){DATE}", lambda match: now.strftime(match[1]), part)
-        for part in (*parts, *[""] * (7 - len(parts)))
+        for part in (*parts, *[""] * (8 - len(parts)))
     )
     strip = str.strip if "trim" in words.split() else str
     place = len(users) - 1 if "last" in words.split() else 0
     text = ""
     for i, user in enumerate(users):
         if i > 0:
-            reply = strip(replies[i - 1])
+            reply = replies[i - 1]
+            if "answer" in words.split():
+                reply = answer_of(reply, marks, (before + begin).rstrip().endswith(marks.begin))
+            reply = strip(reply)
             if "think" in words.split() and END in reply:
                 reply = reply.split(END)[-1].lstrip("\n" if "lines" in words.split() else "")
-            text += lead + reply + after
+            text += told + lead + reply + after
         elif system is None or "last" in words.split():
             text += start
         if system is not None and i == place:
             text += before_system + strip(system) + after_system
         text += strip(user) + before
     return text + begin
+
+
+def answer_of(reply: str, marks: Marks, begun: bool) -> str:
+    """A reply without the reasoning that it begins with. begun: whether the prompt has begun that."""
+    given = Parting(marks, begun).feed(reply, last=True)
+    return "".join(piece for piece in given if not isinstance(piece, Reasoning))
 
 
 def printable(text: str) -> str:
@@ -301,10 +332,10 @@ def printable(text: str) -> str:
 
 
 def check_text(parts: list[str]) -> list[str]:
-    """The parts as they are stored: NUL ends a part in the file, so none can have one; an empty seventh is
-    left out."""
+    """The parts as they are stored: NUL ends a part in the file, so none can have one; the last two are left
+    out where they are empty."""
     if any("\0" in part for part in parts):
         raise Irreducible("the chat template has a NUL character")
     if any("\ud800" <= c <= "\udfff" for part in parts for c in part):
         raise Irreducible("the chat template has half a character (a surrogate)")
-    return parts if parts[6] else parts[:6]
+    return parts if parts[7] else parts[:7] if parts[6] else parts[:6]
