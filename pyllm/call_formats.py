@@ -72,13 +72,20 @@ FORMATS = (
     Format("llama3", ("<|python_tag|>", '"parameters"'), "", "{call}", "; ", "", "parameters", anchored=True),
 )  # fmt: skip
 GENERIC = Format("json", (), "", "{call}", "\n", "", anchored=True)
-UNKNOWN = ("<function=", "<|channel|>", "<arg_key>", "<｜tool▁calls▁begin｜>")  # of formats that are not here
+# Signs of formats that are not here: those of Gemma 4, Kimi K2, Solar Open, MiniMax-M2, Apertus, Hy3, Command
+# R7B and Seed-OSS; and others, which formats that are here may have too
+OTHERS = (
+    "<|tool_call>", "<|tool_calls_section_begin|>", "<|tool_call:begin|>", "<minimax:tool_call>",
+    "<|tools_prefix|>", "<tool_sep", "<|START_ACTION|>", "<seed:tool_call>",
+)  # fmt: skip
+UNKNOWN = ("<function=", "<|channel|>", "<arg_key>", "<｜tool▁calls▁begin｜>")
 
 
 def format_of(template: str) -> Format:
     """The format of a template's family. ValueError when it is one that is not known."""
     form = next((each for each in FORMATS if any(sign in template for sign in each.signs)), GENERIC)
-    if not form.parameter and (sign := next((sign for sign in UNKNOWN if sign in template), None)):
+    unknown = OTHERS if form.parameter else (*OTHERS, *UNKNOWN)
+    if sign := next((sign for sign in unknown if sign in template), None):
         raise ValueError(f"the model's template writes calls with {sign!r}, which is not supported")
     return form
 

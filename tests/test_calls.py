@@ -492,6 +492,21 @@ def test_the_family_is_known_by_its_template() -> None:
     assert knows_tools("{% if tools %}") and not knows_tools("{{ toolset }}")
 
 
+TEMPLATES = Path(__file__).parent / "data" / "templates"
+
+
+@pytest.mark.parametrize(
+    "name",
+    "apertus command_r7b deepseek_r1 gemma4 glm47_flash gpt_oss hy3 kimi_k2 laguna minimax_m2 seed_oss "
+    "solar_open".split(),
+)
+def test_a_family_that_writes_calls_in_a_way_of_its_own_is_refused_by_it(name: str) -> None:
+    with pytest.raises(
+        ValueError, match="the model's template writes calls with '<.*', which is not supported"
+    ):
+        format_of((TEMPLATES / f"{name}.jinja").read_text())
+
+
 @pytest.mark.parametrize(
     "tool, sentence",
     [
