@@ -6,6 +6,7 @@ thousandth of the logits' spread."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def checkpoint(folder: Path, case: Case, shard: str = "1GB") -> Any:
 
     transformers.logging.disable_progress_bar()
     torch.manual_seed(7)
-    model = text_model(case) if case.text is None else model_with_pictures(case, case.text)
+    own = deepcopy(case)  # transformers writes into the dicts that it is given, and cases share some
+    model = text_model(own) if own.text is None else model_with_pictures(own, own.text)
     with torch.no_grad():
         fill(case, model)
     model.save_pretrained(folder, max_shard_size=shard)
