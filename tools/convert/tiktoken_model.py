@@ -6,8 +6,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from .auto_tokenizer import text_of
 from .pre_tokenizers import PRE_TOKENIZERS
 from .sources import read_json
 from .tokenizer_json import from_tokenizer_json
@@ -74,16 +74,16 @@ def from_tiktoken_model(folder: Path) -> tuple[Vocabulary, dict[str, str]]:
         )
     tokens = read_ranks(path)
     ids = range(len(tokens), len(tokens) + N_SPECIAL)
-    named = {int(i): text_of(item) for i, item in (config.get("added_tokens_decoder") or {}).items()}
+    named = {int(i): token_text(item) for i, item in (config.get("added_tokens_decoder") or {}).items()}
     special = {i: named.get(i, f"<|reserved_token_{i}|>") for i in ids}
     out = from_ranks(tokens, 0, special, PRE_TOKENIZERS["kimi-k2"][0], str(path))
     names = {f"{name}_token": config.get(f"{name}_token") for name in ("bos", "eos")}
-    return out, {name: text_of(item) for name, item in names.items() if item is not None}
+    return out, {name: token_text(item) for name, item in names.items() if item is not None}
 
 
-def text_of(item: Any) -> str:
-    """The text of a token as tokenizer_config.json has it: {"content": text}, or the text itself."""
-    text = item.get("content") if isinstance(item, dict) else item
-    if not isinstance(text, str):
+def token_text(item: object) -> str:
+    """The text of a token of tokenizer_config.json."""
+    text = text_of(item)
+    if text is None:
         raise ValueError(f"tokenizer_config.json: a token is {item!r}, which is no text")
     return text
